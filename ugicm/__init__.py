@@ -1,0 +1,29 @@
+"""One bitstream, decoded for human eyes or for machine vision, or anything between.
+
+>>> import ugicm
+>>> codec = ugicm.load()
+>>> data = codec.compress(picture, quality=0.5)
+>>> human, machine = codec.decompress(data, ["human", "machine"])
+
+Heavy libraries are imported when first needed, so that ``import ugicm`` is quick.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ugicm.errors import CheckpointError, ConfigError, PictureError, StreamError
+
+if TYPE_CHECKING:
+    from ugicm.codec import Codec, load
+
+__version__ = "0.1.0"
+__all__ = ["CheckpointError", "Codec", "ConfigError", "PictureError", "StreamError", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Codec", "load"):
+        from ugicm import codec
+
+        return getattr(codec, name)
+    raise AttributeError(f"module 'ugicm' has no attribute {name!r}")
