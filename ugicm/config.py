@@ -17,6 +17,7 @@ from ugicm.errors import ConfigError
 
 BACKBONES = ("compact", "mlicpp", "bmshj2018")
 LRP_FORMS = ("full", "slim", "none")
+PARSING = ("fixed", "float64", "float32")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class ModelConfig:
     scale_levels: int = 64  # entropy coder: number of tabulated scales ...
     scale_min: float = 0.11
     scale_max: float = 64.0  # ... log-spaced between these two
+    sparse_coding: bool = True  # nearest tabulated scale; positions on the smallest one are not coded
+    parsing: str = "fixed"  # arithmetic that decides symbols: fixed (compact) | float64 | float32
 
     def __post_init__(self) -> None:
         def require(condition: bool, message: str) -> None:
@@ -55,6 +58,11 @@ class ModelConfig:
 
         require(self.backbone in BACKBONES, f"backbone {self.backbone!r} not found; available: {', '.join(BACKBONES)}")
         require(self.lrp in LRP_FORMS, f"lrp {self.lrp!r} not found; available: {', '.join(LRP_FORMS)}")
+        require(self.parsing in PARSING, f"parsing {self.parsing!r} not found; available: {', '.join(PARSING)}")
+        require(
+            (self.parsing == "fixed") == (self.backbone == "compact"),
+            f"parsing {self.parsing!r} does not go with {self.backbone}: compact is fixed, the others are not",
+        )
         for name in ("N", "M", "slices", "beta_width", "scale_levels"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         if self.slice_widths:
@@ -79,7 +87,7 @@ class ModelConfig:
 # The released UG-ICM network (117.78 M parameters) and the mean-scale hyperprior under the same decoder.
 _REFERENCE = dict(
     slice_widths=(), channel_widths=(192, 128), parameter_widths=(320, 256, 128), beta_frequencies=10, beta_width=512,
-    quality_points=0, scale_max=256.0,
+    quality_points=0, scale_max=256.0, sparse_coding=False, parsing="float64",
 )  # fmt: skip
 MLICPP = ModelConfig(backbone="mlicpp", N=192, M=320, slices=10, lrp="full", **_REFERENCE)
 BMSHJ2018 = ModelConfig(backbone="bmshj2018", N=192, M=320, slices=1, **_REFERENCE)

@@ -1,0 +1,148 @@
+"""The checkpoint format: a safetensors file whose metadata holds the whole configuration.
+
+Metadata keys: ``format`` ("ugicm"), ``config`` (the model's configuration, json), and whatever the writer adds
+(step, git revision, versions ...). Tensors are stored under the module names of
+:class:`ugicm.models.codec.UGICM`, in float32 or float16, with the entropy coder's integer CDF tables among them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from ugicm.config import ModelConfig, from_dict, to_dict
+from ugicm.errors import CheckpointError, ConfigError
+from ugicm.models.codec import UGICM
+
+FORMAT = "ugicm"
+# Buffers that follow from the configuration or from CompressAI's constants: not stored.
+_DERIVED = ("likelihood_lower_bound.bound", "lower_bound_scale.bound", "scale_bound", "bottleneck.target",
+            "pedestal", "lower_bound.bound", "relative_position_index")  # fmt: skip
+_TABLES = ("_offset", "_quantized_cdf", "_cdf_length")
+
+
+def model_state(model: UGICM) -> dict[str, torch.Tensor]:
+    """What a checkpoint stores: parameters and CDF tables."""
+    return {k: v for k, v in model.state_dict().items() if not k.endswith(_DERIVED) and v.numel()}
+
+
+def save_model(path: str | os.PathLike, model: UGICM, metadata: dict[str, str] | None = None, half: bool = False):
+    """Write ``model`` (not prepared for coding: see below) to a safetensors file, atomically.
+
+    ``half`` stores floating point tensors as float16, except the factorised prior and the tabulated scales;
+    the model is rounded accordingly when it is loaded, by writer and reader alike. CDF tables are stored where
+    they have been built (``model.parser.build_tables()``); a checkpoint of an unfinished training has none.
+
+    Raises ValueError for a model after ``prepare_for_coding``: its weights are rounded already.
+    """
+    if getattr(model, "fingerprint", None) is not None:
+        raise ValueError("save the model before prepare_for_coding(): its parsing weights have been rounded")
+    state = {}
+    for name, tensor in model_state(model).items():
+        tensor = tensor.detach().cpu().contiguous()
+        narrow = half and tensor.is_floating_point() and "bottleneck" not in name and "scale_table" not in name
+        state[name] = tensor.half() if narrow else tensor
+    described = {**(metadata or {}), "format": FORMAT, "config": json.dumps(to_dict(model.config))}
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    try:
+        safetensors.torch.save_file(state, temporary, metadata=described)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """The metadata of one of our checkpoints. Raises CheckpointError where ``path`` is not one."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read as a safetensors checkpoint: {error}") from None
+    if metadata.get("format") != FORMAT or "config" not in metadata:
+        raise CheckpointError(f"{path}: a safetensors file, but not a ugicm checkpoint (no config in its metadata)")
+    return metadata
+
+
+def load_model(path: str | os.PathLike) -> UGICM:
+    """Build the model a checkpoint describes and load it: float32, on the CPU, in eval mode.
+
+    Raises:
+        CheckpointError: not one of our checkpoints, or tensors missing, unexpected, mis-shaped or not finite.
+    """
+    metadata = read_metadata(path)
+    try:
+        config = from_dict(ModelConfig, json.loads(metadata["config"]), f"{path}: config")
+    except (ConfigError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    model = UGICM(config)
+    load_state(model, safetensors.torch.load_file(path), str(path))
+    return model.eval()
+
+
+def load_state(model: UGICM, state: dict[str, torch.Tensor], where: str) -> None:
+    """Load ``state`` strictly into ``model``, after checking it; CDF tables may have any length or be absent.
+
+    Raises CheckpointError naming the first offending tensors.
+    """
+    own = {k: v for k, v in model.state_dict().items() if not k.endswith(_DERIVED)}
+    expected = {k: v for k, v in own.items() if not k.endswith(_TABLES)}
+    missing = [k for k in expected if k not in state]
+    unexpected = [k for k in state if k not in own]
+    shapes = [
+        f"{k} is {list(state[k].shape)}, expected {list(v.shape)}"
+        for k, v in expected.items() if k in state and state[k].shape != v.shape
+    ]  # fmt: skip
+    infinite = [k for k, v in state.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+    for problem, found in (
+        ("missing tensors", missing),
+        ("unexpected tensors", unexpected),
+        ("wrong shapes", shapes),
+        ("values that are not finite", infinite),
+    ):
+        if found:
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            raise CheckpointError(f"{where}: {problem}: {', '.join(found[:3])}{more}")
+    for prior in ("bottleneck", "gaussian"):
+        _check_tables(state, f"parser.{prior}", model, where)
+    with torch.no_grad():
+        for name, tensor in state.items():
+            module_name, _, leaf = name.rpartition(".")
+            if leaf in _TABLES:
+                setattr(model.get_submodule(module_name), leaf, tensor.to(torch.int32))
+            else:
+                own[name].copy_(tensor)
+
+
+def _check_tables(state: dict, prior: str, model: UGICM, where: str) -> None:
+    """CDF tables are read by C++ code that does not check them, so they are checked here."""
+    offset, cdf, length = (state.get(f"{prior}.{name}") for name in _TABLES)
+    if offset is None and cdf is None and length is None:
+        return
+    rows = model.config.N if prior.endswith("bottleneck") else model.config.scale_levels
+    complaint = None
+    if offset is None or cdf is None or length is None:
+        complaint = "some of its CDF tables are missing"
+    elif cdf.dim() != 2 or len(cdf) != rows or offset.shape != (rows,) or length.shape != (rows,):
+        complaint = f"CDF tables of {list(cdf.shape)}, expected {rows} rows"
+    elif cdf.is_floating_point() or offset.is_floating_point() or length.is_floating_point():
+        complaint = "CDF tables must be integers"
+    elif bool(((length < 3) | (length > cdf.shape[1])).any()):
+        complaint = "CDF lengths out of range"
+    else:
+        inside = torch.arange(cdf.shape[1])[None, :] < length[:, None]
+        steps = (cdf[:, 1:].long() - cdf[:, :-1].long())[inside[:, 1:]]
+        last = cdf.gather(1, length.long()[:, None] - 1)
+        if bool((cdf[:, 0] != 0).any()) or bool((last != 1 << 16).any()) or bool((steps <= 0).any()):
+            complaint = "a CDF does not rise from 0 to 65536"
+    if complaint:
+        raise CheckpointError(f"{where}: {prior}: {complaint}")

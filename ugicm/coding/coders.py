@@ -1,0 +1,182 @@
+"""The three coders behind the entropy model's one loop: estimate the bits, write them, read them.
+
+All three see the same calls in the same order (:class:`ugicm.models.entropy_model.Coder`). A stream's symbols are
+rANS-coded with CompressAI's coder, z first, then y as the loop visits it, in one string per picture.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from compressai.ans import BufferedRansEncoder, RansDecoder
+from torch import Tensor
+
+from ugicm.models.checkerboard import Part, pack, unpack
+
+
+def straight_through_round(x: Tensor) -> Tensor:
+    """Round to integers; the gradient passes as if it were the identity."""
+    return x + (torch.round(x) - x).detach()
+
+
+class LikelihoodCoder:
+    """Collects likelihoods; writes nothing. Differentiable while the parser is in training mode.
+
+    Training follows Minnen & Singh (ICIP 2020): the rate sees y with uniform noise, the rest of the network sees
+    y rounded with a straight-through gradient.
+    """
+
+    def __init__(self, parser: torch.nn.Module):
+        self.parser = parser
+        self.z_likelihood: Tensor | None = None
+        self._parts: list[tuple[Tensor, Part]] = []
+
+    def code_hyper(self, z: Tensor) -> Tensor:
+        bottleneck = self.parser.bottleneck
+        medians = bottleneck.quantiles[:, :, 1:2].detach().reshape(1, -1, 1, 1)
+        _, self.z_likelihood = bottleneck(z)
+        return straight_through_round(z - medians) + medians
+
+    def code(self, scale: Tensor, mean: Tensor, part: Part, y: Tensor) -> Tensor:
+        gaussian = self.parser.gaussian
+        y = pack(y, part)
+        residual = straight_through_round(y - mean)
+        if gaussian.training:
+            _, likelihood = gaussian(y, scale, mean)
+        else:
+            certain = (gaussian.build_indexes(scale) == 0) & gaussian.sparse
+            residual = residual.masked_fill(certain, 0)
+            likelihood = gaussian.likelihood_lower_bound(gaussian._likelihood(residual, scale))
+            likelihood = likelihood.masked_fill(certain, 1)
+        self._parts.append((likelihood, part))
+        return residual + mean
+
+    @property
+    def y_likelihood(self) -> Tensor:
+        """[B, M, H, W], in the order of y's channels."""
+        slices, current = [], None
+        for likelihood, part in self._parts:
+            full = unpack(likelihood, part)
+            if part is Part.ANCHOR:
+                current = full
+            else:
+                slices.append(full if current is None else current + full)
+                current = None
+        return torch.cat(slices, dim=1)
+
+
+@dataclass
+class CodingTables:
+    """A parser's integer CDF tables in the form CompressAI's rANS takes: lists of ints.
+
+    Rows are cut to their own length, since every call converts the whole table.
+    """
+
+    cdf: list[list[int]]
+    length: list[int]
+    offset: list[int]
+
+    @classmethod
+    def of(cls, entropy_model: torch.nn.Module) -> CodingTables:
+        length = entropy_model.cdf_length.tolist()
+        rows = entropy_model.quantized_cdf.tolist()
+        return cls([row[:n] for row, n in zip(rows, length)], length, entropy_model.offset.tolist())
+
+
+class _SymbolCoder:
+    """What writing and reading share: tables, and a digest of all symbols that passed."""
+
+    def __init__(self, parser: torch.nn.Module, batch: int):
+        self.gaussian = parser.gaussian
+        self.medians = parser.bottleneck.quantiles[:, :, 1:2].detach().reshape(1, -1, 1, 1)
+        self.z_tables, self.y_tables = CodingTables.of(parser.bottleneck), CodingTables.of(parser.gaussian)
+        self._digests = [0] * batch
+
+    def _account(self, picture: int, symbols: np.ndarray) -> None:
+        self._digests[picture] = zlib.crc32(symbols.astype("<i4", copy=False).tobytes(), self._digests[picture])
+
+    @property
+    def digests(self) -> list[int]:
+        """Per picture, 16 bits that depend on every symbol: tells a stream parsed right from one parsed wrongly."""
+        return [digest & 0xFFFF for digest in self._digests]
+
+    def _indexes(self, scale: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Table row of every position [B, n], and which positions are coded at all [B, n]."""
+        indexes = self.gaussian.build_indexes(scale).flatten(1).cpu().numpy()
+        coded = indexes > 0 if self.gaussian.sparse else np.ones_like(indexes, dtype=bool)
+        return indexes, coded
+
+
+class RansEncoderCoder(_SymbolCoder):
+    """Writes: one rANS string per picture of the batch."""
+
+    def __init__(self, parser: torch.nn.Module, batch: int):
+        super().__init__(parser, batch)
+        self._encoders = [BufferedRansEncoder() for _ in range(batch)]
+
+    def _write(self, picture: int, symbols: np.ndarray, indexes: np.ndarray, tables: CodingTables) -> None:
+        self._account(picture, symbols)
+        self._encoders[picture].encode_with_indexes(
+            symbols.tolist(), indexes.tolist(), tables.cdf, tables.length, tables.offset
+        )
+
+    def code_hyper(self, z: Tensor) -> Tensor:
+        residual = torch.round(z - self.medians)
+        indexes = np.repeat(np.arange(z.shape[1]), z.shape[2] * z.shape[3])
+        for picture, symbols in enumerate(residual.flatten(1).cpu().numpy().astype(np.int32)):
+            self._write(picture, symbols, indexes, self.z_tables)
+        return residual + self.medians
+
+    def code(self, scale: Tensor, mean: Tensor, part: Part, y: Tensor) -> Tensor:
+        residual = torch.round(pack(y, part) - mean)
+        indexes, coded = self._indexes(scale)
+        residual = residual * torch.from_numpy(coded).to(residual.device).view_as(residual)
+        symbols = residual.flatten(1).cpu().numpy().astype(np.int32)
+        for picture, (row, where) in enumerate(zip(symbols, coded)):
+            self._write(picture, row[where], indexes[picture][where], self.y_tables)
+        return residual + mean
+
+    def flush(self) -> list[bytes]:
+        return [encoder.flush() for encoder in self._encoders]
+
+
+class RansDecoderCoder(_SymbolCoder):
+    """Reads the strings that :class:`RansEncoderCoder` wrote; ``hyper_size`` is z's height and width.
+
+    The rANS decoder does not check for the end of its string. Past the end it reads zeros, at most one 32-bit
+    word a symbol, so as many zeros as there can be symbols are appended: a damaged string decodes to garbage, in
+    bounded time, and never reads foreign memory.
+    """
+
+    def __init__(self, parser: torch.nn.Module, strings: list[bytes], hyper_size: tuple[int, int], symbols: int):
+        super().__init__(parser, len(strings))
+        self.hyper_size = hyper_size
+        self._decoders = []
+        for string in strings:
+            decoder = RansDecoder()
+            decoder.set_stream(string + bytes(4 * (symbols + 16)))
+            self._decoders.append(decoder)
+
+    def _read(self, picture: int, indexes: np.ndarray, tables: CodingTables) -> np.ndarray:
+        values = self._decoders[picture].decode_stream(indexes.tolist(), tables.cdf, tables.length, tables.offset)
+        symbols = np.array(values, dtype=np.int32)
+        self._account(picture, symbols)
+        return symbols
+
+    def code_hyper(self, z: None = None) -> Tensor:
+        height, width = self.hyper_size
+        channels = self.medians.shape[1]
+        indexes = np.repeat(np.arange(channels), height * width)
+        symbols = np.stack([self._read(b, indexes, self.z_tables) for b in range(len(self._decoders))])
+        z = torch.from_numpy(symbols).to(self.medians).view(-1, channels, height, width)
+        return z + self.medians
+
+    def code(self, scale: Tensor, mean: Tensor, part: Part, y: None = None) -> Tensor:
+        indexes, coded = self._indexes(scale)
+        symbols = np.zeros(indexes.shape, dtype=np.int32)
+        for picture, where in enumerate(coded):
+            symbols[picture, where] = self._read(picture, indexes[picture][where], self.y_tables)
+        return torch.from_numpy(symbols).to(mean).view_as(mean) + mean

@@ -1,0 +1,142 @@
+"""The whole network: picture -> latent -> stream -> latent -> picture for a given preference."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import struct
+
+import torch
+from compressai.entropy_models import EntropyBottleneck
+from torch import Tensor, nn
+
+from ugicm.coding.coders import LikelihoodCoder, RansDecoderCoder, RansEncoderCoder
+from ugicm.config import ModelConfig
+from ugicm.models import compact, transforms
+from ugicm.models.conditional_decoder import PreferenceEmbedding, ResidualSynthesis
+from ugicm.models.mlicpp import AttentionSlices
+from ugicm.models.entropy_model import HyperpriorEntropyModel, Parser
+from ugicm.models.gaussian import TabulatedGaussian, log_spaced
+from ugicm.models.quality import QualityGain
+
+PARSING_DTYPES = {"fixed": torch.float64, "float64": torch.float64, "float32": torch.float32}
+
+
+class UGICM(nn.Module):
+    """Learned image codec with a decoder conditioned on a preference (UG-ICM, AAAI 2025).
+
+    Pictures are [B, 3, H, W] in [0, 1] with H and W multiples of ``stride``; latents y are
+    [B, M, H/16, W/16]. Preference ``beta`` is [B] in [0, 1] (0 for people, 1 for machines) or a map
+    [B, 1, H, W]. ``quality`` is [B] in [0, 1], or None for a model with one rate (``has_quality`` is False).
+
+    Parts: ``g_a`` and ``h_a`` run where a stream is written, ``g_s`` and ``preference`` where a picture is
+    viewed; only ``parser`` (and ``gain``) must agree between writer and reader.
+    """
+
+    stride = 64
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        N, M = config.N, config.M
+        if config.backbone == "compact":
+            self.g_a, self.g_s = compact.PatchAnalysis(config), compact.PatchSynthesis(config)
+            self.h_a, h_s = compact.CompactHyperAnalysis(config), compact.CompactHyperSynthesis(config)
+            slices = compact.CompactSlices(config)
+        else:
+            self.g_s = ResidualSynthesis(N, M, config.beta_width)
+            if config.backbone == "mlicpp":
+                self.g_a = transforms.ResidualAnalysis(N, M)
+                self.h_a, h_s = transforms.HyperAnalysis(N, M), transforms.HyperSynthesis(N, M)
+                slices = AttentionSlices(config)
+            else:
+                self.g_a = transforms.GdnAnalysis(N, M)
+                self.h_a, h_s = transforms.GdnHyperAnalysis(N, M), transforms.GdnHyperSynthesis(N, M)
+                slices = HyperpriorEntropyModel()
+        table = log_spaced(config.scale_min, config.scale_max, config.scale_levels)
+        gaussian = TabulatedGaussian(table, sparse=config.sparse_coding)
+        self.parser = Parser(EntropyBottleneck(N), h_s, slices, gaussian)
+        self.has_quality = config.quality_points > 0
+        self.gain = QualityGain(M, config.quality_points) if self.has_quality else None
+        self.preference = PreferenceEmbedding(
+            config.beta_frequencies, config.beta_width, extra=1 if self.has_quality else 0
+        )
+        # The precision of g_a and g_s outside training: None keeps float32.
+        self.transform_dtype: torch.dtype | None = None
+
+    def forward(self, x: Tensor, beta: Tensor, quality: Tensor | None = None) -> dict:
+        """Estimate the rate and reconstruct: {"x_hat", "y_hat", "likelihoods": {"y", "z"}}.
+
+        In training mode the likelihoods see noise and y_hat is rounded with a straight-through gradient; in eval
+        mode y_hat is what a stream would give, provided :meth:`prepare_for_coding` was called. x_hat is not
+        clamped.
+        """
+        y = self.analyse(x, quality)
+        coder = LikelihoodCoder(self.parser)
+        with torch.autocast(x.device.type, enabled=False):  # rate arithmetic is never reduced
+            y_hat = self.parser(coder, self.h_a(y), y)
+        likelihoods = {"y": coder.y_likelihood, "z": coder.z_likelihood}
+        return {"x_hat": self.synthesize(y_hat, beta, quality), "y_hat": y_hat, "likelihoods": likelihoods}
+
+    def analyse(self, x: Tensor, quality: Tensor | None = None) -> Tensor:
+        """Picture -> y, float32, scaled by the quality's gain: ready to be rounded."""
+        with self._transform_precision(x):
+            y = self.g_a(x)
+        y = y.float()
+        return y if self.gain is None else y * self.gain(quality)
+
+    def compress(self, x: Tensor, quality: Tensor | None = None) -> tuple[list[bytes], list[int]]:
+        """Pictures -> one entropy-coded string per picture, and each string's 16-bit symbol digest."""
+        y = self.analyse(x, quality)
+        coder = RansEncoderCoder(self.parser, len(x))
+        self.parser(coder, self.h_a(y), y)
+        return coder.flush(), coder.digests
+
+    def decompress(self, strings: list[bytes], size: tuple[int, int]) -> tuple[Tensor, list[int]]:
+        """Strings of pictures of one padded ``size`` (H, W) -> y_hat and the symbol digests found."""
+        height, width = size
+        symbols = self.config.M * height * width // 256 + self.config.N * height * width // 4096
+        coder = RansDecoderCoder(self.parser, strings, (height // 64, width // 64), symbols)
+        return self.parser(coder), coder.digests
+
+    def synthesize(self, y_hat: Tensor, beta: Tensor, quality: Tensor | None = None) -> Tensor:
+        """y_hat -> picture [B, 3, H, W] for the preference, not clamped."""
+        y_hat = y_hat.float()
+        if self.gain is not None:
+            y_hat = y_hat / self.gain(quality)
+        condition = self.preference.condition(beta, None if quality is None else quality[:, None].to(y_hat))
+        with self._transform_precision(y_hat):
+            return self.g_s(y_hat, condition)
+
+    def _transform_precision(self, x: Tensor):
+        if self.transform_dtype is None or self.training:
+            return contextlib.nullcontext()
+        return torch.autocast(x.device.type, dtype=self.transform_dtype)
+
+    def aux_loss(self) -> Tensor:
+        """CompressAI's loss on the quantiles of the factorised prior; a scalar for the auxiliary optimiser."""
+        return self.parser.bottleneck.loss()
+
+    def prepare_for_coding(self) -> UGICM:
+        """Switch to eval mode and to the arithmetic of streams. Not to be trained afterwards. Returns self.
+
+        CDF tables are built if the checkpoint had none. The fingerprint is taken before weights are rounded or
+        widened, so that it depends on the checkpoint alone.
+        """
+        self.eval().requires_grad_(False)
+        self.parser.build_tables()
+        self.fingerprint = self._fingerprint()
+        self.parser.prepare_for_coding(PARSING_DTYPES[self.config.parsing])
+        return self
+
+    def _fingerprint(self) -> bytes:
+        """24 bits over the parser's tensors, the gains and how they are used: equal models parse equally."""
+        c = self.config
+        digest = hashlib.blake2b(f"{c.backbone} {c.parsing} {c.sparse_coding} {c.window} {c.widths}".encode())
+        tensors = {f"parser.{name}": tensor for name, tensor in self.parser.state_dict().items()}
+        if self.gain is not None:
+            tensors["gain"] = self.gain.log_gain
+        for name, tensor in sorted(tensors.items()):
+            digest.update(name.encode() + struct.pack(f"<{tensor.dim()}q", *tensor.shape))
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.digest()[:3]

@@ -1,0 +1,176 @@
+"""The compact network: nearly all work at 1/8 resolution or below, for laptops.
+
+Analysis folds 8x8 pixels into channels and works with pointwise and depthwise convolutions at 1/8 and 1/16
+resolution; synthesis mirrors it, modulated by the viewer's preference. The parsing side (hyper-synthesis, contexts,
+entropy parameters) is made of :mod:`ugicm.models.fixed_point` layers only.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ugicm.config import ModelConfig
+from ugicm.models.checkerboard import REST, pack_neighbours
+from ugicm.models.conditional_decoder import Condition
+from ugicm.models.entropy_model import SliceEntropyModel
+from ugicm.models.fixed_point import FixedPointConv2d, activation
+
+FOLD = 8  # pixels folded into channels, each way
+
+
+def _rectify(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, 0.1)
+
+
+class PatchBlock(nn.Module):
+    """Pointwise, depthwise, pointwise; then a pointwise feed-forward pair; both residual. [B, C, H, W] -> same.
+
+    With ``condition_width`` the features between pointwise and depthwise are scaled and shifted per channel by a
+    projection of the condition that starts at zero, so an untrained condition has no effect.
+    """
+
+    def __init__(self, width: int, condition_width: int = 0):
+        super().__init__()
+        self.expand = nn.Conv2d(width, width, 1)
+        self.depthwise = nn.Conv2d(width, width, 5, padding=2, groups=width)
+        self.project = nn.Conv2d(width, width, 1)
+        self.widen = nn.Conv2d(width, 2 * width, 1)
+        self.narrow = nn.Conv2d(2 * width, width, 1)
+        self.modulation = None
+        if condition_width:
+            self.modulation = nn.Linear(condition_width, 2 * width)
+            nn.init.zeros_(self.modulation.weight)
+            nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, condition: Condition | None = None) -> Tensor:
+        h = _rectify(self.expand(x))
+        if self.modulation is not None and condition is not None:
+            scale, shift = condition.project(self.modulation, h.shape[-2:]).to(h.dtype).chunk(2, dim=1)
+            h = torch.addcmul(h + shift, h, scale)
+        x = x + self.project(self.depthwise(h))
+        return x + self.narrow(_rectify(self.widen(x)))
+
+
+class PatchAnalysis(nn.Module):
+    """g_a: picture [B, 3, H, W] in [0, 1] -> y [B, M, H/16, W/16].
+
+    Features between blocks and the last layer stay in float32 under autocast: they carry the sums.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.stem = nn.Conv2d(3 * FOLD**2, config.width_8, 1)
+        self.blocks_8 = nn.ModuleList(PatchBlock(config.width_8) for _ in range(config.depth_8))
+        self.down = nn.Conv2d(config.width_8, config.width_16, 2, stride=2)
+        self.blocks_16 = nn.ModuleList(PatchBlock(config.width_16) for _ in range(config.depth_16))
+        self.head = nn.Conv2d(config.width_16, config.M, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(F.pixel_unshuffle(x - 0.5, FOLD)).float()
+        for block in self.blocks_8:
+            h = block(h)
+        h = self.down(h).float()
+        for block in self.blocks_16:
+            h = block(h)
+        with torch.autocast(h.device.type, enabled=False):
+            return self.head(h)
+
+
+class PatchSynthesis(nn.Module):
+    """g_s: y_hat [B, M, H/16, W/16] and a condition -> picture [B, 3, H, W], not clamped."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.stem = nn.Conv2d(config.M, config.width_16, 1)
+        self.blocks_16 = nn.ModuleList(PatchBlock(config.width_16, config.beta_width) for _ in range(config.depth_16))
+        self.up = nn.Conv2d(config.width_16, 4 * config.width_8, 1)
+        self.blocks_8 = nn.ModuleList(PatchBlock(config.width_8, config.beta_width) for _ in range(config.depth_8))
+        self.head = nn.Conv2d(config.width_8, 3 * FOLD**2, 3, padding=1)
+
+    def forward(self, y_hat: Tensor, condition: Condition) -> Tensor:
+        h = self.stem(y_hat).float()
+        for block in self.blocks_16:
+            h = block(h, condition)
+        h = F.pixel_shuffle(self.up(h), 2).float()
+        for block in self.blocks_8:
+            h = block(h, condition)
+        with torch.autocast(h.device.type, enabled=False):
+            return F.pixel_shuffle(self.head(h), FOLD) + 0.5
+
+
+class CompactHyperAnalysis(nn.Module):
+    """h_a: y -> z [B, N, H/64, W/64]. Only the writer runs it."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.conv1 = nn.Conv2d(config.M, config.N, 3, padding=1)
+        self.conv2 = nn.Conv2d(config.N, config.N, 3, stride=2, padding=1)
+        self.conv3 = nn.Conv2d(config.N, config.N, 3, stride=2, padding=1)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.conv3(activation(self.conv2(activation(self.conv1(y)))))
+
+
+class CompactHyperSynthesis(nn.Sequential):
+    """h_s: z_hat -> hyper context [B, hyper_width, H/16, W/16]."""
+
+    def __init__(self, config: ModelConfig):
+        width = config.N
+        super().__init__(
+            FixedPointConv2d(width, width, 3), FixedPointActivation(),
+            FixedPointConv2d(width, 4 * width), nn.PixelShuffle(2), FixedPointActivation(),
+            FixedPointConv2d(width, width, 3), FixedPointActivation(),
+            FixedPointConv2d(width, 4 * width), nn.PixelShuffle(2), FixedPointActivation(),
+            FixedPointConv2d(width, config.hyper_width, 3), FixedPointActivation(),
+        )  # fmt: skip
+
+
+class FixedPointActivation(nn.Module):
+    """Leaky ReLU with a slope that is a power of two."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return activation(x)
+
+
+def pointwise_stack(*widths: int) -> nn.Sequential:
+    """1x1 fixed-point convolutions with activations between them."""
+    layers: list[nn.Module] = []
+    for width_in, width_out in zip(widths, widths[1:]):
+        layers += [FixedPointConv2d(width_in, width_out), FixedPointActivation()]
+    return nn.Sequential(*layers[:-1])
+
+
+class CompactSlices(SliceEntropyModel):
+    """Contexts by plain convolution: 3x3 over the finished slices, a masked 5x5 over this slice's anchors."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config.widths)
+        self.reach = config.window // 2
+        side = config.window
+        taps = side * side // 2  # positions of the other colour in a window around a position
+        context, hidden = config.context_width, config.parameter_widths
+        past = [sum(self.widths[:k]) for k in range(len(self.widths))]
+        self.channel = nn.ModuleList(
+            nn.Sequential(FixedPointConv2d(c, context, 3), FixedPointActivation()) if c else nn.Identity()
+            for c in past
+        )
+        self.local = nn.ModuleList(
+            nn.Sequential(FixedPointConv2d(taps * c, context), FixedPointActivation()) for c in self.widths
+        )
+        known = [config.hyper_width + (context if c else 0) for c in past]
+        self.anchor_params = nn.ModuleList(
+            pointwise_stack(n, *hidden, 2 * c) for n, c in zip(known, self.widths)
+        )
+        self.rest_params = nn.ModuleList(
+            pointwise_stack(n + context, *hidden, 2 * c) for n, c in zip(known, self.widths)
+        )
+        for params in (*self.anchor_params, *self.rest_params):
+            nn.init.constant_(params[-1].bias[: len(params[-1].bias) // 2], 1.0)  # start with scale 1
+
+    def past_context(self, k: int, done: list[Tensor]) -> list[Tensor]:
+        return [self.channel[k](torch.cat(done, dim=1))] if done else []
+
+    def near_context(self, k: int, done: list[Tensor], anchor: Tensor) -> list[Tensor]:
+        return [self.local[k](pack_neighbours(anchor, REST, self.reach))]

@@ -1,0 +1,120 @@
+"""Everything that decides how a stream is parsed, and the one loop over slices that does it.
+
+The loop does not know the direction. It is handed a *coder* (:mod:`ugicm.coding.coders`): estimating a rate,
+writing a stream and reading one are three coders behind the same call.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from compressai.entropy_models import EntropyBottleneck
+from torch import Tensor, nn
+
+from ugicm.models.checkerboard import ALL, ANCHOR, REST, Part, pack, unpack
+from ugicm.models.fixed_point import FixedPointConv2d
+from ugicm.models.gaussian import TabulatedGaussian
+
+
+class Coder(Protocol):
+    """What the entropy model needs from whoever estimates, writes or reads symbols."""
+
+    def code_hyper(self, z: Tensor | None) -> Tensor:
+        """Hyper latent z [B, N, h, w], or None when reading -> z_hat."""
+
+    def code(self, scale: Tensor, mean: Tensor, part: Part, y: Tensor | None) -> Tensor:
+        """Code one part of one slice.
+
+        ``scale`` and ``mean`` are packed, [B, C, H, W/2] ([B, C, H, W] for ``ALL``); ``y`` is the whole slice
+        [B, C, H, W], or None when reading. Returns y_hat on the part, packed.
+        """
+
+
+class SliceEntropyModel(nn.Module):
+    """y in slices of channels, each in two checkerboard passes.
+
+    A subclass gives the networks: ``anchor_params[k]`` and ``rest_params[k]`` (pointwise, known -> scale | mean),
+    :meth:`past_context` and :meth:`near_context`, and optionally latent residual prediction.
+    """
+
+    anchor_params: nn.ModuleList
+    rest_params: nn.ModuleList
+
+    def __init__(self, widths: tuple[int, ...]):
+        super().__init__()
+        self.widths = widths
+
+    def past_context(self, k: int, done: list[Tensor]) -> list[Tensor]:
+        """From the finished slices; each [B, C, H, W]. Empty for the first slice."""
+        raise NotImplementedError
+
+    def near_context(self, k: int, done: list[Tensor], anchor: Tensor) -> list[Tensor]:
+        """From this slice's anchors and the finished slices, packed on the rest; each [B, C, H, W/2]."""
+        raise NotImplementedError
+
+    def predict_residual(self, k: int, part: Part, hyper: Tensor, done: list[Tensor], y_hat: Tensor) -> Tensor:
+        """``y_hat`` with its rounding error on ``part`` predicted and added. By default nothing is predicted."""
+        return y_hat
+
+    def forward(self, hyper: Tensor, coder: Coder, y: Tensor | None = None) -> Tensor:
+        """hyper context [B, C, H, W] and y [B, M, H, W] (None when reading) -> y_hat [B, M, H, W]."""
+        slices = [None] * len(self.widths) if y is None else y.split(self.widths, dim=1)
+        done: list[Tensor] = []
+        for k, y_k in enumerate(slices):
+            known = torch.cat([*self.past_context(k, done), hyper], dim=1)
+            scale, mean = self.anchor_params[k](pack(known, ANCHOR)).chunk(2, dim=1)
+            anchor = unpack(coder.code(scale, mean, ANCHOR, y_k), ANCHOR)
+            anchor = self.predict_residual(k, ANCHOR, hyper, done, anchor)
+            near = self.near_context(k, done, anchor)
+            scale, mean = self.rest_params[k](torch.cat([*near, pack(known, REST)], dim=1)).chunk(2, dim=1)
+            y_hat = anchor + unpack(coder.code(scale, mean, REST, y_k), REST)
+            done.append(self.predict_residual(k, REST, hyper, done, y_hat))
+        return torch.cat(done, dim=1)
+
+
+class HyperpriorEntropyModel(nn.Module):
+    """Mean-scale hyperprior (Minnen, Ballé, Toderici, NeurIPS 2018) without a context: one pass over y."""
+
+    def forward(self, hyper: Tensor, coder: Coder, y: Tensor | None = None) -> Tensor:
+        scale, mean = hyper.chunk(2, dim=1)
+        return coder.code(scale, mean, ALL, y)
+
+
+class Parser(nn.Module):
+    """The part of the model that decides symbols and probabilities: all a reader needs to get y_hat.
+
+    Analysis and synthesis stay outside: they may run in any precision, on any device, and never influence how a
+    stream is read. Attributes: ``bottleneck`` (factorised prior of z), ``h_s`` (hyper-synthesis), ``slices`` and
+    ``gaussian`` (tabulated scales).
+    """
+
+    def __init__(self, bottleneck: EntropyBottleneck, h_s: nn.Module, slices: nn.Module, gaussian: TabulatedGaussian):
+        super().__init__()
+        self.bottleneck = bottleneck
+        self.h_s = h_s
+        self.slices = slices
+        self.gaussian = gaussian
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.bottleneck.quantiles.dtype
+
+    def forward(self, coder: Coder, z: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+        """Code z, then y given z (both None when reading). Returns y_hat [B, M, H, W] in the parser's dtype."""
+        if y is not None:
+            z, y = z.to(self.dtype), y.to(self.dtype)
+        return self.slices(self.h_s(coder.code_hyper(z)), coder, y)
+
+    def build_tables(self) -> None:
+        """Build the integer CDF tables where there are none yet; existing ones are never touched."""
+        if self.gaussian.quantized_cdf.numel() == 0:
+            self.gaussian.update()
+        self.bottleneck.update()
+
+    def prepare_for_coding(self, dtype: torch.dtype) -> None:
+        """Switch to the arithmetic of streams: ``dtype``, with fixed-point layers on their grids."""
+        self.to(dtype)
+        for module in self.modules():
+            if isinstance(module, FixedPointConv2d):
+                module.round_weights()

@@ -1,0 +1,71 @@
+"""Convolutions whose results are the same integers on every machine.
+
+A stream is parsed with probabilities that a network computes, so a difference in the last bit of a float can
+derail the entropy decoder. Float sums differ between machines because their order does. Here, every operand is a
+multiple of a power of two (weights of 2^-16, activations of 2^-14, bounded by 2^12) held in float64, and every
+sum stays below 2^53 units of the last place: no addition ever rounds, so their order, the number of threads, the
+instruction set and fused multiply-adds make no difference. (The idea of integer networks for entropy models:
+Ballé, Johnston, Minnen, "Integer Networks for Data Compression with Latent-Variable Models", ICLR 2019; here
+with 26-bit activations, so that no retraining is needed.)
+
+What lies between the convolutions must be exact too: additions, concatenation, pixel shuffles and a leaky ReLU
+whose slope is a power of two.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ugicm.errors import CheckpointError
+
+ACTIVATION_STEP = 2.0**-14
+ACTIVATION_LIMIT = 2.0**12
+WEIGHT_STEP = 2.0**-16
+SLOPE = 2.0**-3
+
+
+def to_grid(x: Tensor) -> Tensor:
+    """Round float64 values to multiples of 2^-14 within +-2^12."""
+    return torch.round(x / ACTIVATION_STEP).mul_(ACTIVATION_STEP).clamp_(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
+
+
+def activation(x: Tensor) -> Tensor:
+    """Leaky ReLU with slope 1/8: exact in binary."""
+    return F.leaky_relu(x, SLOPE)
+
+
+class FixedPointConv2d(nn.Conv2d):
+    """A convolution that trains in floating point and, once its weights are float64, computes exactly.
+
+    Call :meth:`round_weights` after converting to float64 (:meth:`ugicm.models.codec.UGICM.prepare_for_coding`
+    does). Padding is zero, ``kernel_size // 2``, stride 1.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1):
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+
+    @torch.no_grad()
+    def round_weights(self) -> None:
+        """Put the float64 weights and biases on their grids; raises CheckpointError if a sum could leave 2^53."""
+        self.weight.copy_(torch.round(self.weight / WEIGHT_STEP) * WEIGHT_STEP)
+        unit = WEIGHT_STEP * ACTIVATION_STEP
+        self.bias.copy_(torch.round(self.bias / unit) * unit)
+        largest = self.weight.abs().sum(dim=(1, 2, 3)) * ACTIVATION_LIMIT + self.bias.abs()
+        if not bool((largest / unit < 2.0**53).all()):
+            raise CheckpointError(
+                f"weights of a {self.in_channels}->{self.out_channels} parsing layer are too large for exact sums: "
+                f"{largest.max().item():.4g}, limit {2.0**53 * unit:.4g}"
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.dtype != torch.float64:
+            return super().forward(x)
+        x = to_grid(x)
+        if self.kernel_size == (1, 1):  # a plain matrix product; float64 convolutions are slower
+            y = torch.matmul(self.weight.flatten(1), x.flatten(2)).unflatten(2, x.shape[2:])
+            return y.add_(self.bias[:, None, None])
+        # cuDNN may choose Winograd or FFT algorithms, whose intermediate values are not on the grid.
+        with torch.backends.cudnn.flags(enabled=False):
+            return super().forward(x)
