@@ -1,0 +1,86 @@
+"""The file format: every fault is a StreamError that says which."""
+
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ugicm
+from ugicm.coding import stream
+from ugicm.coding.stream import Stream, parse
+
+EXAMPLE = Stream(768, 512, b"abc", stream.quantise_quality(0.5), 0xBEEF, b"payload")
+
+
+def with_checksum(body: bytes) -> bytes:
+    return body + zlib.crc32(body).to_bytes(4, "little")
+
+
+@given(
+    width=st.integers(1, 2**14),
+    height=st.integers(1, 2**14),
+    fingerprint=st.binary(min_size=3, max_size=3),
+    quality=st.floats(0, 1),
+    digest=st.integers(0, 0xFFFF),
+    payload=st.binary(max_size=300),
+)
+def test_every_field_survives(width, height, fingerprint, quality, digest, payload):
+    written = Stream(width, height, fingerprint, stream.quantise_quality(quality), digest, payload)
+    data = written.pack()
+    assert parse(data) == written
+    assert len(data) - len(payload) <= 32
+    assert abs(written.quality - quality) <= 0.5 / 65535 + 1e-12
+
+
+def test_header_never_exceeds_32_bytes():
+    largest = Stream(2**32 - 1, 2**32 - 1, b"abc", 1.0, 0xFFFF, b"")
+    assert len(largest.pack()) + 4 <= 32  # four more bytes for the longest payload length
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "not a ugicm stream: empty"),
+        (b"\x89PNG\r\n\x1a\n", "not a ugicm stream"),
+        (b"UGI", "truncated"),
+        (b"UGI\x01abc", "truncated"),
+        (b"UGI\x02" + EXAMPLE.pack()[4:], "unknown format version 2; this program reads version 1"),
+        (EXAMPLE.pack()[:-1], "truncated stream: 26 of 27 bytes"),
+        (EXAMPLE.pack() + b"x", "1 bytes after its end"),
+        (EXAMPLE.pack().replace(b"payload", b"pAyload"), "checksum"),
+        (with_checksum(b"UGI\x01abc" + b"\x80" * 9 + bytes(30)), "does not end"),
+        (with_checksum(b"UGI\x01abc\x00\x05" + bytes(5)), "0x5"),
+    ],
+)
+def test_each_fault_is_named(data, says):
+    with pytest.raises(ugicm.StreamError, match=says):
+        parse(data)
+
+
+def test_absurd_sizes_are_refused_before_any_work():
+    huge = Stream(2**31, 2**31, b"abc", 0.5, 0, b"x").pack()
+    with pytest.raises(ugicm.StreamError, match="more than the limit"):
+        parse(huge)
+
+
+def test_a_field_that_does_not_fit_says_so():
+    with pytest.raises(ValueError, match="digest is 65536, must be from 0 to 65535"):
+        Stream(1, 1, b"abc", 0.5, 65536, b"").pack()
+
+
+@given(data=st.binary(max_size=60), prefix=st.sampled_from([b"", b"UGI", b"UGI\x01"]))
+def test_arbitrary_bytes_never_raise_anything_else(data, prefix):
+    for candidate in (prefix + data, with_checksum(prefix + data)):
+        try:
+            parse(candidate)
+        except ugicm.StreamError:
+            pass
+
+
+@given(position=st.integers(0, len(EXAMPLE.pack()) - 1), bit=st.integers(0, 7))
+def test_any_flipped_bit_is_noticed(position, bit):
+    data = bytearray(EXAMPLE.pack())
+    data[position] ^= 1 << bit
+    with pytest.raises(ugicm.StreamError):
+        parse(bytes(data))
