@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from ugicm.errors import ConfigError
 
@@ -93,36 +98,45 @@ MLICPP = ModelConfig(backbone="mlicpp", N=192, M=320, slices=10, lrp="full", **_
 BMSHJ2018 = ModelConfig(backbone="bmshj2018", N=192, M=320, slices=1, **_REFERENCE)
 
 
-def from_dict(cls: type, values: Any, where: str) -> Any:
+def from_dict(cls: type, values: Any, where: str, key: str = "") -> Any:
     """Build the dataclass ``cls`` from plain yaml values.
 
-    ``where`` names the source for messages (``configs/x.yaml: model``). Nested dataclasses, tuples, optional
-    fields and unions with ``None`` are converted by field type; PyYAML reads ``1e-4`` as a string, so numbers
-    are accepted in string form. Raises :class:`ConfigError`.
+    ``where`` names the source for messages (a file), ``key`` the place in it (``optim.lr``). Nested dataclasses,
+    tuples, mappings, optional fields and unions are converted by field type; PyYAML reads ``1e-4`` as a string,
+    so numbers are accepted in string form. Raises :class:`ConfigError`.
     """
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where}: expected a mapping of keys, got {values!r}")
+    _check_keys(cls, values, where, key)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
-    for key in values:
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields)}"
-            raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
-    missing = [
-        name for name, f in fields.items()
-        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]  # fmt: skip
-    if missing:
-        raise ConfigError(f"{where}: missing key {missing[0]!r}")
-    converted = {key: _convert(hints[key], value, f"{where}.{key}") for key, value in values.items()}
+    for name, f in fields.items():
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{_at(where, key)}: missing key {name!r}")
+    converted = {
+        name: _convert(hints[name], value, where, f"{key}.{name}" if key else name) for name, value in values.items()
+    }
     try:
         return cls(**converted)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        section = "" if not key or str(error).startswith(f"{key.partition('.')[0]}: ") else f"{key}: "
+        raise ConfigError(f"{where}: {section}{error}") from None
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def _at(where: str, key: str) -> str:
+    return f"{where}: {key}" if key else where
+
+
+def _check_keys(cls: type, values: Any, where: str, key: str) -> None:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{_at(where, key)}: expected a mapping of keys, got {values!r}")
+    known = [f.name for f in dataclasses.fields(cls)]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"{_at(where, key)}: unknown key {name!r}; {hint}")
+
+
+def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -133,25 +147,24 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         for option in arguments:
             if option is not type(None):
                 try:
-                    return _convert(option, value, where)
+                    return _convert(option, value, where, key)
                 except ConfigError as error:
                     errors.append(error)
         raise errors[0]
     if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, where)
+        return from_dict(hint, value, where, key)
     if origin in (tuple, list):
         if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where}: expected a list, got {value!r}")
-        items = [_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
-        return origin(items)
+            raise ConfigError(f"{_at(where, key)}: expected a list, got {value!r}")
+        return origin(_convert(arguments[0], item, where, f"{key}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
-            raise ConfigError(f"{where}: expected a mapping, got {value!r}")
-        return {str(k): _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+            raise ConfigError(f"{_at(where, key)}: expected a mapping, got {value!r}")
+        return {str(k): _convert(arguments[1], v, where, f"{key}.{k}") for k, v in value.items()}
     if hint is bool:
         if isinstance(value, bool):
             return value
-        raise ConfigError(f"{where}: expected true or false, got {value!r}")
+        raise ConfigError(f"{_at(where, key)}: expected true or false, got {value!r}")
     if hint in (int, float) and not isinstance(value, bool):
         try:
             number = float(value)
@@ -163,7 +176,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             pass
     elif hint is str and isinstance(value, str):
         return value
-    raise ConfigError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+    raise ConfigError(f"{_at(where, key)}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -174,3 +187,307 @@ def to_dict(config: Any) -> dict[str, Any]:
         return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
 
     return plain(dataclasses.asdict(config))
+
+
+def _path(default: Any = dataclasses.MISSING) -> Any:
+    """A field that holds a file or folder: in a yaml relative to that yaml, kept absolute."""
+    return dataclasses.field(default=default, metadata={"path": True})
+
+
+def _require(section: str, condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(f"{section}: {message}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run writes and how long it lasts. Only ``seed`` influences what it computes."""
+
+    dir: str = _path()
+    seed: int = 0
+    device: str = "auto"  # auto | cpu | cuda
+    threads: int = 0  # CPU threads of each process; 0: PyTorch's own choice
+    log_every: int = 50  # steps between lines of metrics.jsonl
+    save_every: int = 1000  # steps between checkpoints
+    max_minutes: float | None = None  # stop with a checkpoint after this time; the schedule stays by steps
+
+    def __post_init__(self) -> None:
+        _require("run", self.device in ("auto", "cpu", "cuda"), f"device {self.device!r}; available: auto, cpu, cuda")
+        for name in ("log_every", "save_every"):
+            _require("run", getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        _require("run", self.max_minutes is None or self.max_minutes > 0, "max_minutes must be positive")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Pictures: a folder (searched recursively), a ``.txt`` list of files, or one file."""
+
+    path: str = _path()
+    weight: float = 1.0  # how often each picture is seen in an epoch; a fraction: that share of the pictures
+    instances: str | None = _path(None)  # COCO json, or a folder made by scripts/make_instances.py
+
+    def __post_init__(self) -> None:
+        _require("data", self.weight > 0, f"weight of {self.path} must be positive, got {self.weight}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Training pictures and how samples are cut from them."""
+
+    train: tuple[Source, ...]
+    batch: int = 8  # samples of an optimiser step, over all processes and accumulation steps
+    crop: int = 128  # side of the square samples, pixels
+    flip: bool = True
+    scale: tuple[float, ...] = ()  # (low, high): a sample covers a square of crop / s pixels, s log-uniform
+    whole: float = 0.0  # share of the samples with preference > 0 that show the whole picture, resized to crop
+    instances: int = 4  # at most so many instances of a picture in a batch, drawn at random
+    holdout: int = 16  # pictures kept out of training, for validation; the same ones in every run
+    cache: str = "auto"  # decoded pictures: none | ram | device | auto (ram below 8 GB, else none)
+    workers: int = 0  # loader processes
+
+    def __post_init__(self) -> None:
+        _require("data", len(self.train) > 0, "train needs at least one source of pictures")
+        _require("data", self.crop > 0 and self.crop % 64 == 0, f"crop must be a multiple of 64, got {self.crop}")
+        _require("data", self.batch > 0, f"batch must be positive, got {self.batch}")
+        _require("data", self.holdout >= 0, f"holdout must not be negative, got {self.holdout}")
+        _require("data", self.workers >= 0, f"workers must not be negative, got {self.workers}")
+        _require("data", 0 <= self.whole <= 1, f"whole is a share in [0, 1], got {self.whole}")
+        good = not self.scale or (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1])
+        _require("data", good, f"scale must be empty or [low, high] with 0 < low <= high, got {list(self.scale)}")
+        caches = ("none", "ram", "device", "auto")
+        _require("data", self.cache in caches, f"cache {self.cache!r}; available: {', '.join(caches)}")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How a number in [0, 1] is drawn for every sample. Exactly one of the three is given.
+
+    ``{fixed: 0.5}``, ``{choices: [0, 1]}`` (equally likely) or ``{range: [0, 1]}`` (uniform; with
+    ``ends: 0.4``, the share of samples that get one of the two ends exactly).
+    """
+
+    fixed: float | None = None
+    choices: tuple[float, ...] = ()
+    range: tuple[float, ...] = ()
+    ends: float = 0.0
+
+    def __post_init__(self) -> None:
+        given = (self.fixed is not None) + bool(self.choices) + bool(self.range)
+        if given != 1:
+            raise ConfigError("give exactly one of fixed, choices, range")
+        if self.range and (len(self.range) != 2 or self.range[0] > self.range[1]):
+            raise ConfigError(f"range must be [low, high], got {list(self.range)}")
+        if not all(0 <= v <= 1 for v in self.values):
+            raise ConfigError(f"values must lie in [0, 1], got {list(self.values)}")
+        if not 0 <= self.ends <= 1 or (self.ends and not self.range):
+            raise ConfigError("ends is a share in [0, 1] and goes with range")
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The numbers written in the configuration."""
+        return (self.fixed,) if self.fixed is not None else self.choices or self.range
+
+
+@dataclass(frozen=True)
+class TermConfig:
+    """Weight of one term of the objective: ``(1 - beta) human + beta machine``, times lambda(quality)."""
+
+    human: float = 0.0
+    machine: float = 0.0
+    by_quality: bool = True  # multiply by lambda(quality)
+
+    def __post_init__(self) -> None:
+        if self.human < 0 or self.machine < 0:
+            raise ConfigError("weights must not be negative")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """rate * bpp + sum of weighted terms, per sample."""
+
+    rate: float = 1.0
+    lambdas: tuple[float, ...] = (0.0067,)  # at evenly spaced qualities from 0 to 1, log-linear between them
+    terms: dict[str, TermConfig | None] = dataclasses.field(
+        default_factory=lambda: {"mse": TermConfig(human=1.0, machine=1.0)}
+    )
+
+    def __post_init__(self) -> None:
+        _require("objective", self.rate >= 0, f"rate must not be negative, got {self.rate}")
+        good = len(self.lambdas) > 0 and all(v > 0 for v in self.lambdas)
+        _require("objective", good, f"lambdas must be positive numbers, got {list(self.lambdas)}")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    name: str = "adamw"  # adam | adamw
+    steps: int = 100_000
+    lr: float = 1e-4
+    final_lr: float = 0.0  # at the end of the cosine
+    warmup: int = 0  # steps of linear warm-up
+    schedule: str = "cosine"  # cosine | step | constant
+    milestones: tuple[int, ...] = ()  # step: the learning rate is multiplied by gamma at each
+    gamma: float = 0.1
+    betas: tuple[float, ...] = (0.9, 0.999)
+    weight_decay: float = 0.0  # of weights with two or more dimensions, outside the factorised prior
+    lr_scale: dict[str, float] = dataclasses.field(default_factory=dict)  # submodule -> factor
+    aux_lr: float = 1e-3  # of the factorised prior's quantiles
+    clip: float = 1.0  # largest norm of the gradient; 0: none
+    accumulate: int = 1  # the batch is computed in so many parts
+    ema: float = 0.0  # decay of the averaged weights, which are validated and saved; 0: none
+
+    def __post_init__(self) -> None:
+        def require(condition: bool, message: str) -> None:
+            _require("optim", condition, message)
+
+        require(self.name in ("adam", "adamw"), f"name {self.name!r} not found; available: adam, adamw")
+        schedules = ("cosine", "step", "constant")
+        require(self.schedule in schedules, f"schedule {self.schedule!r} not found; available: {', '.join(schedules)}")
+        for name in ("steps", "lr", "accumulate", "aux_lr"):
+            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        require(0 <= self.warmup <= self.steps, f"warmup must lie between 0 and steps = {self.steps}")
+        require(0 <= self.ema < 1, f"ema must lie in [0, 1), got {self.ema}")
+        require(self.clip >= 0, f"clip must not be negative, got {self.clip}")
+        require(len(self.betas) == 2, f"betas must be two numbers, got {list(self.betas)}")
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """Speed options. Likelihoods are float32 under all of them."""
+
+    autocast: str = "none"  # bf16: convolutions of g_a, h_a, g_s and the teacher in bfloat16 | none
+    bf16_parser: bool = False  # also those of the parser's networks
+    channels_last: bool = True
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        available = ("none", "bf16")
+        good = self.autocast in available
+        _require("precision", good, f"autocast {self.autocast!r} not found; available: {', '.join(available)}")
+        _require("precision", not self.bf16_parser or self.autocast == "bf16", "bf16_parser needs autocast: bf16")
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    every: int = 1000  # steps; 0: never
+    path: str | None = _path(None)  # a folder of its own instead of the held-out training pictures
+    crop: int = 256  # centre crops of this side
+    qualities: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    betas: tuple[float, ...] = (0.0, 1.0)
+    metric: str = "loss"  # names the best checkpoint: loss | bpp | psnr | a term's name, mean over all points
+    strip: int = 4  # pictures shown in TensorBoard at preference 0, 0.5, 1
+
+    def __post_init__(self) -> None:
+        _require("validation", self.crop > 0 and self.crop % 64 == 0, "crop must be a positive multiple of 64")
+        _require("validation", len(self.qualities) > 0 and len(self.betas) > 0, "needs qualities and betas")
+        inside = all(0 <= v <= 1 for v in (*self.qualities, *self.betas))
+        _require("validation", inside, "qualities and betas must lie in [0, 1]")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One stage of training: what is learned (all but ``freeze``), from where, on what, and how."""
+
+    run: RunConfig
+    data: DataConfig
+    model: ModelConfig | None = None  # None: that of init_from
+    init_from: str | None = _path(None)  # a checkpoint whose weights training starts from
+    freeze: tuple[str, ...] = ()  # submodules that keep their weights, e.g. g_a, h_a, parser, gain
+    quality: Draw = Draw(fixed=0.5)
+    beta: Draw = Draw(choices=(0.0, 1.0))
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optim: OptimConfig = OptimConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    validation: ValidationConfig = ValidationConfig()
+
+    def __post_init__(self) -> None:
+        if self.model is None and self.init_from is None:
+            raise ConfigError("give model, or init_from whose model is used")
+        if self.data.batch % self.optim.accumulate:
+            raise ConfigError(
+                f"data.batch = {self.data.batch} is not divisible by optim.accumulate = {self.optim.accumulate}"
+            )
+        one_rate = self.model is not None and self.model.quality_points == 0
+        if one_rate and self.quality.fixed is None:
+            raise ConfigError("quality must be fixed: the model has quality_points: 0, so one rate")
+
+
+def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a training configuration.
+
+    A yaml file may name another as its ``base``; its own keys are laid over the base's, mapping by mapping.
+    Paths are relative to the yaml they stand in. ``overrides`` are ``a.b=value`` with yaml values; their paths
+    are relative to the current directory. Raises :class:`ConfigError`.
+    """
+    values = _read_layers(Path(path), ())
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not all(key.split(".")):
+            raise ConfigError(f"--set {override}: expected KEY=VALUE, for example optim.lr=1e-5")
+        try:
+            layer: Any = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override}: not a yaml value: {_one_line(error)}") from None
+        for part in reversed(key.split(".")):
+            layer = {part: layer}
+        values = _overlay(values, _check_layer(TrainConfig, layer, f"--set {override}", "", Path.cwd()))
+    return from_dict(TrainConfig, values, str(path))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _read_layers(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = path.absolute()
+    if path in seen:
+        raise ConfigError(f"{path}: is its own base")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not yaml: {_one_line(error)}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys, got {values!r}")
+    base = values.pop("base", None)
+    values = _check_layer(TrainConfig, values, str(path), "", path.parent)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: expected the name of a yaml file, got {base!r}")
+    return _overlay(_read_layers(path.parent / base, (*seen, path)), values)
+
+
+def _overlay(lower: Any, upper: Any) -> Any:
+    if isinstance(lower, dict) and isinstance(upper, dict):
+        # A Draw's three forms exclude each other: the upper one replaces the lower one.
+        if {"fixed", "choices", "range"} & set(upper):
+            return upper
+        return {**lower, **{key: _overlay(lower.get(key), value) for key, value in upper.items()}}
+    return upper
+
+
+def _check_layer(hint: Any, values: Any, where: str, key: str, folder: Path) -> Any:
+    """Check the keys of one file before it is merged, so that messages name it, and make its paths absolute."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        options = [a for a in arguments if dataclasses.is_dataclass(a) or typing.get_origin(a)]
+        return _check_layer(options[0], values, where, key, folder) if options and values is not None else values
+    if dataclasses.is_dataclass(hint):
+        if hint is Source and isinstance(values, str):
+            values = {"path": values}
+        _check_keys(hint, values, where, key)
+        hints = typing.get_type_hints(hint)
+        paths = {f.name for f in dataclasses.fields(hint) if f.metadata.get("path")}
+        checked = {}
+        for name, value in values.items():
+            if name in paths and isinstance(value, str):
+                checked[name] = os.path.normpath(folder / Path(value).expanduser())
+            else:
+                checked[name] = _check_layer(hints[name], value, where, f"{key}.{name}" if key else name, folder)
+        return checked
+    if origin is tuple and isinstance(values, (list, tuple)):
+        return [_check_layer(arguments[0], v, where, f"{key}[{i}]", folder) for i, v in enumerate(values)]
+    if origin is dict and isinstance(values, dict):
+        return {k: _check_layer(arguments[1], v, where, f"{key}.{k}", folder) for k, v in values.items()}
+    return values

@@ -1,0 +1,313 @@
+"""Training pictures: where they are, decoding them once, and the random crops that samples are.
+
+Everything random about a sample follows from the run's seed and the sample's number alone: which picture, which
+crop, whether flipped, which preference and quality. So the order of samples does not depend on how many
+processes load or train, and a resumed run continues with the next number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from ugicm.config import DataConfig, Draw, Source
+from ugicm.errors import ConfigError, PictureError
+from ugicm.pictures import open_rgb
+
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".avif"}
+RAM_CACHE_LIMIT = 8 << 30  # bytes of decoded pictures that cache: auto keeps
+
+
+def find_pictures(path: str | Path) -> list[Path]:
+    """Picture files of a folder (recursive, sorted), of a ``.txt`` list (one path a line, relative to the list;
+    ``#`` comments), or the one file named. Raises ConfigError where there are none."""
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+        if not files:
+            raise ConfigError(
+                f"{path}: no pictures in this folder (looked for {', '.join(sorted(EXTENSIONS))})"
+            )
+    elif path.suffix == ".txt" and path.is_file():
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        files = [path.parent / line for line in lines if line and not line.startswith("#")]
+        absent = [p for p in files if not p.is_file()]
+        if absent or not files:
+            raise ConfigError(
+                f"{path}: " + (f"lists {absent[0]}, which does not exist" if absent else "empty list")
+            )
+    elif path.is_file():
+        files = [path]
+    else:
+        raise ConfigError(f"{path}: no such folder, list or picture")
+    return files
+
+
+def hold_out(files: Sequence[Path], count: int) -> tuple[list[int], list[int]]:
+    """Indices of (kept, held out) files. The choice depends on file names only, so that all stages agree."""
+    order = sorted(range(len(files)), key=lambda i: hashlib.sha1(files[i].name.encode()).digest())
+    out = set(order[:count])
+    return [i for i in range(len(files)) if i not in out], sorted(out)
+
+
+def read_picture(path: Path, at_least: int = 1) -> Tensor:
+    """uint8 [3, H, W]; a picture with a side shorter than ``at_least`` is enlarged until it fits."""
+    image = open_rgb(path)
+    short = min(image.size)
+    if short < at_least:
+        size = [max(at_least, round(side * at_least / short)) for side in image.size]
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+class PictureStore:
+    """Pictures by number, uint8 [3, H, W] with sides of at least ``at_least``.
+
+    With a cache all are decoded at the start, to RAM or to ``device``; broken ones are reported and left out
+    (``files`` is what remains). Without one a broken picture is reported once, when it is met, and its follower
+    in the list taken instead.
+    """
+
+    def __init__(
+        self, files: Sequence[Path], at_least: int, cache: str = "none", device: torch.device | None = None
+    ):
+        self.files = list(files)
+        self.at_least = at_least
+        self.cache = _choose_cache(self.files, at_least) if cache == "auto" else cache
+        self.pictures: list[Tensor] = []
+        self._broken: set[int] = set()
+        if self.cache == "none":
+            return
+        readable = []
+        for path in tqdm(self.files, desc="decoding", unit="", leave=False, disable=not sys.stderr.isatty()):
+            try:
+                picture = read_picture(path, at_least)
+            except PictureError as error:
+                print(f"skipped: {error}", file=sys.stderr)
+                continue
+            self.pictures.append(picture.to(device) if self.cache == "device" else picture)
+            readable.append(path)
+        self.files = readable
+        if not readable:
+            raise ConfigError("none of the training pictures can be read")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor]:
+        """The picture, after its number: another one than ``index`` where that one is broken."""
+        if self.cache != "none":
+            return index, self.pictures[index]
+        for tried in range(len(self.files)):
+            number = (index + tried) % len(self.files)
+            if number in self._broken:
+                continue
+            try:
+                return number, read_picture(self.files[number], self.at_least)
+            except PictureError as error:
+                self._broken.add(number)
+                print(f"skipped: {error}", file=sys.stderr)
+        raise ConfigError("none of the training pictures can be read")
+
+
+def _choose_cache(files: Sequence[Path], at_least: int) -> str:
+    """ "ram" where the decoded pictures fit RAM_CACHE_LIMIT, judged by the sizes of a hundred of them."""
+    sizes = []
+    for path in files[:: max(1, len(files) // 100)]:
+        try:
+            with Image.open(path) as image:
+                scale = max(1.0, at_least / min(image.size))
+                sizes.append(3 * image.width * image.height * scale**2)
+        except (OSError, ValueError, Image.DecompressionBombError):
+            continue
+    fits = bool(sizes) and len(files) * float(np.mean(sizes)) < RAM_CACHE_LIMIT
+    return "ram" if fits else "none"
+
+
+class Epochs:
+    """Maps the sample's number to a picture: without replacement within an epoch, in a new order in each.
+
+    A source's ``weight`` is how often each of its pictures is seen in an epoch. Of a fractional part that share of
+    the pictures is seen once more, others in every epoch.
+    """
+
+    def __init__(self, groups: Sequence[tuple[Sequence[int], float]], seed: int):
+        self.groups, self.seed = groups, seed
+        self.length = sum(max(1, round(len(pictures) * weight)) for pictures, weight in groups)
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def __getitem__(self, sample: int) -> int:
+        epoch, place = divmod(sample, self.length)
+        if epoch != self._epoch:
+            rng = np.random.default_rng([self.seed, epoch, 0xE60C])
+            chosen = []
+            for pictures, weight in self.groups:
+                whole, extra = divmod(max(1, round(len(pictures) * weight)), len(pictures))
+                chosen += [
+                    np.tile(np.asarray(pictures), whole),
+                    rng.permutation(np.asarray(pictures))[:extra],
+                ]
+            self._epoch, self._order = epoch, rng.permutation(np.concatenate(chosen))
+        return int(self._order[place])
+
+
+def draw(how: Draw, rng: np.random.Generator) -> float:
+    """A number in [0, 1] as ``how`` says."""
+    if how.fixed is not None:
+        return how.fixed
+    if how.choices:
+        return float(how.choices[rng.integers(len(how.choices))])
+    low, high = how.range
+    value = float(rng.uniform(low, high))
+    return (low, high)[rng.integers(2)] if rng.random() < how.ends else value
+
+
+@dataclass
+class View:
+    """Which part of a picture a sample shows: the square at (top, left) of ``side`` pixels, or all of it."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool
+
+    def cut(self, picture: Tensor, size: int) -> Tensor:
+        """uint8 [C, H, W] -> uint8 [C, size, size]."""
+        part = picture[:, self.top : self.top + self.height, self.left : self.left + self.width]
+        if part.shape[1:] != (size, size):
+            resized = F.interpolate(part[None].float(), (size, size), mode="bicubic", antialias=True)[0]
+            part = resized.round_().clamp_(0, 255).to(torch.uint8)
+        return part.flip(2) if self.flip else part
+
+
+def choose_view(config: DataConfig, height: int, width: int, beta: float, rng: np.random.Generator) -> View:
+    """A random view of a picture of ``height`` x ``width``."""
+    flip = config.flip and rng.random() < 0.5
+    if config.whole and beta > 0 and rng.random() < config.whole:
+        return View(0, 0, height, width, flip)
+    side = config.crop
+    if config.scale:
+        low, high = np.log(config.scale)
+        side = round(config.crop / float(np.exp(rng.uniform(low, high))))
+        side = max(1, min(side, height, width))
+    top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+    return View(top, left, side, side, flip)
+
+
+class TrainingSamples(Dataset):
+    """Sample by number -> {"x": uint8 [3, crop, crop], "beta", "quality": float, "place": float32 [2]}.
+
+    ``place`` is where in [0, 1)² of the possible positions the random crop of the local term lies.
+    """
+
+    def __init__(
+        self, config: DataConfig, quality: Draw, beta: Draw, seed: int, store: PictureStore, epochs: Epochs
+    ):
+        self.config, self.quality, self.beta, self.seed = config, quality, beta, seed
+        self.store, self.epochs = store, epochs
+
+    def __getitem__(self, sample: int) -> dict:
+        rng = np.random.default_rng([self.seed, sample])
+        beta, quality = draw(self.beta, rng), draw(self.quality, rng)
+        place = rng.random(2, dtype=np.float32)
+        number, picture = self.store[self.epochs[sample]]
+        view = choose_view(self.config, *picture.shape[1:], beta, rng)
+        x = view.cut(picture, self.config.crop)
+        return {"x": x, "beta": beta, "quality": quality, "place": torch.from_numpy(place)}
+
+
+def collate(samples: list[dict]) -> dict[str, Tensor]:
+    """Samples -> batch: "x" uint8 [B, 3, S, S], "beta", "quality" float32 [B], "place" float32 [B, 2]."""
+    return {
+        "x": torch.stack([s["x"] for s in samples]),
+        "beta": torch.tensor([s["beta"] for s in samples], dtype=torch.float32),
+        "quality": torch.tensor([s["quality"] for s in samples], dtype=torch.float32),
+        "place": torch.stack([s["place"] for s in samples]),
+    }
+
+
+class StepBatches:
+    """Numbers of the samples of this process's micro-batches, step after step from ``first_step`` on.
+
+    Step k's batch is the samples k·batch ... (k+1)·batch - 1, dealt to ``parts`` (accumulation) times ``world``
+    (processes) micro-batches: together the same samples, however many processes share them.
+    """
+
+    def __init__(self, batch: int, parts: int, rank: int, world: int, first_step: int, steps: int):
+        if batch % (parts * world):
+            raise ConfigError(
+                f"data.batch = {batch} is not divisible by optim.accumulate x processes = {parts} x {world}"
+            )
+        self.batch, self.parts, self.rank, self.world = batch, parts, rank, world
+        self.first_step, self.steps = first_step, steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        size = self.batch // (self.parts * self.world)
+        for step in range(self.first_step, self.steps):
+            for part in range(self.parts):
+                start = step * self.batch + (part * self.world + self.rank) * size
+                yield list(range(start, start + size))
+
+    def __len__(self) -> int:
+        return (self.steps - self.first_step) * self.parts
+
+
+@dataclass
+class Pictures:
+    """What a run sees: training pictures with their weights, held-out ones, and a digest of both."""
+
+    store: PictureStore
+    groups: list[tuple[list[int], float]]
+    held_out: list[Path]
+    digest: str
+
+
+def open_sources(sources: Sequence[Source], config: DataConfig, device: torch.device) -> Pictures:
+    """Find, hold out and (with a cache) decode the pictures of all sources. Raises ConfigError."""
+    files, group_of = [], []
+    for number, source in enumerate(sources):
+        found = find_pictures(source.path)
+        files += found
+        group_of += [number] * len(found)
+    kept, out = hold_out(files, config.holdout)
+    if not kept:
+        raise ConfigError(
+            f"data: all {len(files)} pictures are held out for validation (holdout: {config.holdout})"
+        )
+    store = PictureStore([files[i] for i in kept], config.crop, config.cache, device)
+    where = {path: number for number, path in enumerate(store.files)}
+    groups: list[tuple[list[int], float]] = []
+    for number, source in enumerate(sources):
+        members = [where[files[i]] for i in kept if group_of[i] == number and files[i] in where]
+        if members:
+            groups.append((members, source.weight))
+    digest = hashlib.sha1("\n".join(p.name for p in store.files).encode()).hexdigest()[:16]
+    return Pictures(store, groups, [files[i] for i in out], digest)
+
+
+def centre_crops(files: Sequence[Path], crop: int) -> Tensor:
+    """Validation pictures: uint8 [n, 3, crop, crop]. Unreadable ones are reported and left out."""
+    crops = []
+    for path in files:
+        try:
+            picture = read_picture(path, crop)
+        except PictureError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            continue
+        top, left = (picture.shape[1] - crop) // 2, (picture.shape[2] - crop) // 2
+        crops.append(picture[:, top : top + crop, left : left + crop].contiguous())
+    if not crops:
+        raise ConfigError("validation: no readable pictures")
+    return torch.stack(crops)

@@ -1,0 +1,102 @@
+"""The two files of a checkpoint: ``model.safetensors`` to use or start from, ``state.pt`` to resume.
+
+``state.pt`` is complete in itself. No random state is in it: whatever is random in a step follows from the run's
+seed and the step's number.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ugicm import __version__
+from ugicm.config import TrainConfig, to_dict
+from ugicm.errors import CheckpointError, ConfigError
+
+STATE = "state.pt"
+MODEL = "model.safetensors"
+BEST = "best.safetensors"
+# What a resumed run may change: it influences where and when things are written, and how fast.
+_FREE = {
+    "run": {"dir", "device", "threads", "log_every", "save_every", "max_minutes"},
+    "data": {"cache", "workers"},
+    "validation": {"strip"},
+    "precision": {"compile"},
+}
+
+
+def provenance(step: int) -> dict[str, str]:
+    """Metadata of a checkpoint: step, versions, git revision of the code (or "unknown")."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        revision = (
+            subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or "unknown"
+        )
+    except (OSError, subprocess.SubprocessError):
+        revision = "unknown"
+    return {
+        "step": str(step),
+        "ugicm": __version__,
+        "git_revision": revision,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+    }
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Call ``write(temporary path)``, then put the file in its place."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    try:
+        write(temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    write_atomically(folder / STATE, lambda temporary: torch.save(state, temporary))
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """What :func:`save_state` wrote. Raises ConfigError where there is nothing to resume."""
+    path = folder / STATE
+    if not path.is_file():
+        raise ConfigError(f"{path}: nothing to resume here; start without --resume")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds on damaged files
+        raise CheckpointError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def comparable(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as plain values, without what a resumed run may change and without paths."""
+    values = to_dict(config)
+    for section, names in _FREE.items():
+        for name in names:
+            values[section].pop(name)
+    values.pop("init_from")
+    values["validation"].pop("path")
+    for source in values["data"]["train"]:
+        source.pop("path")
+        source["instances"] = source["instances"] is not None
+    return values
+
+
+def first_difference(old: Any, new: Any, key: str = "") -> str | None:
+    """ "optim.lr: 0.1 then, 0.2 now" for the first place where two plain configurations differ; else None."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in (*old, *(n for n in new if n not in old)):
+            found = first_difference(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+            if found:
+                return found
+        return None
+    return None if old == new else f"{key}: {old!r} then, {new!r} now"

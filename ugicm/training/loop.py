@@ -1,0 +1,346 @@
+"""The training loop. Read from top to bottom: set up, resume, step, record, validate, save."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from torch.utils.data import DataLoader
+
+from ugicm.checkpoint import load_model, save_model
+from ugicm.config import TrainConfig, to_dict
+from ugicm.data.images import (
+    Epochs,
+    StepBatches,
+    TrainingSamples,
+    centre_crops,
+    collate,
+    find_pictures,
+    open_sources,
+)
+from ugicm.errors import ConfigError, UgicmError
+from ugicm.losses.objective import Objective
+from ugicm.models.codec import UGICM
+from ugicm.training import checkpoint, distributed, optim, precision, validation
+from ugicm.training.log import Meter, Records, Stopwatch
+
+STOP_CHECK = 16  # with several processes, steps between asking whether any was told to stop
+
+
+class NonFiniteError(UgicmError):
+    """The loss or a gradient is infinite or not a number."""
+
+
+def build_model(config: TrainConfig) -> tuple[UGICM, str]:
+    """The model to train, and a line on where its weights come from."""
+    if config.init_from is None:
+        return UGICM(config.model), "weights: random"
+    if config.init_from.endswith(".safetensors"):
+        start = load_model(config.init_from)
+    else:
+        from ugicm.released import load_released
+
+        start = load_released(config.init_from)
+    if config.model is None or config.model == start.config:
+        return start, f"weights: {config.init_from}"
+    model = UGICM(config.model)
+    own, given = model.state_dict(), start.state_dict()
+    fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+    anew = [k for k, _ in model.named_parameters() if k not in fitting]
+    if len(anew) > 0.5 * len(list(model.parameters())):
+        raise ConfigError(
+            f"init_from: {config.init_from} is of another form: {len(anew)} tensors of the configured model are not "
+            f"in it ({', '.join(anew[:3])} ...); leave model out to use the checkpoint's own"
+        )
+    model.load_state_dict({**own, **fitting})
+    shown = ", ".join(anew[:4]) + (f" and {len(anew) - 4} more" if len(anew) > 4 else "")
+    return model, f"weights: {config.init_from}, except {shown}"
+
+
+def seed_step(seed: int, step: int, part: int, rank: int) -> None:
+    """Make PyTorch's random numbers (quantisation noise) a function of where in the training we are."""
+    torch.manual_seed(
+        int(np.random.SeedSequence([seed, step, part, rank]).generate_state(1, np.uint64)[0]) >> 1
+    )
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """A terminal's Ctrl-C goes to all processes; the loader's must live until the main one has finished its step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def train(config: TrainConfig, resume: bool = False, command: str = "") -> None:
+    """Run one stage of training to its end, its time limit, or a SIGTERM or SIGINT; then write a checkpoint.
+
+    Raises ConfigError and CheckpointError before any training where something does not fit, NonFiniteError with
+    the step and the terms where the loss leaves the numbers.
+    """
+    started = time.monotonic()
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    world = distributed.join(config.run.device)
+    try:
+        _train(config, resume, command, world, started)
+    except torch.OutOfMemoryError as error:
+        share = config.data.batch // (config.optim.accumulate * world.size)
+        raise UgicmError(
+            f"out of memory on {world.device} with {share} samples of {config.data.crop}² at a time: lower data.batch "
+            f"or data.crop, or raise optim.accumulate (now {config.optim.accumulate}), or use precision.autocast: "
+            f"bf16 ({str(error).splitlines()[0]})"
+        ) from None
+    finally:
+        distributed.leave()
+
+
+def _train(config: TrainConfig, resume: bool, command: str, world: distributed.World, started: float) -> None:
+    # ---- what is trained, and on what ---------------------------------------------------------------------------
+    device, folder = world.device, Path(config.run.dir)
+    if not resume and (folder / checkpoint.STATE).exists():
+        raise ConfigError(
+            f"{folder}: holds a run already; continue it with --resume, or choose another run.dir"
+        )
+    state = checkpoint.load_state(folder) if resume else None
+
+    torch.manual_seed(config.run.seed)
+    model, origin = build_model(config)
+    if config.quality.fixed is None and not model.has_quality:
+        raise ConfigError("quality must be fixed: the model has one rate (quality_points: 0)")
+    frozen = optim.freeze(model, config.freeze)
+    model.to(device)
+    world.broadcast(model)
+    average_model = validation.snapshot(model, model, device) if config.optim.ema else None
+    precision.prepare(model, config.precision, device)
+    if average_model is not None and config.precision.channels_last:
+        average_model.to(memory_format=torch.channels_last)
+    average = optim.Average(average_model, model, config.optim.ema) if average_model is not None else None
+    optimiser, aux_optimiser = optim.build_optimisers(model, config.optim)
+    trained = [p for group in optimiser.param_groups for p in group["params"]]
+    objective = Objective(config.objective).to(device)
+
+    pictures = open_sources(config.data.train, config.data, device)
+    val = config.validation
+    val_files = find_pictures(val.path) if val.path else pictures.held_out
+    if val.every and not val_files:
+        raise ConfigError(
+            "validation: no pictures; set data.holdout or validation.path, or validation.every: 0"
+        )
+    val_pictures = centre_crops(val_files, val.crop) if val.every and world.main else None
+
+    # ---- where to begin -----------------------------------------------------------------------------------------
+    step, best, minutes_before = 0, None, 0.0
+    if state is not None:
+        difference = checkpoint.first_difference(state["config"], checkpoint.comparable(config))
+        if difference is None and state["pictures"] != pictures.digest:
+            difference = "data: the pictures are not the same"
+        if difference:
+            raise ConfigError(
+                f"{folder}: cannot resume with another configuration: {difference}; to begin anew from its weights, "
+                f"use init_from: {folder / checkpoint.MODEL}"
+            )
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        if aux_optimiser is not None:
+            aux_optimiser.load_state_dict(state["aux_optimiser"])
+        if average is not None:
+            average.model.load_state_dict(state["average"])
+            average.updates = state["average_updates"]
+        step, best, minutes_before = state["step"], state["best"], state["minutes"]
+        del state
+    batches = StepBatches(
+        config.data.batch, config.optim.accumulate, world.rank, world.size, step, config.optim.steps
+    )
+    epochs = Epochs(pictures.groups, config.run.seed)
+    samples = TrainingSamples(
+        config.data, config.quality, config.beta, config.run.seed, pictures.store, epochs
+    )
+    loader = DataLoader(
+        samples, batch_sampler=batches, num_workers=config.data.workers, collate_fn=collate,
+        pin_memory=device.type == "cuda" and pictures.store.cache != "device",
+        prefetch_factor=4 if config.data.workers else None, worker_init_fn=_ignore_interrupts,
+    )  # fmt: skip
+    if world.main:
+        folder.mkdir(parents=True, exist_ok=True)
+        resolved = yaml.safe_dump(to_dict(config), sort_keys=False)
+        checkpoint.write_atomically(
+            folder / "config.yaml", lambda temporary: Path(temporary).write_text(resolved)
+        )
+    records = Records(folder, step, config.optim.steps, world.main)
+    about = {k: v for k, v in checkpoint.provenance(step).items() if k != "step"}
+    records.event(
+        "start", step, command=command, device=str(device), processes=world.size, threads=torch.get_num_threads(),
+        trainable=sum(p.numel() for p in trained), pictures=len(pictures.store), validation_pictures=len(val_files),
+        weights=origin, **about,
+    )  # fmt: skip
+    records.say(
+        f"{origin}\n{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, "
+        f"{sum(p.numel() for p in trained) / 1e6:.2f} M trained; {len(pictures.store)} pictures "
+        f"(cache: {pictures.store.cache}), {len(val_files)} for validation; {device}, from step {step}"
+    )
+
+    # ---- saving and validating ----------------------------------------------------------------------------------
+    def minutes() -> float:
+        return minutes_before + (time.monotonic() - started) / 60
+
+    def current() -> UGICM:
+        return validation.snapshot(model, average.model if average else model, torch.device("cpu"))
+
+    def save() -> None:
+        if not world.main:
+            return
+        checkpoint.save_state(folder, {
+            "step": step, "config": checkpoint.comparable(config), "pictures": pictures.digest, "best": best,
+            "minutes": minutes(), "model": model.state_dict(), "optimiser": optimiser.state_dict(),
+            "aux_optimiser": aux_optimiser.state_dict() if aux_optimiser else None,
+            "average": average.model.state_dict() if average else None,
+            "average_updates": average.updates if average else 0,
+        })  # fmt: skip
+        save_model(folder / checkpoint.MODEL, current(), {**checkpoint.provenance(step), "training": origin})
+
+    def run_validation() -> None:
+        nonlocal best
+        if world.main:
+            unprepared = current()
+            ready = validation.snapshot(unprepared, unprepared, device).prepare_for_coding()
+            qualities, betas = validation.points(config)
+            rows = validation.validate(ready, objective, val_pictures, qualities, betas)
+            means = validation.averages(rows)
+            flat = {
+                f"q{row['quality']:g}/b{row['beta']:g}/{name}": value
+                for row in rows for name, value in row.items() if name not in ("quality", "beta")
+            }  # fmt: skip
+            records.event("validation", step, minutes=minutes(), **means, **flat)
+            if val.strip:
+                grid = validation.strip(ready, val_pictures[: val.strip], qualities[len(qualities) // 2])
+                records.pictures("validation", step, grid)
+            shown = {k: means[k] for k in ("loss", "bpp", "psnr")}
+            records.say(f"validation at {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()))
+            if val.metric not in means:
+                raise ConfigError(
+                    f"validation.metric: {val.metric!r} not found; available: {', '.join(means)}"
+                )
+            score = means[val.metric] * (-1 if val.metric in validation.HIGHER_IS_BETTER else 1)
+            if best is None or score < best:
+                best = score
+                described = {
+                    **checkpoint.provenance(step),
+                    "training": origin,
+                    val.metric: f"{means[val.metric]:.6g}",
+                }
+                save_model(folder / checkpoint.BEST, unprepared, described)
+        world.barrier()
+
+    stop = {"reason": ""}
+
+    def on_signal(number: int, frame: object) -> None:
+        stop["reason"] = signal.Signals(number).name
+
+    handlers = {s: signal.signal(s, on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    # ---- the steps ----------------------------------------------------------------------------------------------
+    meter, trace, watch = Meter(), [], Stopwatch(device)
+
+    def check_finite() -> None:
+        """Raise if a loss or gradient norm since the last check is not finite. Waits for the device."""
+        for at, (loss, norm) in zip(range(step - len(trace) + 1, step + 1), torch.stack(trace).tolist()):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                terms = ", ".join(f"{k} {v:.4g}" for k, v in meter.means().items() if "/" not in k)
+                raise NonFiniteError(
+                    f"not finite at step {at}: loss {loss:.4g}, gradient norm {norm:.4g}; terms: {terms}. "
+                    f"Lower optim.lr or optim.clip; {folder / checkpoint.STATE} holds the last good state"
+                )
+        trace.clear()
+
+    incoming = iter(loader)
+    interval_start, interval_steps = time.monotonic(), 0
+    try:
+        if step == 0 and val.every:
+            run_validation()
+        while step < config.optim.steps:
+            optim.train_mode(model, frozen)
+            optim.set_learning_rate(optimiser, optim.learning_rate(config.optim, step))
+            optimiser.zero_grad(set_to_none=True)
+            total = torch.zeros((), device=device)
+            watch.lap("other")
+            for part in range(config.optim.accumulate):
+                batch = next(incoming)
+                x = batch["x"].to(device, non_blocking=True)
+                x = x.to(memory_format=torch.channels_last) if config.precision.channels_last else x
+                x = x.float() / 255
+                beta, quality = (batch[k].to(device, non_blocking=True) for k in ("beta", "quality"))
+                watch.lap("data")
+                seed_step(config.run.seed, step, part, world.rank)
+                with precision.autocast(config.precision, device):
+                    out = model(x, beta, quality if model.has_quality else None)
+                    losses = objective(out, x, batch)
+                    loss = losses.total / config.data.batch
+                watch.lap("forward")
+                loss.backward()
+                watch.lap("backward")
+                total += loss.detach()
+                for name, value in losses.sums.items():
+                    meter.add(name, value, losses.counts[name])
+            world.sum_gradients(trained)
+            norm = torch.nn.utils.clip_grad_norm_(trained, config.optim.clip or math.inf)
+            trace.append(torch.stack([world.sum(total), norm.float()]))
+            step += 1
+            if device.type == "cpu":  # costs nothing here, and nothing broken gets into the weights
+                check_finite()
+            meter.add("loss", total)
+            meter.add("gradient_norm", norm)
+            optimiser.step()
+            if aux_optimiser is not None:
+                aux_optimiser.zero_grad(set_to_none=True)
+                aux = model.aux_loss()
+                aux.backward()
+                aux_optimiser.step()
+                meter.add("aux", aux.detach())
+            if average is not None:
+                average.update()
+            watch.lap("optimiser")
+
+            # ---- records ------------------------------------------------------------------------------------
+            interval_steps += 1
+            records.progress(step)
+            done = step == config.optim.steps
+            if world.size == 1 or step % STOP_CHECK == 0:
+                out_of_time = config.run.max_minutes is not None and (
+                    (time.monotonic() - started) / 60 >= config.run.max_minutes
+                )
+                reason = stop["reason"] or ("run.max_minutes" if out_of_time else "")
+                if world.any(bool(reason)):
+                    stop["reason"] = reason or "another process"
+            halt = bool(stop["reason"])
+            validating = bool(val.every) and (step % val.every == 0 or done)
+            saving = step % config.run.save_every == 0 or validating or done or halt
+            if step % config.run.log_every == 0 or saving:
+                if trace:
+                    check_finite()
+                means = distributed.merge(world, meter).means()
+                seconds = time.monotonic() - interval_start
+                pace = interval_steps * config.data.batch / seconds
+                shares = {f"time/{k}": v for k, v in watch.shares().items()}
+                rate = optimiser.param_groups[0]["lr"] / optimiser.param_groups[0]["scale"]
+                records.event("train", step, lr=rate, samples_per_s=pace, **means, **shares)
+                records.summary(step, {k: v for k, v in means.items() if "/" not in k and k != "aux"})
+                meter, interval_start, interval_steps = Meter(), time.monotonic(), 0
+                watch.reset()
+            if validating and not halt:
+                run_validation()
+                interval_start = time.monotonic()
+                watch.reset()
+            if saving:
+                save()
+            if halt:
+                break
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        records.close()
+    if stop["reason"] and world.main:
+        print(f"stopped by {stop['reason']} at step {step}: continue with --resume", file=sys.stderr)
