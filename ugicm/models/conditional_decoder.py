@@ -1,0 +1,147 @@
+"""Synthesis conditioned on the viewer's preference: 0 for people, 1 for machines, anything between.
+
+UG-ICM ("Unified and Generalized Image Coding for Machine", AAAI 2025): the preference is embedded once and shifts
+the features of every residual block of the synthesis. Here it may also vary over the picture (a preference map).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ugicm.models.layers import ResidualUp, conv1x1, conv3x3, subpel_conv3x3
+
+MAP_STEPS = 255  # a preference map is rounded to multiples of 1 / MAP_STEPS
+
+
+class Condition:
+    """The embedded preference of a batch, ready to be projected by any layer.
+
+    Either one vector a picture, or (``level_map`` given) a table of vectors for the distinct levels of a preference
+    map and which level each pixel has: a projection is then a product with at most 256 rows and a gather.
+    """
+
+    def __init__(self, vectors: Tensor, level_map: Tensor | None = None, lowest: int = 0):
+        """``vectors``: [B, D]; or for a map [L, D] or [B, L, D], the embeddings of levels ``lowest ...``.
+
+        ``level_map``: the preference map [B, 1, H, W] in units of levels (0 ... 255, fractions allowed).
+        """
+        self.vectors = vectors
+        self.level_map = level_map
+        self.lowest = lowest
+        self._index: dict[tuple[int, int], Tensor] = {}
+
+    def project(self, linear: nn.Linear, size: tuple[int, int]) -> Tensor:
+        """Apply ``linear`` (D -> O) to the embedding, for features of ``size`` (h, w).
+
+        Returns [B, O, 1, 1] for one preference a picture, [B, O, h, w] for a map.
+        """
+        projected = linear(self.vectors)
+        if self.level_map is None:
+            return projected[:, :, None, None]
+        index = self._indices(tuple(size))
+        if projected.dim() == 2:
+            gathered = projected[index]
+        else:
+            picture = torch.arange(len(index), device=index.device)[:, None, None]
+            gathered = projected[picture, index]
+        return gathered.permute(0, 3, 1, 2)
+
+    def _indices(self, size: tuple[int, int]) -> Tensor:
+        """Row of the table for every pixel at a layer's resolution, [B, h, w]."""
+        if size not in self._index:
+            levels = torch.round(F.adaptive_avg_pool2d(self.level_map, size)).long() - self.lowest
+            rows = self.vectors.shape[-2]
+            self._index[size] = levels.clamp_(0, rows - 1).squeeze(1)
+        return self._index[size]
+
+
+class PreferenceEmbedding(nn.Module):
+    """Preference beta -> vector: beta, sin(2^k beta), cos(2^k beta) for k < ``frequencies``, then two layers.
+
+    ``extra`` more numbers a picture (for example its quality) can be appended to the features.
+    """
+
+    def __init__(self, frequencies: int = 10, width: int = 512, extra: int = 0):
+        super().__init__()
+        self.frequencies = frequencies
+        self.extra = extra
+        self.fc1 = nn.Linear(1 + 2 * frequencies + extra, width)
+        self.fc2 = nn.Linear(width, width)
+
+    def forward(self, beta: Tensor, extra: Tensor | None = None) -> Tensor:
+        """beta [B] in [0, 1] and, where the embedding takes them, extra [B, E] -> [B, width]."""
+        if (extra is None) != (self.extra == 0):
+            raise ValueError(
+                f"the preference embedding takes {self.extra} extra numbers a picture, got "
+                f"{'none' if extra is None else list(extra.shape)}"
+            )
+        beta = beta.to(self.fc1.weight.dtype)
+        octaves = 2.0 ** torch.arange(self.frequencies, device=beta.device, dtype=beta.dtype)
+        angles = beta[:, None] * octaves
+        waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+        features = [beta[:, None], waves] if extra is None else [beta[:, None], waves, extra.to(beta.dtype)]
+        return F.relu(self.fc2(F.relu(self.fc1(torch.cat(features, dim=1)))))
+
+    def condition(self, beta: Tensor, extra: Tensor | None = None) -> Condition:
+        """Embed one preference a picture, beta [B], or a preference map, beta [B, 1, H, W]; values in [0, 1].
+
+        A map is area-averaged to the resolution of each layer and rounded to steps of 1/255. A constant map at
+        such a step gives the same picture as the number. Raises ValueError for any other shape.
+        """
+        if beta.dim() == 1:
+            return Condition(self(beta, extra))
+        if beta.dim() != 4 or beta.shape[1] != 1:
+            raise ValueError(f"a preference is [B], a map [B, 1, H, W]; got shape {list(beta.shape)}")
+        level_map = beta.to(self.fc1.weight.dtype) * MAP_STEPS
+        # Averages lie between the extremes, so these are all the levels that any layer can meet.
+        lowest, highest = (int(v) for v in torch.stack(level_map.aminmax()).round().tolist())
+        levels = torch.arange(lowest, highest + 1, device=beta.device, dtype=level_map.dtype) / MAP_STEPS
+        if extra is None:
+            return Condition(self(levels), level_map, lowest)
+        pictures, rows = len(extra), len(levels)
+        vectors = self(levels.repeat(pictures), extra.repeat_interleave(rows, dim=0))
+        return Condition(vectors.unflatten(0, (pictures, rows)), level_map, lowest)
+
+
+class PCDM(nn.Module):
+    """Preference-conditional block: a residual block whose features are shifted after each GELU.
+
+    [B, in, H, W] -> [B, out, H, W]; the shifts are projections of the embedded preference, without bias.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, condition_width: int):
+        super().__init__()
+        self.conv1 = conv3x3(in_channels, out_channels)
+        self.conv2 = conv3x3(out_channels, out_channels)
+        self.shift1 = nn.Linear(condition_width, out_channels, bias=False)
+        self.shift2 = nn.Linear(condition_width, out_channels, bias=False)
+        self.skip = nn.Identity() if in_channels == out_channels else conv1x1(in_channels, out_channels)
+
+    def forward(self, x: Tensor, condition: Condition) -> Tensor:
+        h = F.gelu(self.conv1(x))
+        h = h + condition.project(self.shift1, h.shape[-2:])
+        h = F.gelu(self.conv2(h))
+        return h + condition.project(self.shift2, h.shape[-2:]) + self.skip(x)
+
+
+class ResidualSynthesis(nn.Module):
+    """g_s: y_hat [B, M, H/16, W/16] and the embedded preference -> picture [B, 3, H, W], not clamped.
+
+    ``stem_width`` is the width of the first block: N in the released network, M in later MLIC++ ones.
+    """
+
+    def __init__(self, N: int, M: int, condition_width: int, stem_width: int | None = None):
+        super().__init__()
+        stem = stem_width or N
+        self.blocks = nn.ModuleList([PCDM(M, stem, condition_width)])
+        self.blocks.extend(PCDM(N, N, condition_width) for _ in range(3))
+        self.ups = nn.ModuleList([ResidualUp(stem, N), ResidualUp(N, N), ResidualUp(N, N)])
+        self.head = subpel_conv3x3(N, 3, 2)
+
+    def forward(self, y_hat: Tensor, condition: Condition) -> Tensor:
+        h = self.blocks[0](y_hat, condition)
+        for up, block in zip(self.ups, self.blocks[1:]):
+            h = block(up(h), condition)
+        return self.head(h)

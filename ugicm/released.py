@@ -1,0 +1,244 @@
+"""Checkpoints that others released: UG-ICM and official MLIC++ ``.pth.tar`` files.
+
+The network's sizes are inferred from the tensors' shapes, and the tensors renamed by one table (:data:`KEY_MAP`).
+An MLIC++ checkpoint has no preference: its projections are set to zero, so that the preference has no influence
+until it is trained. Integer CDF tables in the file are ignored, whatever their length: they follow from the
+parameters and are built anew, as the reference code does after loading. To pin them, and to load faster, convert to
+our own format with ``scripts/convert_checkpoint.py``.
+
+Files are read with ``weights_only=True``: nothing in them is executed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+import re
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ugicm.config import MLICPP, ModelConfig
+from ugicm.errors import CheckpointError, ConfigError
+from ugicm.models.codec import UGICM
+
+# (reference prefix, our prefix); "#" stands for a slice's number. The first that matches counts, both ways.
+KEY_MAP: tuple[tuple[str, str], ...] = (
+    ("g_a.analysis_transform.", "g_a."),
+    ("h_a.reduction.", "h_a."),
+    ("h_s.increase.", "parser.h_s."),
+    ("entropy_bottleneck.", "parser.bottleneck."),
+    ("global_cond.beta_mlp.", "preference."),
+    *(
+        (f"g_s.synthesis_transform.{2 * i}.{theirs}", f"g_s.blocks.{i}.{ours}")
+        for i in range(4)
+        for theirs, ours in (("_proj1.0.", "shift1."), ("_proj2.0.", "shift2."), ("", ""))
+    ),
+    *(
+        (f"g_s.synthesis_transform.{2 * i + 1}.{theirs}", f"g_s.ups.{i}.{ours}")
+        for i in range(3)
+        for theirs, ours in (("subpel_conv.", "up."), ("upsample.", "skip."), ("", ""))
+    ),
+    ("g_s.synthesis_transform.7.", "g_s.head."),
+    ("local_context.#.relative_position_table", "parser.slices.local.#.position_bias"),
+    ("local_context.#.qkv_proj.", "parser.slices.local.#.qkv."),
+    ("local_context.#.proj.", "parser.slices.local.#.project."),
+    ("local_context.#.mlp.fc1.", "parser.slices.local.#.mlp.0."),
+    ("local_context.#.mlp.fc2.", "parser.slices.local.#.mlp.2."),
+    ("local_context.#.norm1.", "parser.slices.local.#.norm."),
+    ("local_context.#.norm2.", "parser.slices.local.#.mlp_norm."),
+    ("local_context.#.", "parser.slices.local.#."),
+    ("channel_context.#.fushion.", "parser.slices.channel.#."),
+    *(
+        (f"global_{kind}_context.#.{theirs}", f"parser.slices.{kind}.#.{ours}")
+        for kind in ("inter", "intra")
+        for theirs, ours in (
+            ("queries.", "query."), ("keys.", "key."), ("values.", "value."), ("reprojection.", "fusion."), ("", ""),
+        )
+    ),
+    ("entropy_parameters_anchor.#.fusion.", "parser.slices.anchor_params.#."),
+    ("entropy_parameters_nonanchor.#.fusion.", "parser.slices.rest_params.#."),
+    ("lrp_anchor.#.lrp_transform.", "parser.slices.anchor_lrp.#.layers."),
+    ("lrp_nonanchor.#.lrp_transform.", "parser.slices.rest_lrp.#.layers."),
+)  # fmt: skip
+
+# CompressAI before 1.2 numbered the factorised prior's tensors in their names: _matrix0, _bias0, _factor0.
+_OLD_PRIOR = re.compile(r"^(entropy_bottleneck)\._(matrix|bias|factor)(\d+)$")
+_OLD_PRIOR_NAMES = {"matrix": "matrices", "bias": "biases", "factor": "factors"}
+
+# What the modules derive themselves.
+_DERIVED = re.compile(
+    r"(^|\.)(_offset|_quantized_cdf|_cdf_length|target|bound|pedestal|scale_bound|scale_table|attn_mask"
+    r"|relative_position_index)$"
+)
+
+
+def load_released(path: str | os.PathLike) -> UGICM:
+    """Load a released UG-ICM or MLIC++ checkpoint: float32, on the CPU, in eval mode.
+
+    Raises:
+        CheckpointError: the file cannot be read without executing code, is not such a checkpoint, or tensors are
+            missing, unexpected, mis-shaped or not finite.
+    """
+    return build(read_state(path), str(path))
+
+
+def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
+    """The state dict in a ``.pth.tar`` under the reference's names (CompressAI 1.2's for the factorised prior).
+
+    Raises CheckpointError.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), None)
+        if reason is None:
+            raise CheckpointError(f"{path}: not a PyTorch checkpoint: {_first_line(error)}") from None
+        raise CheckpointError(
+            f"{path}: holds more than tensors and would have to execute code to load, which is refused: {reason.strip()}; "
+            "save its state_dict alone, torch.save({'state_dict': model.state_dict()}, path)"
+        ) from None
+    except Exception as error:  # torch raises whatever the damaged bytes led it to
+        raise CheckpointError(f"{path}: not a PyTorch checkpoint: {_first_line(error)}") from None
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(f"{path}: expected a state dict of named tensors, found {_kind(content)}")
+    odd = [name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if odd:
+        raise CheckpointError(
+            f"{path}: expected a state dict of named tensors (under 'state_dict' or bare), found "
+            f"{odd[0]!r}: {_kind(content[odd[0]])}"
+        )
+    return {_modern_name(name): value for name, value in content.items()}
+
+
+def _modern_name(name: str) -> str:
+    while name.startswith("module."):  # DataParallel
+        name = name.removeprefix("module.")
+    return _OLD_PRIOR.sub(lambda m: f"{m[1]}.{_OLD_PRIOR_NAMES[m[2]]}.{m[3]}", name)
+
+
+def infer_config(state: dict[str, Tensor], where: str = "checkpoint") -> ModelConfig:
+    """Read the network's sizes off the shapes of a state dict with reference names. Raises CheckpointError."""
+
+    def shape(name: str, dimensions: int) -> torch.Size:
+        if name not in state:
+            raise CheckpointError(
+                f"{where}: not a UG-ICM or MLIC++ checkpoint: no tensor {name!r}; found {_some(state)}"
+            )
+        if state[name].dim() != dimensions:
+            raise CheckpointError(f"{where}: {name} is {list(state[name].shape)}, expected {dimensions} dimensions")
+        return state[name].shape
+
+    def hidden_widths(prefix: str) -> tuple[int, ...]:
+        """Output widths of the convolutions prefix.0, prefix.2, ... but the last."""
+        names = (f"{prefix}.{2 * i}.weight" for i in range(len(state)))
+        widths = []
+        for name in names:
+            if widths and name not in state:
+                break
+            widths.append(shape(name, 4)[0])
+        return tuple(widths[:-1])
+
+    M, N = shape("g_a.analysis_transform.6.weight", 4)[:2]
+    slices = 1 + max((int(m[1]) for m in map(re.compile(r"^local_context\.(\d+)\.").match, state) if m), default=0)
+    widths = tuple(shape(f"local_context.{k}.norm1.weight", 1)[0] for k in range(slices))
+    sizes = dict(
+        N=N,
+        M=M,
+        slices=slices,
+        slice_widths=() if len(set(widths)) == 1 else widths,
+        window=shape("local_context.0.fusion.weight", 4)[-1],
+        parameter_widths=hidden_widths("entropy_parameters_anchor.0.fusion"),
+        channel_widths=hidden_widths("channel_context.1.fushion") if slices > 1 else (),
+        lrp="none",
+    )
+    if "lrp_anchor.0.lrp_transform.0.weight" in state:
+        sizes["lrp"] = "full" if len(hidden_widths("lrp_anchor.0.lrp_transform")) == 3 else "slim"
+    if _has_condition(state):
+        width, features = shape("global_cond.beta_mlp.fc1.weight", 2)
+        sizes.update(beta_width=width, beta_frequencies=(features - 1) // 2)
+    table = state.get("gaussian_conditional.scale_table")
+    if table is not None and table.numel() > 1:
+        sizes.update(scale_levels=table.numel(), scale_min=_decimal(table[0]), scale_max=_decimal(table[-1]))
+    try:
+        return dataclasses.replace(MLICPP, **sizes)
+    except ConfigError as error:
+        raise CheckpointError(f"{where}: its tensors do not fit together: {error}") from None
+
+
+def _decimal(value: Tensor) -> float:
+    """A tabulated scale as the decimal number it was written as: log and exp left an error in the last digits."""
+    return float(f"{value.item():.5g}")
+
+
+def _has_condition(state: Iterable[str]) -> bool:
+    return any(name.startswith("global_cond.") or "._proj" in name for name in state)
+
+
+def build(state: dict[str, Tensor], where: str = "checkpoint") -> UGICM:
+    """The model that a state dict with reference names describes, in eval mode. Raises CheckpointError."""
+    model = UGICM(infer_config(state, where))
+    tensors = {name: tensor for name, tensor in state.items() if not _DERIVED.search(name)}
+    named = {our_name(name): name for name in tensors}
+    expected = dict(model.named_parameters())
+    unconditioned: set[str] = set()
+    if not _has_condition(state):
+        unconditioned = {name for name in expected if name.startswith("preference.") or ".shift" in name}
+    for problem, found in (
+        ("missing tensors", [reference_name(n) for n in expected if n not in named and n not in unconditioned]),
+        ("unexpected tensors", [name for ours, name in named.items() if ours not in expected]),
+        (
+            "wrong shapes",
+            [
+                f"{name} is {list(tensors[name].shape)}, expected {list(expected[ours].shape)}"
+                for ours, name in named.items()
+                if ours in expected and expected[ours].shape != tensors[name].shape
+            ],
+        ),
+        ("values that are not finite", [name for name, v in tensors.items() if not bool(torch.isfinite(v).all())]),
+    ):
+        if found:
+            raise CheckpointError(f"{where}: {problem}: {_some(found)}")
+    with torch.no_grad():
+        for ours, name in named.items():
+            expected[ours].copy_(tensors[name])
+        for name in unconditioned:
+            if ".shift" in name:
+                expected[name].zero_()
+    return model.eval()
+
+
+def our_name(name: str) -> str:
+    """Reference name -> the name in :class:`~ugicm.models.codec.UGICM`; unchanged where the table has none."""
+    return _translate(name, KEY_MAP)
+
+
+def reference_name(name: str) -> str:
+    """The inverse of :func:`our_name`."""
+    return _translate(name, ((ours, theirs) for theirs, ours in KEY_MAP))
+
+
+def _translate(name: str, table: Iterable[tuple[str, str]]) -> str:
+    for source, target in table:
+        match = re.match(re.escape(source).replace(r"\#", r"(\d+)"), name)
+        if match:
+            return (target.replace("#", match[1]) if match.groups() else target) + name[match.end() :]
+    return name
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first three, and how many more."""
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _kind(value: object) -> str:
+    return f"{type(value).__name__} of {len(value)}" if isinstance(value, (dict, list, tuple)) else type(value).__name__
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
