@@ -34,7 +34,7 @@ class PatchBlock(nn.Module):
     def __init__(self, width: int, condition_width: int = 0):
         super().__init__()
         self.expand = nn.Conv2d(width, width, 1)
-        self.depthwise = nn.Conv2d(width, width, 5, padding=2, groups=width)
+        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
         self.project = nn.Conv2d(width, width, 1)
         self.widen = nn.Conv2d(width, 2 * width, 1)
         self.narrow = nn.Conv2d(2 * width, width, 1)
@@ -96,8 +96,7 @@ class PatchSynthesis(nn.Module):
         h = F.pixel_shuffle(self.up(h), 2).float()
         for block in self.blocks_8:
             h = block(h, condition)
-        with torch.autocast(h.device.type, enabled=False):
-            return F.pixel_shuffle(self.head(h), FOLD) + 0.5
+        return F.pixel_shuffle(self.head(h), FOLD).float() + 0.5
 
 
 class CompactHyperAnalysis(nn.Module):

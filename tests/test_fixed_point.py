@@ -1,0 +1,63 @@
+"""Fixed-point convolutions are exact: no order of summation can change them."""
+
+import numpy as np
+import pytest
+import torch
+
+import ugicm
+from ugicm.models.fixed_point import ACTIVATION_STEP, WEIGHT_STEP, FixedPointConv2d, to_grid
+
+
+def exact_layer(kernel, channels=48, seed=0):
+    torch.manual_seed(seed)
+    layer = FixedPointConv2d(channels, 8, kernel).double()
+    layer.round_weights()
+    return layer.requires_grad_(False)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_results_equal_integer_arithmetic(kernel):
+    layer = exact_layer(kernel)
+    x = to_grid(100 * torch.randn(1, 48, 5, 6, dtype=torch.float64))
+    integers = np.round(x.numpy() / ACTIVATION_STEP).astype(np.int64)
+    weights = np.round(layer.weight.numpy() / WEIGHT_STEP).astype(np.int64)
+    bias = np.round(layer.bias.numpy() / (WEIGHT_STEP * ACTIVATION_STEP)).astype(np.int64)
+    reach = kernel // 2
+    padded = np.pad(integers, ((0, 0), (0, 0), (reach, reach), (reach, reach)))
+    expected = np.zeros((1, 8, 5, 6), np.int64) + bias[:, None, None]
+    for r in range(kernel):
+        for c in range(kernel):
+            expected += np.einsum("oc,bchw->bohw", weights[:, :, r, c], padded[:, :, r : r + 5, c : c + 6])
+    assert np.array_equal(layer(x).numpy(), expected * (WEIGHT_STEP * ACTIVATION_STEP))
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_any_order_of_channels_gives_the_same_bits(kernel, threads):
+    layer, x = exact_layer(kernel), 100 * torch.randn(1, 48, 16, 16, dtype=torch.float64)
+    expected = layer(x)
+    order = torch.randperm(48)
+    shuffled = exact_layer(kernel)
+    shuffled.weight.copy_(layer.weight[:, order])
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(shuffled(x[:, order]), expected)
+        assert torch.equal(shuffled(x[:, order].contiguous(memory_format=torch.channels_last)), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_floating_point_training_stays_close():
+    layer, trained = exact_layer(3), FixedPointConv2d(48, 8, 3)
+    trained.load_state_dict({k: v.float() for k, v in layer.state_dict().items()})
+    x = torch.randn(1, 48, 8, 8)
+    torch.testing.assert_close(trained(x).double(), layer(x.double()), rtol=0, atol=1e-2)
+
+
+def test_weights_too_large_for_exact_sums_are_refused():
+    layer = FixedPointConv2d(4, 4).double()
+    with torch.no_grad():
+        layer.weight.fill_(1e6)
+    with pytest.raises(ugicm.CheckpointError, match="too large for exact sums"):
+        layer.round_weights()

@@ -1,0 +1,141 @@
+"""The network and its three coders: one slice loop, one y_hat."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import CONFIGS, small_model
+
+from ugicm import checkpoint
+from ugicm.coding.coders import LikelihoodCoder, RansDecoderCoder, RansEncoderCoder
+
+BACKBONES = sorted(CONFIGS)
+
+
+@pytest.fixture(scope="module", params=BACKBONES)
+def model(request):
+    return small_model(request.param).prepare_for_coding()
+
+
+def pictures(batch=1, height=128, width=192, seed=1):
+    low = torch.rand(batch, 3, height // 16, width // 16, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(low, size=(height, width), mode="bicubic").clamp(0, 1)
+
+
+def quality_of(model, batch=1, value=0.7):
+    return torch.full((batch,), value) if model.has_quality else None
+
+
+@torch.no_grad()
+def three_y_hats(model, x):
+    y = model.analyse(x, quality_of(model, len(x)))
+    z = model.h_a(y)
+    estimate, writer = LikelihoodCoder(model.parser), RansEncoderCoder(model.parser, len(x))
+    estimated, written = model.parser(estimate, z, y), model.parser(writer, z, y)
+    strings = writer.flush()
+    reader = RansDecoderCoder(model.parser, strings, (x.shape[2] // 64, x.shape[3] // 64), y.numel() + z.numel())
+    read = model.parser(reader)
+    bits = sum(-v.log2().sum().item() for v in (estimate.y_likelihood, estimate.z_likelihood))
+    return estimated, written, read, writer.digests == reader.digests, bits, strings
+
+
+def test_estimating_writing_and_reading_give_the_same_latent(model):
+    estimated, written, read, digests_agree, bits, strings = three_y_hats(model, pictures())
+    assert torch.equal(estimated, written)
+    assert torch.equal(written, read)
+    assert digests_agree
+    assert written.unique().numel() > 50  # lively enough to mean something
+    written_bits = 8 * sum(map(len, strings))
+    assert abs(written_bits - bits) <= 0.01 * bits + 64
+
+
+def test_forward_in_eval_mode_gives_the_latent_of_the_stream(model):
+    x, beta, quality = pictures(), torch.tensor([0.3]), quality_of(model)
+    with torch.no_grad():
+        out = model(x, beta, quality)
+        strings, digests = model.compress(x, quality)
+        y_hat, found = model.decompress(strings, x.shape[2:])
+        x_hat = model.synthesize(y_hat, beta, quality)
+    assert torch.equal(out["y_hat"], y_hat)
+    assert digests == found
+    assert torch.equal(out["x_hat"], x_hat)
+    assert out["likelihoods"]["y"].shape == y_hat.shape
+
+
+def test_a_batch_gives_every_picture_its_own_string(model):
+    x, quality = pictures(batch=3), quality_of(model, 3)
+    with torch.no_grad():
+        strings, _ = model.compress(x, quality)
+        together, _ = model.decompress(strings, x.shape[2:])
+        for i in range(3):
+            alone, _ = model.decompress(strings[i : i + 1], x.shape[2:])
+            torch.testing.assert_close(alone, together[i : i + 1], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_stream_is_read_the_same_in_a_fresh_process(backbone, tmp_path):
+    model = small_model(backbone)
+    model.parser.build_tables()
+    checkpoint.save_model(tmp_path / "model.safetensors", model)
+    model.prepare_for_coding()
+    x = pictures()
+    with torch.no_grad():
+        strings, _ = model.compress(x, quality_of(model))
+        y_hat, _ = model.decompress(strings, x.shape[2:])
+    (tmp_path / "string").write_bytes(strings[0])
+    program = (
+        "import sys, torch; from pathlib import Path; from ugicm.checkpoint import load_model\n"
+        "folder = Path(sys.argv[1]); model = load_model(folder / 'model.safetensors').prepare_for_coding()\n"
+        "y_hat, _ = model.decompress([(folder / 'string').read_bytes()], (128, 192))\n"
+        "torch.save(y_hat, folder / 'y_hat.pt')\n"
+    )
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, cwd=root)
+    assert torch.equal(torch.load(tmp_path / "y_hat.pt", weights_only=True), y_hat)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_training_mode_is_differentiable_everywhere(backbone):
+    model = small_model(backbone).train()
+    x = pictures(batch=2)
+    out = model(x, torch.tensor([0.0, 1.0]), quality_of(model, 2))
+    bits = sum(-v.log2().sum() for v in out["likelihoods"].values())
+    (bits + 1000 * (out["x_hat"] - x).square().mean() + model.aux_loss()).backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert without == []
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_preference_and_quality_act_where_they_should(backbone):
+    model = small_model(backbone).prepare_for_coding()
+    x = pictures()
+    with torch.no_grad():
+        low, high = ([model.compress(x, quality_of(model, 1, q))[0][0] for q in (0.0, 1.0)])
+        assert (len(low) < len(high)) == model.has_quality
+        y_hat, _ = model.decompress([low], x.shape[2:])
+        quality = quality_of(model, 1, 0.0)
+        human, machine = (model.synthesize(y_hat, torch.tensor([b]), quality) for b in (0.0, 1.0))
+        constant = model.synthesize(y_hat, torch.full((1, 1, 128, 192), 1.0), quality)
+        half = torch.zeros(1, 1, 128, 192)
+        half[..., 96:] = 1
+        mixed = model.synthesize(y_hat, half, quality)
+    assert (human - machine).abs().max() > 1e-3
+    torch.testing.assert_close(constant, machine, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mixed[..., :8], human[..., :8], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(mixed[..., -8:], machine[..., -8:], rtol=1e-3, atol=1e-3)
+
+
+def test_freezing_all_but_the_viewer_leaves_streams_alone():
+    model = small_model()
+    before = small_model()
+    with torch.no_grad():
+        for part in (before.g_s, before.preference):
+            for parameter in part.parameters():
+                parameter.add_(0.1)
+    x = pictures()
+    model.prepare_for_coding(), before.prepare_for_coding()
+    assert model.fingerprint == before.fingerprint
+    with torch.no_grad():
+        assert model.compress(x, quality_of(model)) == before.compress(x, quality_of(before))
