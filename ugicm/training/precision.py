@@ -52,11 +52,6 @@ def prepare(model: nn.Module, config: PrecisionConfig, device: torch.device) -> 
             _run_within(module, device.type, True)
         for module in (model.parser.gaussian, model.parser.bottleneck):
             _run_within(module, device.type, False)
-    if config.autocast == "bf16" and device.type == "cpu":
-        # oneDNN's depthwise convolutions: backward takes three times as long in bfloat16 as in float32.
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
-                _run_within(module, device.type, False)
     if config.compile:
         for module in (model.g_a, model.h_a, model.parser.h_s, model.g_s):
             module.compile()
