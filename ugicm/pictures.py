@@ -1,0 +1,166 @@
+"""Pictures in and out: any Pillow-readable file to 8-bit RGB, to a tensor, and back to a file.
+
+Pillow pictures here are mode RGB; tensors are float32 [1, 3, H, W] in [0, 1]. Colour profiles are not applied:
+values are taken as sRGB. Of an animation the first frame is read.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ugicm import files
+from ugicm.errors import PictureError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
+# A decoded picture should not be degraded a second time, and PNG level 4 takes half the time of Pillow's 6.
+_SAVE_OPTIONS = {
+    "JPEG": {"quality": 95, "subsampling": "4:4:4"},
+    "PNG": {"compress_level": 4},
+    "TIFF": {"compression": "tiff_deflate"},
+    "WEBP": {"lossless": True},
+}
+
+
+def open_rgb(source: str | os.PathLike | Image.Image) -> Image.Image:
+    """A file, or a Pillow picture of any mode, as 8-bit RGB, upright (EXIF orientation applied).
+
+    Transparent pictures are composited on white, with a warning. 16-bit grey is scaled to 8 bits; mode I is taken
+    as 16-bit, mode F as [0, 1] or, where values leave that range, as [0, 255].
+
+    Raises:
+        PictureError: the file is missing, not a picture, truncated or damaged; the message names it.
+    """
+    if isinstance(source, Image.Image):
+        return _to_rgb(source, getattr(source, "filename", "") or f"picture of mode {source.mode}")
+    try:
+        with Image.open(source) as image:
+            return _to_rgb(image, source)
+    except PictureError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise PictureError(f"{os.fspath(source)}: not a picture that Pillow can read") from None
+    except OSError as error:
+        raise PictureError(f"{os.fspath(source)}: cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # see _to_rgb
+        raise PictureError(f"{os.fspath(source)}: damaged picture: {error}") from None
+
+
+def _to_rgb(image: Image.Image, name: str | os.PathLike) -> Image.Image:
+    try:
+        image.load()
+        return _convert(ImageOps.exif_transpose(image))
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them into: SyntaxError, KeyError
+        raise PictureError(f"{os.fspath(name)}: damaged picture: {error}") from None
+
+
+def _convert(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "I" or image.mode == "F" or image.mode.startswith("I;"):
+        return _scaled_grey(image).convert("RGB")
+    if image.mode == "LAB":
+        return _lab_to_rgb(image)
+    if image.mode in _TRANSPARENT or "transparency" in image.info:
+        if image.mode in ("La", "RGBa"):  # premultiplied: Pillow converts these only to their straight forms
+            image = image.convert(image.mode.upper())
+        image = image.convert("RGBA")
+        if image.getextrema()[3][0] == 255:
+            return image.convert("RGB")
+        _warn_transparent()
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _scaled_grey(image: Image.Image) -> Image.Image:
+    """Modes I, I;16* and F to L. Pillow's own conversion clips at 255 instead of scaling."""
+    raw = np.asarray(image)
+    values = np.nan_to_num(raw.astype(np.float64))
+    if image.mode == "F":
+        values = values * 255 if 0 <= values.min() and values.max() <= 1 else values
+    else:
+        values = values / 257  # 65535 / 255
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int) and (raw == transparent).any():
+        _warn_transparent()
+        values[raw == transparent] = 255
+    return Image.fromarray(np.rint(values.clip(0, 255)).astype(np.uint8))
+
+
+def _warn_transparent() -> None:
+    # One text from one place: Python's warning filters show it once per run.
+    warnings.warn("transparent pictures are composited on white", stacklevel=1)
+
+
+def _lab_to_rgb(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms
+
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return ImageCms.applyTransform(image, ImageCms.buildTransform(lab, srgb, "LAB", "RGB"))
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB picture -> float32 [1, 3, H, W] in [0, 1]."""
+    import torch
+
+    array = torch.from_numpy(np.array(image, dtype=np.uint8))
+    return array.permute(2, 0, 1)[None].float() / 255
+
+
+def from_tensor(x: Tensor) -> Image.Image:
+    """[1, 3, H, W] or [3, H, W] -> RGB picture: clamped to [0, 1] and rounded to the nearest of 256 levels."""
+    array = x.detach().reshape(x.shape[-3:]).float().clamp(0, 1).mul(255).round().byte()
+    return Image.fromarray(array.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def pad_to(x: Tensor, multiple: int) -> Tensor:
+    """Replicate the last row and column of [B, C, H, W] until H and W are multiples of ``multiple``."""
+    import torch.nn.functional as F
+
+    height, width = x.shape[-2:]
+    return F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+
+
+def picture_format(path: str | os.PathLike) -> str:
+    """Pillow's name of the format that a file's extension asks for; PNG where it has none.
+
+    Raises PictureError for an extension that Pillow cannot write.
+    """
+    suffix = Path(path).suffix.lower()
+    if not suffix:
+        return "PNG"
+    name = Image.registered_extensions().get(suffix)
+    if name not in Image.SAVE or name == "PDF":
+        raise PictureError(f"{path}: cannot write {suffix} pictures; try .png .webp .tiff .bmp .ppm or .jpg")
+    return name
+
+
+def save_picture(image: Image.Image, path: str | os.PathLike) -> None:
+    """Write a picture in the format of the path's extension (PNG without one), whole or not at all.
+
+    JPEG is the one lossy choice among the common ones, written at quality 95 without chroma subsampling.
+
+    Raises:
+        PictureError: the extension is of no format that Pillow writes, or that format cannot hold the picture.
+        ugicm.files.WriteError: the file cannot be written.
+    """
+    name = picture_format(path)
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, name, **_SAVE_OPTIONS.get(name, {}))
+    except (OSError, ValueError) as error:
+        size = f"{image.width}x{image.height}"
+        raise PictureError(f"{path}: a {size} picture cannot be written as {name}: {error}") from None
+    files.write(path, buffer.getvalue())
