@@ -1,0 +1,5 @@
+import sys
+
+from ugicm.cli import main
+
+sys.exit(main())

@@ -1,0 +1,324 @@
+"""The command ``ugicm``: compress, decompress and info, on files and folders.
+
+Exit status: 0 all done; 1 something failed (the summary names it); 2 the command cannot be carried out as given;
+130 interrupted. Heavy libraries are imported by the commands that need them, so that help and info are quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ugicm import __version__, files
+from ugicm.coding import stream
+from ugicm.errors import CheckpointError, PictureError, StreamError, UgicmError
+
+if TYPE_CHECKING:
+    from ugicm.codec import Codec
+
+_MAIN_HELP = """\
+examples:
+  ugicm compress photo.jpg                        photo.ugic, beside it
+  ugicm compress photos/ streams/ --quality 0.3   a whole folder, keeping its tree
+  ugicm decompress photo.ugic photo.png           the picture for people
+  ugicm info streams/                             sizes, bits per pixel, models
+"""
+_COMPRESS_HELP = """\
+examples:
+  ugicm compress photo.jpg                        writes photo.ugic
+  ugicm compress photo.jpg small.ugic -q 0.1      fewer bytes
+  ugicm compress photos/ streams/                 a folder; run again, it continues where it stopped
+  ugicm compress photo.jpg -c runs/mine/model.safetensors --verify
+"""
+_DECOMPRESS_HELP = """\
+examples:
+  ugicm decompress photo.ugic                     writes photo.png
+  ugicm decompress photo.ugic seen.png -p machine for a network to look at
+  ugicm decompress photo.ugic half.webp -p 0.5    half way between (WebP is written lossless)
+  ugicm decompress photo.ugic mix.png -p map.png  machine where map.png is white, human where it is black
+  ugicm decompress streams/ pictures/             a folder, keeping its tree
+"""
+_INFO_HELP = """\
+examples:
+  ugicm info photo.ugic
+  ugicm info streams/ more/*.ugic
+Only headers and checksums are read: no model is loaded.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit status."""
+    args = _parser().parse_args(arguments)
+    warnings.showwarning = _show_warning
+    warnings.simplefilter("ignore", FutureWarning)
+    try:
+        return args.command(args)
+    except (files.UsageError, CheckpointError) as error:
+        _say(str(error))
+        return 2
+    except (UgicmError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        _say(str(error) if isinstance(error, UgicmError) else _described(error))
+        return 1
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="ugicm",
+        description="Learned image codec: one stream, decoded for people, for machines, or anything between.",
+        epilog=_MAIN_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ugicm {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], summary: str, examples: str) -> _Parser:
+        sub = commands.add_parser(
+            name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        sub.set_defaults(command=run)
+        return sub
+
+    def model_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("-c", "--checkpoint", metavar="CKPT",
+                         help="a .safetensors checkpoint or a released .pth.tar (default: the shipped model)")
+        sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
+        sub.add_argument("--overwrite", action="store_true", help="replace outputs that are already there")
+
+    sub = command("compress", _compress, "compress a picture, or a folder of pictures", _COMPRESS_HELP)
+    sub.add_argument("input", metavar="IN", help="a picture (any that Pillow reads), or a folder of them")
+    sub.add_argument("output", metavar="OUT", nargs="?", help="a .ugic file or a folder (default: IN with .ugic)")
+    sub.add_argument("-q", "--quality", type=_quality, default=0.5, metavar="Q",
+                     help="from 0 (small) to 1 (good), default 0.5")  # fmt: skip
+    sub.add_argument("--verify", action="store_true", help="parse each stream again before it is written")
+    model_options(sub)
+
+    sub = command("decompress", _decompress, "decompress a stream, or a folder of streams", _DECOMPRESS_HELP)
+    sub.add_argument("input", metavar="IN", help="a .ugic file, or a folder of them")
+    sub.add_argument("output", metavar="OUT", nargs="?",
+                     help="a picture, its format by extension, or a folder (default: IN with .png)")  # fmt: skip
+    sub.add_argument("-p", "--preference", default="human", metavar="P",
+                     help="human, machine, a number from 0 (human) to 1 (machine), or a picture of the same size that "
+                     "is bright where the machine should be served (default: human)")  # fmt: skip
+    sub.add_argument("--format", metavar="EXT", help="picture format where OUT does not say it (default: png)")
+    model_options(sub)
+
+    sub = command("info", _info, "show what streams hold, without decoding them", _INFO_HELP)
+    sub.add_argument("inputs", metavar="FILE", nargs="+", help="a .ugic file, or a folder of them")
+    return parser
+
+
+def _quality(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"quality is {text}, must be from 0 (small) to 1 (good)")
+    return value
+
+
+def _compress(args: argparse.Namespace) -> int:
+    jobs = files.plan(args.input, args.output, files.PICTURE_SUFFIXES, files.STREAM_SUFFIX)
+    folder = Path(args.input).is_dir()
+    if not folder:
+        _refuse(jobs[0], args.overwrite)
+        if jobs[0].source.suffix.lower() == files.STREAM_SUFFIX:
+            raise files.UsageError(f"{args.input} looks like a stream already; did you mean ugicm decompress?")
+        if jobs[0].target.suffix.lower() in files.PICTURE_SUFFIXES:
+            raise files.UsageError(f"{jobs[0].target}: a compressed picture is not a picture file; name it .ugic")
+    files.prepare(jobs)
+    codec = _load(args)
+    from ugicm import pictures
+    from ugicm.codec import ONE_RATE
+
+    quality = args.quality if codec.has_quality else ONE_RATE
+    sizes: list[tuple[int, int]] = []  # bytes and pixels of each output made
+
+    def work(job: files.Job) -> int:
+        image = pictures.open_rgb(job.source)
+        data = codec.compress(image, args.quality)
+        if args.verify:
+            codec.parse(stream.parse(data))
+        files.write(job.target, data)
+        sizes.append((len(data), image.width * image.height))
+        return image.width * image.height
+
+    def incomplete(job: files.Job) -> str | None:
+        try:
+            there = stream.parse(job.target.read_bytes())
+        except StreamError as error:
+            return f"is already there, but is no complete stream ({error})"
+        if there.fingerprint.hex() != codec.fingerprint:
+            return f"is already there, written by another model ({there.fingerprint.hex()})"
+        if there.quality != stream.quantise_quality(quality):
+            return f"is already there, with quality {there.quality:.3g}"
+        return None
+
+    summary = files.run(jobs, work, incomplete, args.overwrite, _say)
+    if not folder and sizes:
+        print(f"{jobs[0].source} -> {jobs[0].target}")
+    if sizes:
+        total = sum(size for size, _ in sizes)
+        print(f"{total:,} bytes, {8 * total / sum(pixels for _, pixels in sizes):.3f} bpp")
+    return _finish(summary, folder)
+
+
+def _decompress(args: argparse.Namespace) -> int:
+    suffix = "." + (args.format or "png").lstrip(".").lower()
+    jobs = files.plan(args.input, args.output, [files.STREAM_SUFFIX], suffix)
+    folder = Path(args.input).is_dir()
+    if not folder:
+        _refuse(jobs[0], args.overwrite)
+    from ugicm import pictures
+
+    try:
+        chosen = pictures.picture_format(jobs[0].target)
+        if args.format and chosen != pictures.picture_format(f"x{suffix}"):
+            raise files.UsageError(f"{jobs[0].target} does not go with --format {args.format}: leave one out")
+    except PictureError as error:
+        raise files.UsageError(str(error)) from None
+    preference = _preference(args.preference)
+    files.prepare(jobs)
+    codec = _load(args)
+
+    def work(job: files.Job) -> int:
+        image = codec.decompress(job.source.read_bytes(), preference)
+        pictures.save_picture(image, job.target)
+        return image.width * image.height
+
+    def incomplete(job: files.Job) -> str | None:
+        declared = stream.parse(job.source.read_bytes())
+        try:
+            size = pictures.open_rgb(job.target).size
+        except PictureError:
+            return "is already there, but is no complete picture"
+        if size != (declared.width, declared.height):
+            return f"is already there, a picture of another size ({size[0]}x{size[1]})"
+        return None
+
+    summary = files.run(jobs, work, incomplete, args.overwrite, _say)
+    if not folder and summary.done:
+        print(f"{jobs[0].source} -> {jobs[0].target}")
+    return _finish(summary, folder)
+
+
+def _preference(text: str) -> Any:
+    """The argument as Codec.decompress takes it. Raises UsageError."""
+    if text in ("human", "machine"):
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        if not Path(text).is_file():
+            raise files.UsageError(
+                f"preference {text!r}: not human, machine, a number from 0 to 1, or a picture that is there"
+            ) from None
+        from ugicm.pictures import open_rgb
+
+        try:
+            return open_rgb(text).convert("L")
+        except PictureError as error:
+            raise files.UsageError(f"preference map {error}") from None
+    if not 0 <= value <= 1:
+        raise files.UsageError(f"preference is {text}, must be from 0 (human) to 1 (machine)")
+    return value
+
+
+def _refuse(job: files.Job, overwrite: bool) -> None:
+    if job.taken and not overwrite:
+        raise files.UsageError(f"{job.target} is already there; --overwrite replaces it")
+
+
+def _load(args: argparse.Namespace) -> Codec:
+    import torch
+
+    from ugicm.codec import load
+
+    device = args.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise files.UsageError(f"device {device!r} cannot be used: {files.first_line(error)}") from None
+    return load(args.checkpoint, device)
+
+
+def _finish(summary: files.Summary, folder: bool) -> int:
+    if folder or summary.stopped:  # what became of a single file has been said
+        print(summary)
+    return summary.status
+
+
+def _info(args: argparse.Namespace) -> int:
+    status, rows = 0, [("file", "size", "quality", "bytes", "bpp", "version", "model")]
+    shipped = _shipped_fingerprints()
+    for name in args.inputs:
+        try:
+            paths = files.find(name, [files.STREAM_SUFFIX]) if Path(name).is_dir() else [Path(name)]
+        except files.UsageError as error:
+            status = 1
+            _say(str(error))
+            continue
+        for path in paths:
+            try:
+                data = path.read_bytes()
+                header = stream.parse(data)
+            except (OSError, StreamError) as error:
+                status = 1
+                _say(f"{path}: {error}" if isinstance(error, StreamError) else _described(error))
+                continue
+            model = header.fingerprint.hex()
+            model += " (shipped)" if model in shipped else " (not shipped)"
+            bpp = 8 * len(data) / (header.width * header.height)
+            rows.append((str(path), f"{header.width}x{header.height}", f"{header.quality:.3g}", f"{len(data):,}",
+                         f"{bpp:.3f}", str(header.version), model))  # fmt: skip
+    if len(rows) > 1:
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return status
+
+
+def _shipped_fingerprints() -> set[str]:
+    """Of the checkpoints inside the package, from their metadata: quick, without PyTorch."""
+    from importlib import resources
+
+    import safetensors
+
+    found = set()
+    weights = resources.files("ugicm") / "weights"
+    for item in weights.iterdir() if weights.is_dir() else ():
+        if item.name.endswith(".safetensors"):
+            with resources.as_file(item) as path, safetensors.safe_open(path, "numpy") as file:
+                found.add((file.metadata() or {}).get("fingerprint", ""))
+    return found
+
+
+def _described(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename else files.first_line(error)
+
+
+def _say(line: str) -> None:
+    print(f"ugicm: {line}", file=sys.stderr)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"ugicm: warning: {message}", file=sys.stderr)
