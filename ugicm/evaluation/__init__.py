@@ -1,0 +1,1 @@
+"""Measuring: rate, distortion, task scores and speed, and the records they are kept in."""
