@@ -1,10 +1,10 @@
 """Checkpoints that others released: UG-ICM and official MLIC++ ``.pth.tar`` files.
 
-The network's sizes are inferred from the tensors' shapes, and the tensors renamed by one table (:data:`KEY_MAP`).
-An MLIC++ checkpoint has no preference: its projections are set to zero, so that the preference has no influence
-until it is trained. Integer CDF tables in the file are ignored, whatever their length: they follow from the
-parameters and are built anew, as the reference code does after loading. To pin them, and to load faster, convert to
-our own format with ``scripts/convert_checkpoint.py``.
+The network's sizes are inferred from the tensors' shapes, and the tensors renamed by one table
+(:data:`KEY_MAP`). An MLIC++ checkpoint has no preference: its projections are set to zero, so that the
+preference has no influence until it is trained. Integer CDF tables in the file are ignored, whatever their
+length: they follow from the parameters and are built anew, as the reference code does after loading. To pin
+them, convert to our own format with ``scripts/convert_checkpoint.py``.
 
 Files are read with ``weights_only=True``: nothing in them is executed.
 """
@@ -55,7 +55,8 @@ KEY_MAP: tuple[tuple[str, str], ...] = (
         (f"global_{kind}_context.#.{theirs}", f"parser.slices.{kind}.#.{ours}")
         for kind in ("inter", "intra")
         for theirs, ours in (
-            ("queries.", "query."), ("keys.", "key."), ("values.", "value."), ("reprojection.", "fusion."), ("", ""),
+            ("queries.", "query."), ("keys.", "key."), ("values.", "value."), ("reprojection.", "fusion."),
+            ("", ""),
         )
     ),
     ("entropy_parameters_anchor.#.fusion.", "parser.slices.anchor_params.#."),
@@ -79,25 +80,25 @@ def load_released(path: str | os.PathLike) -> UGICM:
     """Load a released UG-ICM or MLIC++ checkpoint: float32, on the CPU, in eval mode.
 
     Raises:
-        CheckpointError: the file cannot be read without executing code, is not such a checkpoint, or tensors are
-            missing, unexpected, mis-shaped or not finite.
+        CheckpointError: the file cannot be read without executing code, is not such a checkpoint, or tensors
+            are missing, unexpected, mis-shaped or not finite.
     """
     return build(read_state(path), str(path))
 
 
 def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The state dict in a ``.pth.tar`` under the reference's names (CompressAI 1.2's for the factorised prior).
+    """The state dict in a ``.pth.tar`` under the reference's names (for the prior: CompressAI 1.2's).
 
     Raises CheckpointError.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), None)
-        if reason is None:
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if foreign is None:
             raise CheckpointError(f"{path}: not a PyTorch checkpoint: {_first_line(error)}") from None
         raise CheckpointError(
-            f"{path}: holds more than tensors and would have to execute code to load, which is refused: {reason.strip()}; "
+            f"{path}: holds more than tensors ({foreign[1]}): loading it would execute code and is refused; "
             "save its state_dict alone, torch.save({'state_dict': model.state_dict()}, path)"
         ) from None
     except Exception as error:  # torch raises whatever the damaged bytes led it to
@@ -106,7 +107,7 @@ def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
         content = content["state_dict"]
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path}: expected a state dict of named tensors, found {_kind(content)}")
-    odd = [name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    odd = [k for k, v in content.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
     if odd:
         raise CheckpointError(
             f"{path}: expected a state dict of named tensors (under 'state_dict' or bare), found "
@@ -122,7 +123,7 @@ def _modern_name(name: str) -> str:
 
 
 def infer_config(state: dict[str, Tensor], where: str = "checkpoint") -> ModelConfig:
-    """Read the network's sizes off the shapes of a state dict with reference names. Raises CheckpointError."""
+    """Read the network's sizes off a state dict with reference names. Raises CheckpointError."""
 
     def shape(name: str, dimensions: int) -> torch.Size:
         if name not in state:
@@ -130,7 +131,9 @@ def infer_config(state: dict[str, Tensor], where: str = "checkpoint") -> ModelCo
                 f"{where}: not a UG-ICM or MLIC++ checkpoint: no tensor {name!r}; found {_some(state)}"
             )
         if state[name].dim() != dimensions:
-            raise CheckpointError(f"{where}: {name} is {list(state[name].shape)}, expected {dimensions} dimensions")
+            raise CheckpointError(
+                f"{where}: {name} is {list(state[name].shape)}, expected {dimensions} dimensions"
+            )
         return state[name].shape
 
     def hidden_widths(prefix: str) -> tuple[int, ...]:
@@ -144,7 +147,8 @@ def infer_config(state: dict[str, Tensor], where: str = "checkpoint") -> ModelCo
         return tuple(widths[:-1])
 
     M, N = shape("g_a.analysis_transform.6.weight", 4)[:2]
-    slices = 1 + max((int(m[1]) for m in map(re.compile(r"^local_context\.(\d+)\.").match, state) if m), default=0)
+    numbered = (re.match(r"local_context\.(\d+)\.", name) for name in state)
+    slices = 1 + max((int(m[1]) for m in numbered if m), default=0)
     widths = tuple(shape(f"local_context.{k}.norm1.weight", 1)[0] for k in range(slices))
     sizes = dict(
         N=N,
@@ -171,7 +175,7 @@ def infer_config(state: dict[str, Tensor], where: str = "checkpoint") -> ModelCo
 
 
 def _decimal(value: Tensor) -> float:
-    """A tabulated scale as the decimal number it was written as: log and exp left an error in the last digits."""
+    """A tabulated scale as the decimal it was made from: log and exp left an error in the last digits."""
     return float(f"{value.item():.5g}")
 
 
@@ -185,35 +189,32 @@ def build(state: dict[str, Tensor], where: str = "checkpoint") -> UGICM:
     tensors = {name: tensor for name, tensor in state.items() if not _DERIVED.search(name)}
     named = {our_name(name): name for name in tensors}
     expected = dict(model.named_parameters())
-    unconditioned: set[str] = set()
+    optional: set[str] = set()
     if not _has_condition(state):
-        unconditioned = {name for name in expected if name.startswith("preference.") or ".shift" in name}
+        optional = {name for name in expected if name.startswith("preference.") or ".shift" in name}
+    shapes = {n: (list(tensors[n].shape), list(expected[o].shape)) for o, n in named.items() if o in expected}
     for problem, found in (
-        ("missing tensors", [reference_name(n) for n in expected if n not in named and n not in unconditioned]),
+        ("missing tensors", [reference_name(n) for n in expected if n not in named and n not in optional]),
         ("unexpected tensors", [name for ours, name in named.items() if ours not in expected]),
         (
             "wrong shapes",
-            [
-                f"{name} is {list(tensors[name].shape)}, expected {list(expected[ours].shape)}"
-                for ours, name in named.items()
-                if ours in expected and expected[ours].shape != tensors[name].shape
-            ],
+            [f"{n} is {has}, expected {want}" for n, (has, want) in shapes.items() if has != want],
         ),
-        ("values that are not finite", [name for name, v in tensors.items() if not bool(torch.isfinite(v).all())]),
+        ("values that are not finite", [n for n, v in tensors.items() if not bool(torch.isfinite(v).all())]),
     ):
         if found:
             raise CheckpointError(f"{where}: {problem}: {_some(found)}")
     with torch.no_grad():
         for ours, name in named.items():
             expected[ours].copy_(tensors[name])
-        for name in unconditioned:
+        for name in optional:
             if ".shift" in name:
                 expected[name].zero_()
     return model.eval()
 
 
 def our_name(name: str) -> str:
-    """Reference name -> the name in :class:`~ugicm.models.codec.UGICM`; unchanged where the table has none."""
+    """Reference name -> name in :class:`~ugicm.models.codec.UGICM`; unchanged where the table has none."""
     return _translate(name, KEY_MAP)
 
 
@@ -237,7 +238,8 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _kind(value: object) -> str:
-    return f"{type(value).__name__} of {len(value)}" if isinstance(value, (dict, list, tuple)) else type(value).__name__
+    """The type, and how many elements, for messages."""
+    return type(value).__name__ + (f" of {len(value)}" if isinstance(value, (dict, list, tuple)) else "")
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,7 +1,8 @@
 """Synthesis conditioned on the viewer's preference: 0 for people, 1 for machines, anything between.
 
-UG-ICM ("Unified and Generalized Image Coding for Machine", AAAI 2025): the preference is embedded once and shifts
-the features of every residual block of the synthesis. Here it may also vary over the picture (a preference map).
+UG-ICM ("Unified and Generalized Image Coding for Machine", AAAI 2025): the preference is embedded once and
+shifts the features of every residual block of the synthesis. Here it may also vary over the picture (a
+preference map).
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ MAP_STEPS = 255  # a preference map is rounded to multiples of 1 / MAP_STEPS
 class Condition:
     """The embedded preference of a batch, ready to be projected by any layer.
 
-    Either one vector a picture, or (``level_map`` given) a table of vectors for the distinct levels of a preference
-    map and which level each pixel has: a projection is then a product with at most 256 rows and a gather.
+    Either one vector a picture, or (``level_map`` given) a table of vectors for the levels of a preference
+    map, and which level each pixel has: a projection is then a product with at most 256 rows and a gather.
     """
 
     def __init__(self, vectors: Tensor, level_map: Tensor | None = None, lowest: int = 0):
@@ -87,8 +88,8 @@ class PreferenceEmbedding(nn.Module):
     def condition(self, beta: Tensor, extra: Tensor | None = None) -> Condition:
         """Embed one preference a picture, beta [B], or a preference map, beta [B, 1, H, W]; values in [0, 1].
 
-        A map is area-averaged to the resolution of each layer and rounded to steps of 1/255. A constant map at
-        such a step gives the same picture as the number. Raises ValueError for any other shape.
+        A map is area-averaged to the resolution of each layer and rounded to steps of 1/255. A constant map
+        at such a step gives the same picture as the number. Raises ValueError for any other shape.
         """
         if beta.dim() == 1:
             return Condition(self(beta, extra))
@@ -142,6 +143,6 @@ class ResidualSynthesis(nn.Module):
 
     def forward(self, y_hat: Tensor, condition: Condition) -> Tensor:
         h = self.blocks[0](y_hat, condition)
-        for up, block in zip(self.ups, self.blocks[1:]):
+        for up, block in zip(self.ups, self.blocks[1:], strict=True):
             h = block(up(h), condition)
         return self.head(h)

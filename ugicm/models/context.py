@@ -14,32 +14,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ugicm.models.checkerboard import ANCHOR, REST, keep, pack, unpack
-from ugicm.models.layers import DepthwiseConv3x3, conv1x1, conv3x3, pointwise_mlp
+from ugicm.models.layers import Conv2d, DepthwiseConv3x3, conv1x1, conv3x3_stack, pointwise_stack
 
 HEAD_WIDTH = 32  # channels of a head in the attention over finished slices
 MASKED = -100.0  # added to the score of a masked pair of positions (not -inf: the reference does the same)
 
 
 class EntropyParameters(nn.Sequential):
-    """All that is known of a position -> scale and mean of its symbols, pointwise. [B, in, h, w] -> [B, out, h, w]."""
+    """All that is known of a position -> scale and mean of its symbols, pointwise.
+
+    [B, in, h, w] -> [B, out, h, w].
+    """
 
     def __init__(self, in_channels: int, out_channels: int, widths: tuple[int, ...] = (320, 256, 128)):
-        super().__init__(*pointwise_mlp(in_channels, *widths, out_channels))
+        super().__init__(*pointwise_stack(in_channels, *widths, out_channels))
 
 
 class ChannelContext(nn.Sequential):
     """Finished slices -> their local summary, by 3x3 convolutions. [B, in, H, W] -> [B, out, H, W]."""
 
     def __init__(self, in_channels: int, out_channels: int, widths: tuple[int, ...] = (192, 128)):
-        super().__init__(*_conv3x3_stack(in_channels, *widths, out_channels))
+        super().__init__(*conv3x3_stack(in_channels, *widths, out_channels))
 
 
 class LatentResidualPrediction(nn.Module):
     """Predict what rounding took away, in (-0.5, 0.5). [B, in, H, W] -> [B, out, H, W].
 
-    Minnen & Singh, "Channel-wise Autoregressive Entropy Models" (ICIP 2020). Form "full" narrows from ``in`` to
-    ``out`` in four equal steps, as the released networks do; "slim" has the hidden widths of that paper, which later
-    MLIC++ networks adopted, at an eighth of the parameters and no loss.
+    Minnen & Singh, "Channel-wise Autoregressive Entropy Models" (ICIP 2020). Form "full" narrows from ``in``
+    to ``out`` in four equal steps, as the released networks do; "slim" has hidden widths of 224 and 128, as
+    later MLIC++ networks have.
     """
 
     SLIM_WIDTHS = (224, 128)
@@ -53,24 +56,17 @@ class LatentResidualPrediction(nn.Module):
             widths = self.SLIM_WIDTHS
         else:
             raise ValueError(f"form {form!r} not found; available: full, slim")
-        self.layers = nn.Sequential(*_conv3x3_stack(in_channels, *widths, out_channels))
+        self.layers = nn.Sequential(*conv3x3_stack(in_channels, *widths, out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return 0.5 * torch.tanh(self.layers(x))
 
 
-def _conv3x3_stack(*widths: int) -> list[nn.Module]:
-    layers: list[nn.Module] = []
-    for width_in, width_out in zip(widths, widths[1:]):
-        layers += [conv3x3(width_in, width_out), nn.GELU()]
-    return layers[:-1]
-
-
 def linear_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """Attention whose cost is linear in the positions: query [B, D, n], key and value [B, D, m] -> [B, D, n].
 
-    Keys are normalised over positions, queries over the channels of a head (Shen et al., "Efficient Attention",
-    WACV 2021).
+    Keys are normalised over positions, queries over the channels of a head (Shen et al., "Efficient
+    Attention", WACV 2021).
     """
     query, key, value = (t.unflatten(1, (heads, -1)) for t in (query, key, value))
     context = value @ key.softmax(dim=3).transpose(2, 3)
@@ -83,8 +79,9 @@ def _projection(channels: int) -> nn.Sequential:
 
 def _depthwise_mlp(in_channels: int, hidden: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(
-        conv1x1(in_channels, hidden), nn.GELU(), DepthwiseConv3x3(hidden), nn.GELU(), conv1x1(hidden, out_channels)
-    )
+        conv1x1(in_channels, hidden), nn.GELU(), DepthwiseConv3x3(hidden), nn.GELU(),
+        conv1x1(hidden, out_channels),
+    )  # fmt: skip
 
 
 class InterContext(nn.Module):
@@ -98,7 +95,7 @@ class InterContext(nn.Module):
         self.heads = next(n for n in range(max(1, dim // HEAD_WIDTH), 0, -1) if dim % n == 0)
         self.query, self.key, self.value = _projection(dim), _projection(dim), _projection(dim)
         middle = out_channels * 3 // 2
-        self.fusion = nn.Conv2d(dim, middle, 5, padding=2)
+        self.fusion = Conv2d(dim, middle, 5)
         self.skip = conv1x1(middle, out_channels)
         self.mlp = _depthwise_mlp(middle, 2 * out_channels, out_channels)
 
@@ -110,17 +107,17 @@ class InterContext(nn.Module):
 
 
 class IntraContext(nn.Module):
-    """Global context within a slice: where the previous slice had similar values, this one's anchors tell about it.
+    """Global context within a slice: a position resembles anchors to which the previous slice likens it.
 
-    Queries are the non-anchors of the previous slice [B, C, H, W], keys its anchors, values the anchors of this
-    slice [B, C, H, W] (zero elsewhere) -> [B, 2C, H, W].
+    Queries are the non-anchors of the previous slice [B, C, H, W], keys its anchors, values the anchors of
+    this slice [B, C, H, W] (zero elsewhere) -> [B, 2C, H, W].
     """
 
     def __init__(self, dim: int, heads: int = 2):
         super().__init__()
         self.heads = heads
         self.query, self.key, self.value = _projection(dim), _projection(dim), _projection(dim)
-        self.fusion = nn.Conv2d(dim, 2 * dim, 5, padding=2)
+        self.fusion = Conv2d(dim, 2 * dim, 5)
         self.mlp = _depthwise_mlp(2 * dim, 4 * dim, 2 * dim)
 
     def forward(self, previous: Tensor, anchor: Tensor) -> Tensor:
@@ -135,11 +132,12 @@ class IntraContext(nn.Module):
 class LocalContext(nn.Module):
     """Attention inside the window around a position, over this slice's anchors.
 
-    anchor [B, C, H, W], zero on non-anchors -> [B, 2C, H, W], computed on the non-anchors (the only ones that use
-    it) and zero elsewhere.
+    anchor [B, C, H, W], zero on non-anchors -> [B, 2C, H, W], computed on the non-anchors (the only ones that
+    use it) and zero elsewhere.
 
-    In every window, all positions attend to all. Pairs of two anchors inside the picture score as they are, all
-    others get -100, so that anchors see anchors only; the others, for which this cancels, see the whole window.
+    In every window, all positions attend to all. Pairs of two anchors inside the picture score as they are,
+    all others get -100, so that anchors see anchors only; for the other positions this cancels, and they see
+    the whole window.
     """
 
     def __init__(self, dim: int, window: int = 5, heads: int = 2):
@@ -164,32 +162,34 @@ class LocalContext(nn.Module):
         reach = self.window // 2
         qkv = F.pad(qkv, (0, 0, reach, reach, reach, reach)).flatten(1, 2)
         # [B, positions, window^2, 3, heads, C / heads] -> three of [B, positions, heads, window^2, C / heads]
-        query, key, value = qkv[:, windows].view(batch, *windows.shape, 3, self.heads, -1).permute(3, 0, 1, 4, 2, 5)
+        qkv = qkv[:, windows].view(batch, *windows.shape, 3, self.heads, -1)
+        query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).contiguous()
         scores = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)
-        scores = scores + self._score_offsets(inside).to(scores.dtype)
+        bias, masked = self._position_bias_and_mask(inside)
+        scores = scores + bias + MASKED * masked.to(scores.dtype)
         attended = scores.softmax(dim=-1) @ value  # [B, positions, heads, window^2, C / heads]
         fusion = self.fusion.weight.unflatten(1, (self.heads, -1)).flatten(3).transpose(2, 3).flatten(1)
         h = self.project(F.linear(attended.flatten(2), fusion, self.fusion.bias))
         h = h + self.mlp(self.mlp_norm(h))
         return unpack(h.transpose(1, 2).reshape(batch, 2 * dim, height, width // 2), REST)
 
-    def _score_offsets(self, inside: Tensor) -> Tensor:
-        """What is added to the scores: position bias and mask, [positions, heads, window^2, window^2]."""
+    def _position_bias_and_mask(self, inside: Tensor) -> tuple[Tensor, Tensor]:
+        """Bias of every pair of a window's positions, [heads, window^2, window^2], and which pairs are masked,
+        [positions, 1, window^2, window^2]."""
         side = torch.arange(self.window, device=inside.device)
         row, column = side.repeat_interleave(self.window), side.repeat(self.window)
         offset = (row[:, None] - row + self.window - 1) * (2 * self.window - 1) + column[:, None] - column
         bias = self.position_bias[offset + self.window - 1].permute(2, 0, 1)
-        # The centre is a non-anchor: a position of its window is an anchor if an odd number of steps away.
-        anchor = inside & ((row + column + 2 * (self.window // 2)) % 2 == 1)
-        masked = ~(anchor[:, None, :, None] & anchor[:, None, None, :])
-        return bias + MASKED * masked.to(bias.dtype)
+        # The centre is a non-anchor, and an even number of steps from the window's corner.
+        anchor = inside & ((row + column) % 2 == 1)
+        return bias, ~(anchor[:, None, :, None] & anchor[:, None, None, :])
 
 
 def _windows(height: int, width: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The windows around all non-anchors, in the order of ``pack(x, REST)``.
 
-    Returns for each [H W / 2, window^2]: the flat index into a map padded by ``window // 2`` on all sides, and
-    whether that lies inside the picture.
+    Returns two of [H W / 2, window^2]: the flat index into a map padded by ``window // 2`` on all sides, and
+    whether it lies inside the picture.
     """
     row = torch.arange(height, device=device)[:, None]
     column = 2 * torch.arange(width // 2, device=device) + row % 2
