@@ -26,7 +26,8 @@ class LikelihoodCoder:
     """Collects likelihoods; writes nothing. Differentiable while the parser is in training mode.
 
     Training follows Minnen & Singh (ICIP 2020): the rate sees y with uniform noise, the rest of the network sees
-    y rounded with a straight-through gradient.
+    y rounded with a straight-through gradient. z is noisy for both: rounded, its small early values would all be
+    zero, and the hyperprior would die before it is of use.
     """
 
     def __init__(self, parser: torch.nn.Module):
@@ -37,8 +38,8 @@ class LikelihoodCoder:
     def code_hyper(self, z: Tensor) -> Tensor:
         bottleneck = self.parser.bottleneck
         medians = bottleneck.quantiles[:, :, 1:2].detach().reshape(1, -1, 1, 1)
-        _, self.z_likelihood = bottleneck(z)
-        return straight_through_round(z - medians) + medians
+        noisy, self.z_likelihood = bottleneck(z)
+        return noisy if bottleneck.training else torch.round(z - medians) + medians
 
     def code(self, scale: Tensor, mean: Tensor, part: Part, y: Tensor) -> Tensor:
         gaussian = self.parser.gaussian

@@ -107,6 +107,9 @@ class CompactHyperAnalysis(nn.Module):
         self.conv1 = nn.Conv2d(config.M, config.N, 3, padding=1)
         self.conv2 = nn.Conv2d(config.N, config.N, 3, stride=2, padding=1)
         self.conv3 = nn.Conv2d(config.N, config.N, 3, stride=2, padding=1)
+        # z must rise above the quantisation noise from the start, or the rate term silences it for good.
+        with torch.no_grad():
+            self.conv3.weight.mul_(8)
 
     def forward(self, y: Tensor) -> Tensor:
         return self.conv3(activation(self.conv2(activation(self.conv1(y)))))
