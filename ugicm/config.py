@@ -92,7 +92,7 @@ class ModelConfig:
 # The released UG-ICM network (117.78 M parameters) and the mean-scale hyperprior under the same decoder.
 _REFERENCE = dict(
     slice_widths=(), channel_widths=(192, 128), parameter_widths=(320, 256, 128), beta_frequencies=10, beta_width=512,
-    quality_points=0, scale_max=256.0, sparse_coding=False, parsing="float64",
+    quality_points=0, scale_max=256.0, sparse_coding=False, parsing="float32",
 )  # fmt: skip
 MLICPP = ModelConfig(backbone="mlicpp", N=192, M=320, slices=10, lrp="full", **_REFERENCE)
 BMSHJ2018 = ModelConfig(backbone="bmshj2018", N=192, M=320, slices=1, **_REFERENCE)
