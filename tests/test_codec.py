@@ -1,0 +1,206 @@
+"""The promised interface: pictures to bytes and back."""
+
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from small_models import small_model
+
+import ugicm
+from ugicm import checkpoint
+from ugicm.codec import Codec
+from ugicm.coding import stream
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return Codec(small_model())
+
+
+def picture(width=100, height=70, seed=0):
+    rng = np.random.default_rng(seed)
+    low = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    return low.resize((width, height), Image.BICUBIC)
+
+
+def test_round_trip_and_determinism(codec):
+    image = picture()
+    data = codec.compress(image, quality=0.5)
+    assert isinstance(data, bytes)
+    assert data == codec.compress(image, 0.5)
+    decoded = codec.decompress(data)
+    assert (decoded.size, decoded.mode) == (image.size, "RGB")
+
+
+def test_a_list_of_preferences_gives_a_list_of_pictures_parsed_once(codec, monkeypatch):
+    data = codec.compress(picture())
+    alone = [np.asarray(codec.decompress(data, p)) for p in (0.0, 0.5, 1.0)]
+    calls = []
+    parse = codec.model.decompress
+    monkeypatch.setattr(codec.model, "decompress", lambda *a: calls.append(1) or parse(*a))
+    together = codec.decompress(data, ["human", 0.5, "machine"])
+    assert len(calls) == 1
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together))
+    assert not np.array_equal(alone[0], alone[2])
+    assert codec.decompress(data, []) == []
+
+
+def test_a_preference_map_chooses_by_place(codec):
+    data = codec.compress(picture(128, 64))
+    human, machine = (np.asarray(image, int) for image in codec.decompress(data, [0.0, 1.0]))
+    mask = np.zeros((64, 128), np.float32)
+    mask[:, 64:] = 1
+    mixed = np.asarray(codec.decompress(data, mask), int)
+    assert np.abs(mixed[:, :8] - human[:, :8]).max() <= 1
+    assert np.abs(mixed[:, -8:] - machine[:, -8:]).max() <= 1
+    as_picture = Image.fromarray((mask * 255).astype(np.uint8))
+    assert np.array_equal(np.asarray(codec.decompress(data, as_picture), int), mixed)
+
+
+@settings(max_examples=25, deadline=None)
+@given(width=st.integers(1, 150), height=st.integers(1, 150), quality=st.floats(0, 1))
+def test_any_size_and_quality(codec, width, height, quality):
+    image = picture(width, height)
+    data = codec.compress(image, quality)
+    assert codec.decompress(data, 1.0).size == (width, height)
+    parsed = stream.parse(data)
+    assert (parsed.width, parsed.height) == (width, height)
+    assert len(data) - len(parsed.payload) <= 32
+
+
+def test_written_bits_are_the_estimated_bits(codec):
+    image = picture(256, 192)
+    for quality in (0.1, 0.9):
+        bits = 8 * len(stream.parse(codec.compress(image, quality)).payload)
+        estimate = codec.estimate_bits(image, quality)
+        assert abs(bits - estimate) <= 0.01 * estimate + 64
+
+
+@pytest.mark.parametrize("bad", [-0.1, 1.1, float("nan")])
+def test_quality_and_preference_out_of_range(codec, bad):
+    with pytest.raises(ValueError, match="quality"):
+        codec.compress(picture(), bad)
+    data = codec.compress(picture())
+    with pytest.raises(ValueError, match="preference"):
+        codec.decompress(data, bad)
+
+
+def test_preferences_that_make_no_sense_are_named(codec):
+    data = codec.compress(picture())
+    with pytest.raises(ValueError, match="'robot' not found; available: human, machine"):
+        codec.decompress(data, "robot")
+    with pytest.raises(ValueError, match="picture's size 100x70"):
+        codec.decompress(data, np.zeros((10, 10)))
+
+
+def test_another_model_refuses_the_stream(codec):
+    other = Codec(small_model(seed=1))
+    with pytest.raises(ugicm.StreamError, match="another model.*" + codec.fingerprint):
+        other.decompress(codec.compress(picture()))
+
+
+def test_a_wrong_parse_is_noticed_by_the_digest(codec):
+    parsed = stream.parse(codec.compress(picture()))
+    payload = bytearray(parsed.payload)
+    payload[len(payload) // 2] ^= 0x10
+    forged = stream.Stream(
+        parsed.width, parsed.height, parsed.fingerprint, parsed.quality, parsed.digest, bytes(payload)
+    ).pack()
+    with pytest.raises(ugicm.StreamError, match="symbols do not match"):
+        codec.decompress(forged)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_forged_payloads_end_in_stream_error_or_a_picture(codec, data):
+    parsed = stream.parse(codec.compress(picture(65, 40)))
+    payload = data.draw(st.one_of(st.binary(max_size=200), st.just(parsed.payload[:10]), st.just(b"\xff" * 300)))
+    width, height = data.draw(st.tuples(st.integers(1, 130), st.integers(1, 130)))
+    forged = stream.Stream(width, height, parsed.fingerprint, parsed.quality, parsed.digest, payload).pack()
+    try:
+        assert codec.decompress(forged).size == (width, height)
+    except ugicm.StreamError:
+        pass
+
+
+@pytest.mark.parametrize("backbone", ["mlicpp", "bmshj2018"])
+def test_one_rate_models_say_so_once(backbone):
+    codec = Codec(small_model(backbone))
+    assert not codec.has_quality
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = codec.compress(picture())
+    with pytest.warns(UserWarning, match="one rate"):
+        assert codec.compress(picture(), 0.9) == data
+    assert codec.decompress(data).size == (100, 70)
+
+
+def test_threads_share_one_codec(codec):
+    images = [picture(80 + 10 * i, 64, seed=i) for i in range(6)]
+    expected = [codec.compress(image, 0.6) for image in images]
+    found = [None] * len(images)
+
+    def work(i):
+        found[i] = codec.compress(images[i], 0.6)
+        codec.decompress(found[i], [0.0, 1.0])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(images))]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert found == expected
+
+
+def test_checkpoints_round_trip_and_halve(tmp_path):
+    model = small_model()
+    model.parser.build_tables()
+    checkpoint.save_model(tmp_path / "full.safetensors", model, {"step": "7"})
+    checkpoint.save_model(tmp_path / "half.safetensors", model, half=True)
+    assert checkpoint.read_metadata(tmp_path / "full.safetensors")["step"] == "7"
+    full = ugicm.load(tmp_path / "full.safetensors")
+    data = full.compress(picture())
+    assert Codec(model).compress(picture()) == data
+    half = ugicm.load(tmp_path / "half.safetensors")
+    assert half.decompress(half.compress(picture())).size == (100, 70)
+    assert half.fingerprint != full.fingerprint
+    with pytest.raises(ValueError, match="before prepare_for_coding"):
+        checkpoint.save_model(tmp_path / "late.safetensors", full.model)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["full.safetensors", "half.safetensors"]
+
+
+def test_unusable_checkpoints_are_named(tmp_path):
+    import safetensors.torch
+
+    path = tmp_path / "model.safetensors"
+    model = small_model()
+    model.parser.build_tables()
+    checkpoint.save_model(path, model)
+    metadata = checkpoint.read_metadata(path)
+    state = safetensors.torch.load_file(path)
+
+    def broken(change):
+        altered = {k: v.clone() for k, v in state.items()}
+        change(altered)
+        safetensors.torch.save_file(altered, tmp_path / "broken.safetensors", metadata)
+        return tmp_path / "broken.safetensors"
+
+    cases = {
+        "missing tensors: g_a.stem.weight": lambda s: s.pop("g_a.stem.weight"),
+        "unexpected tensors: extra": lambda s: s.update(extra=torch.zeros(1)),
+        "wrong shapes: g_a.stem.bias is": lambda s: s.update({"g_a.stem.bias": torch.zeros(3)}),
+        "not finite: g_s.up.bias": lambda s: s["g_s.up.bias"].fill_(float("nan")),
+        "CDF does not rise": lambda s: s["parser.gaussian._quantized_cdf"].zero_(),
+        "CDF lengths out of range": lambda s: s["parser.gaussian._cdf_length"].fill_(10**6),
+    }
+    for says, change in cases.items():
+        with pytest.raises(ugicm.CheckpointError, match=says):
+            ugicm.load(broken(change))
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ugicm.CheckpointError, match="cannot be read"):
+        ugicm.load(path)
+    with pytest.raises(ugicm.CheckpointError, match="no such file"):
+        ugicm.load(tmp_path / "absent.safetensors")
