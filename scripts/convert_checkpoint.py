@@ -1,0 +1,60 @@
+#!/usr/bin/env python3
+"""Convert a released UG-ICM or MLIC++ checkpoint to a safetensors file with its configuration inside.
+
+    python scripts/convert_checkpoint.py ugicm_lambda0.0022.pth.tar ugicm.safetensors
+    ugicm compress -c ugicm.safetensors picture.png
+
+The converted file loads faster, and holds the entropy coder's integer tables, so that streams written on one
+machine can be read on another. The network and its numbers stay the same.
+
+Exit status: 0 converted, 2 unusable input or the output exists.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import ugicm  # noqa: E402
+from ugicm.errors import CheckpointError  # noqa: E402
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, metavar="IN.pth.tar", help="released checkpoint")
+    parser.add_argument("target", type=Path, metavar="OUT.safetensors", help="file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    arguments = parser.parse_args()
+    try:
+        convert(arguments.source, arguments.target, arguments.overwrite)
+    except (CheckpointError, OSError) as error:
+        print(f"convert_checkpoint.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def convert(source: Path, target: Path, overwrite: bool = False) -> None:
+    """Write ``source`` to ``target``. Raises CheckpointError or OSError."""
+    if target.suffix != ".safetensors":
+        raise CheckpointError(f"{target}: the converted file must be named *.safetensors, or it could not be loaded")
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{target} exists; give another name or --overwrite")
+    from ugicm.checkpoint import save_model
+    from ugicm.released import load_released
+
+    model = load_released(source)
+    model.parser.build_tables()
+    save_model(target, model, {"source": source.name, "ugicm_version": ugicm.__version__})
+    c = model.config
+    size = target.stat().st_size / 2**20
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"{target}: {c.backbone}, N={c.N}, M={c.M}, {c.slices} slices, {parameters:.2f} M parameters, {size:.1f} MiB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

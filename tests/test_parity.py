@@ -1,0 +1,82 @@
+"""The network computes what the reference network computes, given the same weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from reference import PARITY, recipe, reference_state, requires_reference
+
+from ugicm.released import infer_config, load_released, our_name, reference_name
+
+pytestmark = requires_reference
+TOLERANCE = 1e-5  # relative; the requirement is 1e-4
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return np.load(PARITY / "expected_small.npz")
+
+
+@pytest.fixture(scope="module", params=["float32", "float64"])
+def model(request, tmp_path_factory):
+    """Ready for coding, parsing in either arithmetic."""
+    path = tmp_path_factory.mktemp("parity") / "small.pth.tar"
+    torch.save({"state_dict": reference_state()}, path)
+    model = load_released(path)
+    model.config = replace(model.config, parsing=request.param)
+    return model.prepare_for_coding()
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return torch.from_numpy(recipe().test_image(128, 192))
+
+
+def relative_error(found: torch.Tensor, wanted: np.ndarray) -> float:
+    return float(np.abs(found.double().numpy() - wanted).max() / np.abs(wanted).max())
+
+
+@torch.inference_mode()
+def test_latent(model, picture, expected):
+    assert relative_error(model.analyse(picture), expected["y"]) < TOLERANCE
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("beta", ["0", "0.5", "1"])
+def test_picture(model, picture, expected, beta):
+    x_hat = model(picture, torch.tensor([float(beta)]))["x_hat"]
+    assert relative_error(x_hat, expected[f"x_hat_beta{beta}"]) < TOLERANCE
+
+
+@torch.inference_mode()
+def test_bits(model, picture, expected):
+    likelihoods = model(picture, torch.zeros(1))["likelihoods"]
+    bits = {name: -value.double().log2().sum(dim=(0, 2, 3)) for name, value in likelihoods.items()}
+    np.testing.assert_allclose(bits["y"], expected["bits_y_per_channel"], rtol=TOLERANCE)
+    np.testing.assert_allclose(bits["z"].sum(), expected["bits_z"], rtol=TOLERANCE)
+
+
+@torch.inference_mode()
+def test_stream(model, picture, expected):
+    (string,), _ = model.compress(picture)
+    assert abs(len(string) - int(expected["bytes_y"]) - int(expected["bytes_z"])) <= 8
+    y_hat, _ = model.decompress([string], (128, 192))
+    x_hat = model.synthesize(y_hat, torch.ones(1))
+    assert relative_error(x_hat, expected["x_hat_decoded_beta1"]) < TOLERANCE
+
+
+def test_every_released_name_is_known():
+    """Names and shapes of the 117.78 M form, without building it."""
+    shapes = json.loads((PARITY / "state_dict_full.json").read_text())
+    shapes.pop("gaussian_conditional.scale_table")  # its values matter
+    state = {name: torch.empty(shape, device="meta") for name, (shape, _) in shapes.items()}
+    config = infer_config(state)
+    assert (config.N, config.M, config.slices, config.window, config.lrp) == (192, 320, 10, 5, "full")
+    assert (config.beta_width, config.beta_frequencies) == (512, 10)
+    assert (config.parameter_widths, config.channel_widths) == ((320, 256, 128), (192, 128))
+    for name in reference_state():
+        assert reference_name(our_name(name)) == name

@@ -1,0 +1,196 @@
+"""Loading other people's checkpoints, whole and broken."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from reference import reference_state, requires_reference
+from small_models import CONFIGS, small_model
+
+from ugicm.checkpoint import load_model
+from ugicm.config import MLICPP
+from ugicm.errors import CheckpointError
+from ugicm.models.codec import UGICM
+from ugicm.released import build, load_released, reference_name
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "convert_checkpoint.py"
+
+
+@pytest.fixture(scope="module")
+def model() -> UGICM:
+    return small_model("mlicpp")
+
+
+@pytest.fixture
+def state(model) -> dict[str, torch.Tensor]:
+    """A small model's weights as the reference would have saved them."""
+    return {reference_name(name): parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def save(tmp_path: Path, content: object) -> Path:
+    path = tmp_path / "checkpoint.pth.tar"
+    torch.save(content, path)
+    return path
+
+
+def same(first: UGICM, second: UGICM) -> bool:
+    theirs = dict(second.named_parameters())
+    return all(torch.equal(p, theirs[name]) for name, p in first.named_parameters())
+
+
+def test_names_are_the_references(state):
+    assert "g_s.synthesis_transform.2._proj1.0.weight" in state
+    assert "entropy_parameters_nonanchor.1.fusion.2.bias" in state
+    assert not [name for name in state if name.startswith(("parser.", "preference."))]
+
+
+def test_sizes_are_inferred(model, state, tmp_path):
+    loaded = load_released(save(tmp_path, {"state_dict": state, "epoch": 3}))
+    assert loaded.config == replace(CONFIGS["mlicpp"], parsing=MLICPP.parsing)
+    assert same(loaded, model) and not loaded.training
+
+
+def test_bare_state_dict(model, state, tmp_path):
+    assert same(load_released(save(tmp_path, state)), model)
+
+
+def test_data_parallel_prefix(model, state, tmp_path):
+    assert same(load_released(save(tmp_path, {"state_dict": {f"module.{k}": v for k, v in state.items()}})), model)
+
+
+def test_old_names_of_the_factorised_prior(model, state, tmp_path):
+    old = {"matrices.": "_matrix", "biases.": "_bias", "factors.": "_factor"}
+    for name in [n for n in state if n.startswith("entropy_bottleneck.")]:
+        renamed = name
+        for modern, ancient in old.items():
+            renamed = renamed.replace(modern, ancient)
+        state[renamed] = state.pop(name)
+    assert "entropy_bottleneck._matrix0" in state
+    assert same(load_released(save(tmp_path, state)), model)
+
+
+@pytest.mark.parametrize("length", [0, 7, 3133])
+def test_cdf_buffers_of_any_length(model, state, tmp_path, length):
+    state["gaussian_conditional._quantized_cdf"] = torch.zeros(64 if length else 0, length, dtype=torch.int32)
+    state["gaussian_conditional._offset"] = torch.zeros(64 if length else 0, dtype=torch.int32)
+    state["entropy_bottleneck._quantized_cdf"] = torch.zeros(16, length, dtype=torch.int32)
+    state["local_context.0.relative_position_index"] = torch.zeros(25, 25, dtype=torch.int64)
+    loaded = load_released(save(tmp_path, state)).prepare_for_coding()
+    assert loaded.parser.gaussian.quantized_cdf.shape[0] == 64
+    assert loaded.fingerprint == build(state).prepare_for_coding().fingerprint
+
+
+def test_scale_table_in_the_file(state):
+    table = torch.exp(torch.linspace(torch.tensor(0.11).log(), torch.tensor(128.0).log(), 32))
+    config = build(state | {"gaussian_conditional.scale_table": table}).config
+    assert (config.scale_levels, config.scale_min, config.scale_max) == (32, 0.11, 128.0)
+
+
+@torch.inference_mode()
+def test_without_conditioning_preference_has_no_effect(state, tmp_path):
+    plain = {k: v for k, v in state.items() if not k.startswith("global_cond.") and "._proj" not in k}
+    assert len(plain) < len(state)
+    loaded = load_released(save(tmp_path, plain))
+    y_hat = torch.randn(1, 64, 4, 4)
+    human, machine = (loaded.synthesize(y_hat, torch.tensor([beta])) for beta in (0.0, 1.0))
+    assert torch.equal(human, machine)
+
+
+def refused(tmp_path: Path, content: object, *words: str) -> None:
+    path = save(tmp_path, content)
+    with pytest.raises(CheckpointError) as caught:
+        load_released(path)
+    for word in (str(path), *words):
+        assert word in str(caught.value)
+
+
+def test_not_finite(state, tmp_path):
+    state["h_a.reduction.0.weight"][0, 0, 0, 0] = float("nan")
+    refused(tmp_path, state, "not finite", "h_a.reduction.0.weight")
+
+
+def test_wrong_shape(state, tmp_path):
+    state["h_a.reduction.0.bias"] = torch.zeros(5)
+    refused(tmp_path, state, "h_a.reduction.0.bias is [5], expected [16]")
+
+
+def test_missing_tensor(state, tmp_path):
+    del state["lrp_anchor.1.lrp_transform.2.weight"], state["h_s.increase.0.bias"]
+    refused(tmp_path, state, "missing", "h_s.increase.0.bias")
+
+
+def test_half_of_the_conditioning_missing(state, tmp_path):
+    del state["global_cond.beta_mlp.fc2.weight"]
+    refused(tmp_path, state, "missing", "global_cond.beta_mlp.fc2.weight")
+
+
+def test_unexpected_tensor(state, tmp_path):
+    state["g_a.extra"] = torch.zeros(1)
+    refused(tmp_path, state, "unexpected", "g_a.extra")
+
+
+def test_another_network(tmp_path):
+    refused(tmp_path, {"state_dict": torch.nn.Linear(2, 2).state_dict()}, "not a UG-ICM", "found weight, bias")
+
+
+@pytest.mark.parametrize(
+    "content", [{}, [1, 2], {"state_dict": {}}, {"weight": 3}, {"a": {"b": torch.zeros(1)}}, torch.zeros(2)]
+)
+def test_not_a_state_dict(tmp_path, content):
+    refused(tmp_path, content, "expected a state dict")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", bytes(range(256)) * 16, b"PK\x03\x04" + bytes(100)])
+def test_garbage(tmp_path, content):
+    path = tmp_path / "garbage.pth.tar"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="garbage.pth.tar"):
+        load_released(path)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere"):
+        load_released(tmp_path / "nowhere.pth.tar")
+
+
+class Malicious:
+    """Unpickles to a call that leaves a trace."""
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self):
+        return (Path.touch, (self.trace,))
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+def test_code_is_refused(tmp_path, write):
+    trace = tmp_path / "executed"
+    path = tmp_path / "evil.pth.tar"
+    write({"state_dict": {"weight": Malicious(trace)}}, path)
+    with pytest.raises(CheckpointError, match="evil.pth.tar"):
+        load_released(path)
+    assert not trace.exists()
+
+
+def test_convert(model, state, tmp_path):
+    source, target = save(tmp_path, {"state_dict": state}), tmp_path / "converted.safetensors"
+    run = subprocess.run([sys.executable, SCRIPT, source, target], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    converted = load_model(target)
+    assert same(converted, model)
+    assert converted.prepare_for_coding().fingerprint == load_released(source).prepare_for_coding().fingerprint
+    again = subprocess.run([sys.executable, SCRIPT, source, target], capture_output=True, text=True)
+    assert again.returncode == 2 and "--overwrite" in again.stderr
+
+
+@requires_reference
+def test_wider_reference(tmp_path):
+    """The parity weights go through a file like any other."""
+    assert load_released(save(tmp_path, {"state_dict": reference_state()})).config.M == 96
