@@ -1,0 +1,69 @@
+"""Shared by the tests of commands: small checkpoints on disk, pictures, and a way to run a command as users do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """A small random compact model."""
+    return _save_small(tmp_path_factory.mktemp("model") / "small.safetensors", seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_checkpoint(tmp_path_factory) -> Path:
+    """The same network with other weights."""
+    return _save_small(tmp_path_factory.mktemp("model") / "other.safetensors", seed=1)
+
+
+def _save_small(path: Path, seed: int) -> Path:
+    from small_models import small_model
+
+    from ugicm.checkpoint import save_model
+
+    save_model(path, small_model(seed=seed))
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_picture():
+    """make_picture(width, height, seed) -> smooth random RGB picture."""
+    def make(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
+        coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+    return make
+
+
+@pytest.fixture
+def photos(tmp_path, make_picture) -> Path:
+    """A folder with three good pictures in a tree, and a file that is none of our business."""
+    folder = tmp_path / "photos"
+    (folder / "dogs").mkdir(parents=True)
+    (folder / "cats").mkdir()
+    make_picture(64, 48, 1).save(folder / "dogs" / "a.png")
+    make_picture(33, 70, 2).save(folder / "dogs" / "b.jpg")
+    make_picture(20, 20, 3).save(folder / "cats" / "c.bmp")
+    (folder / "labels.csv").write_text("a,dog\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_python():
+    """run_python(*arguments, cwd=...) -> the finished process, its outputs as text."""
+    def run(*arguments: object, cwd: Path = ROOT, **options: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, *map(str, arguments)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, **options)
+
+    return run
