@@ -2,6 +2,7 @@
 
 import threading
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -62,6 +63,34 @@ def test_a_preference_map_chooses_by_place(codec):
     assert np.array_equal(np.asarray(codec.decompress(data, as_picture), int), mixed)
 
 
+def test_tiles_have_no_seams_and_regions_decode_alone(codec, monkeypatch):
+    image = picture(300, 260)
+    data = codec.compress(image, tile=128)
+    parsed = stream.parse(data)
+    assert len(parsed.strings) == 9
+    whole = np.asarray(codec.decompress(data, 1.0), int)
+    box = (150, 90, 60, 70)
+    part = codec.decompress(data, 1.0, region=box)
+    assert part.size == (60, 70)
+    assert np.abs(np.asarray(part, int) - whole[90:160, 150:210]).max() <= 1
+    monkeypatch.setattr("ugicm.codec.WINDOW", 128)  # synthesis and analysis in many windows: the same picture
+    assert np.abs(np.asarray(codec.decompress(data, 1.0), int) - whole).max() <= 1
+    assert codec.compress(image, tile=0)[:20] == codec.compress(image)[:20]
+
+
+def test_a_region_reads_only_the_tiles_it_needs(codec, monkeypatch):
+    data = codec.compress(picture(640, 128), tile=64)
+    read = []
+    tile = codec._read_tile
+    monkeypatch.setattr(codec, "_read_tile", lambda parsed, i, box: read.append(box) or tile(parsed, i, box))
+    codec.decompress(data, region=(0, 0, 20, 20))
+    assert 0 < len(read) <= 6
+    with pytest.raises(ValueError, match="not inside the picture of 640x128"):
+        codec.decompress(data, region=(630, 0, 20, 20))
+    with pytest.raises(ValueError, match="multiple of 64"):
+        codec.compress(picture(), tile=100)
+
+
 @settings(max_examples=25, deadline=None)
 @given(width=st.integers(1, 150), height=st.integers(1, 150), quality=st.floats(0, 1))
 def test_any_size_and_quality(codec, width, height, quality):
@@ -70,13 +99,13 @@ def test_any_size_and_quality(codec, width, height, quality):
     assert codec.decompress(data, 1.0).size == (width, height)
     parsed = stream.parse(data)
     assert (parsed.width, parsed.height) == (width, height)
-    assert len(data) - len(parsed.payload) <= 32
+    assert len(data) - parsed.payload_bytes <= 32
 
 
 def test_written_bits_are_the_estimated_bits(codec):
     image = picture(256, 192)
     for quality in (0.1, 0.9):
-        bits = 8 * len(stream.parse(codec.compress(image, quality)).payload)
+        bits = 8 * stream.parse(codec.compress(image, quality)).payload_bytes
         estimate = codec.estimate_bits(image, quality)
         assert abs(bits - estimate) <= 0.01 * estimate + 64
 
@@ -106,11 +135,9 @@ def test_another_model_refuses_the_stream(codec):
 
 def test_a_wrong_parse_is_noticed_by_the_digest(codec):
     parsed = stream.parse(codec.compress(picture()))
-    payload = bytearray(parsed.payload)
+    payload = bytearray(parsed.strings[0])
     payload[len(payload) // 2] ^= 0x10
-    forged = stream.Stream(
-        parsed.width, parsed.height, parsed.fingerprint, parsed.quality, parsed.digest, bytes(payload)
-    ).pack()
+    forged = replace(parsed, strings=(bytes(payload),)).pack()
     with pytest.raises(ugicm.StreamError, match="symbols do not match"):
         codec.decompress(forged)
 
@@ -119,9 +146,9 @@ def test_a_wrong_parse_is_noticed_by_the_digest(codec):
 @given(data=st.data())
 def test_forged_payloads_end_in_stream_error_or_a_picture(codec, data):
     parsed = stream.parse(codec.compress(picture(65, 40)))
-    payload = data.draw(st.one_of(st.binary(max_size=200), st.just(parsed.payload[:10]), st.just(b"\xff" * 300)))
+    payload = data.draw(st.one_of(st.binary(max_size=200), st.just(parsed.strings[0][:10]), st.just(b"\xff" * 300)))
     width, height = data.draw(st.tuples(st.integers(1, 130), st.integers(1, 130)))
-    forged = stream.Stream(width, height, parsed.fingerprint, parsed.quality, parsed.digest, payload).pack()
+    forged = replace(parsed, width=width, height=height, strings=(payload,)).pack()
     try:
         assert codec.decompress(forged).size == (width, height)
     except ugicm.StreamError:

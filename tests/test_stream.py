@@ -10,7 +10,7 @@ import ugicm
 from ugicm.coding import stream
 from ugicm.coding.stream import Stream, parse
 
-EXAMPLE = Stream(768, 512, b"abc", stream.quantise_quality(0.5), 0xBEEF, b"payload")
+EXAMPLE = Stream(768, 512, b"abc", stream.quantise_quality(0.5), 0, (0xBEEF,), (b"payload",))
 
 
 def with_checksum(body: bytes) -> bytes:
@@ -26,15 +26,25 @@ def with_checksum(body: bytes) -> bytes:
     payload=st.binary(max_size=300),
 )
 def test_every_field_survives(width, height, fingerprint, quality, digest, payload):
-    written = Stream(width, height, fingerprint, stream.quantise_quality(quality), digest, payload)
+    written = Stream(width, height, fingerprint, stream.quantise_quality(quality), 0, (digest,), (payload,))
     data = written.pack()
     assert parse(data) == written
     assert len(data) - len(payload) <= 32
     assert abs(written.quality - quality) <= 0.5 / 65535 + 1e-12
 
 
+@given(width=st.integers(1, 500), height=st.integers(1, 500), tile=st.sampled_from([64, 128, 192]))
+def test_tiles_cover_the_padded_picture_once(width, height, tile):
+    count = -(-width // tile) * -(-height // tile)
+    strings = tuple(bytes([i % 256]) * (i % 5) for i in range(count))
+    written = Stream(width, height, b"abc", 0.0, tile, tuple(range(count)), strings)
+    assert parse(written.pack()) == written
+    assert sum(box.width * box.height for box in written.tiles) == written.padded.width * written.padded.height
+    assert all(side % 64 == 0 for box in written.tiles for side in (box.width, box.height))
+
+
 def test_header_never_exceeds_32_bytes():
-    largest = Stream(2**32 - 1, 2**32 - 1, b"abc", 1.0, 0xFFFF, b"")
+    largest = Stream(2**32 - 1, 2**32 - 1, b"abc", 1.0, 0, (0xFFFF,), (b"",))
     assert len(largest.pack()) + 4 <= 32  # four more bytes for the longest payload length
 
 
@@ -46,11 +56,11 @@ def test_header_never_exceeds_32_bytes():
         (b"UGI", "truncated"),
         (b"UGI\x01abc", "truncated"),
         (b"UGI\x02" + EXAMPLE.pack()[4:], "unknown format version 2; this program reads version 1"),
-        (EXAMPLE.pack()[:-1], "truncated stream: 26 of 27 bytes"),
+        (EXAMPLE.pack()[:-1], "truncated stream: 27 of 28 bytes"),
         (EXAMPLE.pack() + b"x", "1 bytes after its end"),
         (EXAMPLE.pack().replace(b"payload", b"pAyload"), "checksum"),
         (with_checksum(b"UGI\x01abc" + b"\x80" * 9 + bytes(30)), "does not end"),
-        (with_checksum(b"UGI\x01abc\x00\x05" + bytes(5)), "0x5"),
+        (with_checksum(b"UGI\x01abc\x00\x05" + bytes(9)), "0x5"),
     ],
 )
 def test_each_fault_is_named(data, says):
@@ -59,14 +69,14 @@ def test_each_fault_is_named(data, says):
 
 
 def test_absurd_sizes_are_refused_before_any_work():
-    huge = Stream(2**31, 2**31, b"abc", 0.5, 0, b"x").pack()
+    huge = Stream(2**31, 2**31, b"abc", 0.5, 0, (0,), (b"x",)).pack()
     with pytest.raises(ugicm.StreamError, match="more than the limit"):
         parse(huge)
 
 
 def test_a_field_that_does_not_fit_says_so():
     with pytest.raises(ValueError, match="digest is 65536, must be from 0 to 65535"):
-        Stream(1, 1, b"abc", 0.5, 65536, b"").pack()
+        Stream(1, 1, b"abc", 0.5, 0, (65536,), (b"",)).pack()
 
 
 @given(data=st.binary(max_size=60), prefix=st.sampled_from([b"", b"UGI", b"UGI\x01"]))

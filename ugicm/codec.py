@@ -18,14 +18,22 @@ from torch import Tensor
 from ugicm import pictures
 from ugicm.checkpoint import load_model
 from ugicm.coding import stream
+from ugicm.coding.coders import LikelihoodCoder
 from ugicm.errors import CheckpointError, StreamError
 from ugicm.released import load_released
+from ugicm.tiling import Box, cut
 
 if TYPE_CHECKING:
     from ugicm.models.codec import UGICM
 
 PREFERENCES = {"human": 0.0, "machine": 1.0}
 SHIPPED = "compact.safetensors"
+ONE_RATE = 0.5  # what the header of a one-rate model's stream holds, and the quality that asks nothing of it
+
+TILE = 1024  # pictures of more than TILED_FROM pixels are coded in tiles of this side
+TILED_FROM = 2**22
+WINDOW = 4096  # analysis and synthesis see at most this side at once ...
+HALO = 128  # ... and this much around it: farther than any of the networks reaches
 
 
 def load(checkpoint: str | os.PathLike | None = None, device: str | torch.device = "cpu", fast: bool = True) -> Codec:
@@ -88,74 +96,136 @@ class Codec:
         return self.model.fingerprint.hex()
 
     @torch.inference_mode()
-    def compress(self, image: Image.Image | str | os.PathLike, quality: float = 0.5) -> bytes:
+    def compress(
+        self, image: Image.Image | str | os.PathLike, quality: float = 0.5, tile: int | None = None
+    ) -> bytes:
         """Compress a picture (any Pillow mode, or a file's path) to the bytes of a ``.ugic`` file.
 
         ``quality`` in [0, 1]: higher looks better and takes more bytes. A one-rate model warns once that it has no
-        effect.
+        effect. ``tile``: side of independently coded tiles, a multiple of 64 up to 16320; 0 for one piece; None
+        chooses tiles of 1024 for pictures of more than 4 million pixels.
 
         Raises:
-            ValueError: a quality outside [0, 1].
+            ValueError: a quality outside [0, 1], or a tile that is no multiple of 64.
             PictureError: a file that cannot be read as a picture.
         """
         image = pictures.open_rgb(image)
-        quality, batched = self._quality(quality, 1)
-        x = pictures.pad_to(pictures.to_tensor(image).to(self.device), self.model.stride)
-        strings, digests = self.model.compress(x.contiguous(memory_format=torch.channels_last), batched)
-        return stream.Stream(*image.size, self.model.fingerprint, quality, digests[0], strings[0]).pack()
+        quality, batched = self._quality(quality)
+        if tile is None:
+            tile = TILE if image.width * image.height > TILED_FROM else 0
+        if tile % self.model.stride or not 0 <= tile <= 255 * self.model.stride:
+            raise ValueError(f"tile is {tile}, must be a multiple of {self.model.stride} from 0 to 16320")
+        y = self._analyse(image, batched)
+        z = self.model.h_a(y)
+        strings, digests = [], []
+        for box in cut(stream.padded_box(*image.size), tile):
+            (string,), (digest,) = self.model.write(y[..., *box.slices(16)], z[..., *box.slices(64)])
+            strings.append(string)
+            digests.append(digest)
+        return stream.Stream(
+            *image.size, self.model.fingerprint, quality, tile, tuple(digests), tuple(strings)
+        ).pack()
 
     def decompress(
-        self, data: bytes, preference: Any = 0.0
+        self, data: bytes, preference: Any = 0.0, region: tuple[int, int, int, int] | None = None
     ) -> Image.Image | list[Image.Image]:
         """Decode a stream for one viewer, or for a list of them with the stream parsed once.
 
         ``preference``: a number from 0 (human) to 1 (machine), "human", "machine", or a map of the picture's size
         (float array [H, W] in [0, 1], or a Pillow picture whose grey levels 0...255 stand for 0...1): machine where
-        it is bright. A list gives a list of pictures.
+        it is bright. A list gives a list of pictures. ``region`` (x, y, width, height): only this part of the
+        picture, at a cost near its area where the stream has tiles.
 
         Raises:
             StreamError: the stream is damaged, truncated, foreign, or was written by another model.
-            ValueError: a preference outside [0, 1], or a map of another size.
+            ValueError: a preference outside [0, 1], a map of another size, or a region outside the picture.
         """
         parsed = stream.parse(data)
         several = isinstance(preference, Sequence) and not isinstance(preference, str)
         betas = [self._beta(p, (parsed.width, parsed.height)) for p in (preference if several else [preference])]
-        images = self.synthesize(parsed, self.parse(parsed), betas) if betas else []
+        view = Box(0, 0, parsed.width, parsed.height)
+        if region is not None:
+            x, y, width, height = region
+            view = Box(x, y, x + width, y + height)
+            if not (0 <= x < view.right <= parsed.width and 0 <= y < view.bottom <= parsed.height):
+                raise ValueError(f"region {region} is not inside the picture of {parsed.width}x{parsed.height}")
+        images = self.synthesize(parsed, self.parse(parsed, view), betas, view) if betas else []
         return images if several else images[0]
 
     @torch.inference_mode()
-    def parse(self, parsed: stream.Stream) -> Tensor:
-        """Read y_hat [1, M, h, w] from a parsed file. Raises StreamError if the stream was not written for this."""
+    def parse(self, parsed: stream.Stream, view: Box | None = None) -> Tensor:
+        """Read y_hat [1, M, H/16, W/16] from a parsed file; with ``view``, only the tiles that it depends on.
+
+        Raises StreamError if the stream was not written by this model, or its symbols do not match their digests.
+        """
         if parsed.fingerprint != self.model.fingerprint:
             raise StreamError(
                 f"the stream was written by another model: its fingerprint is {parsed.fingerprint.hex()}, this model's "
                 f"is {self.fingerprint}; load the checkpoint it was written with"
             )
-        y_hat, digests = self.model.decompress([parsed.payload], self._padded(parsed))
-        if digests[0] != parsed.digest:
+        padded = parsed.padded
+        needed = padded if view is None else view.grown(HALO, padded)
+        if not parsed.tile:
+            return self._read_tile(parsed, 0, padded)
+        shape = (1, self.config.M, padded.height // 16, padded.width // 16)
+        y_hat = torch.zeros(shape, device=self.device)
+        for i, box in enumerate(parsed.tiles):
+            if box.meets(needed):
+                y_hat[..., *box.slices(16)] = self._read_tile(parsed, i, box)
+        return y_hat
+
+    def _read_tile(self, parsed: stream.Stream, i: int, box: Box) -> Tensor:
+        y_hat, (digest,) = self.model.decompress([parsed.strings[i]], (box.height, box.width))
+        if digest != parsed.digests[i]:
             raise StreamError("damaged stream: its symbols do not match their digest")
         return y_hat
 
     @torch.inference_mode()
-    def synthesize(self, parsed: stream.Stream, y_hat: Tensor, betas: list[Tensor]) -> list[Image.Image]:
-        """Pictures for a list of preferences, each [1] or a map [1, 1, H, W]."""
-        _, quality = self._quality(parsed.quality, 1)
-        height, width = self._padded(parsed)
+    def synthesize(
+        self, parsed: stream.Stream, y_hat: Tensor, betas: list[Tensor], view: Box | None = None
+    ) -> list[Image.Image]:
+        """Pictures (of ``view`` only, where given) for a list of preferences, each [1] or a map [1, 1, H, W]."""
+        view = view or Box(0, 0, parsed.width, parsed.height)
+        _, quality = self._quality(parsed.quality)
         images = []
         for beta in betas:
+            beta = beta.to(self.device)
             if beta.dim() == 4:
                 beta = pictures.pad_to(beta, self.model.stride)
-            x_hat = self.model.synthesize(y_hat, beta.to(self.device), quality)
-            images.append(pictures.from_tensor(x_hat[..., : parsed.height, : parsed.width]))
+            image = Image.new("RGB", (view.width, view.height))
+            for inside in cut(view, WINDOW):
+                around = inside.grown(HALO, parsed.padded).aligned(16)
+                beta_here = beta[..., *around.slices()] if beta.dim() == 4 else beta
+                x_hat = self.model.synthesize(y_hat[..., *around.slices(16)], beta_here, quality)
+                piece = pictures.from_tensor(x_hat[..., *inside.within(around).slices()])
+                image.paste(piece, (inside.left - view.left, inside.top - view.top))
+            images.append(image)
         return images
+
+    def _analyse(self, image: Image.Image, quality: Tensor | None) -> Tensor:
+        """y of the padded picture, window by window."""
+        padded = stream.padded_box(*image.size)
+        windows = list(cut(padded, WINDOW))
+        x = pictures.pad_to(pictures.to_tensor(image), self.model.stride)
+        y = None
+        for inside in windows:
+            around = inside.grown(HALO, padded)
+            piece = x[..., *around.slices()].to(self.device).contiguous(memory_format=torch.channels_last)
+            part = self.model.analyse(piece, quality)[..., *inside.within(around).slices(16)]
+            if len(windows) == 1:
+                return part
+            if y is None:
+                y = part.new_empty(1, self.config.M, padded.height // 16, padded.width // 16)
+            y[..., *inside.slices(16)] = part
+        return y
 
     @torch.inference_mode()
     def estimate_bits(self, image: Image.Image | str | os.PathLike, quality: float = 0.5) -> float:
-        """Bits that the model's probabilities predict for the payload of ``image``."""
-        x = pictures.pad_to(pictures.to_tensor(pictures.open_rgb(image)).to(self.device), self.model.stride)
-        x = x.contiguous(memory_format=torch.channels_last)
-        likelihoods = self.model(x, torch.zeros(1, device=self.device), self._quality(quality, 1)[1])["likelihoods"]
-        return float(sum(-value.double().log2().sum() for value in likelihoods.values()))
+        """Bits that the model's probabilities predict for the string of ``image``, coded in one piece."""
+        y = self._analyse(pictures.open_rgb(image), self._quality(quality)[1])
+        coder = LikelihoodCoder(self.model.parser)
+        self.model.parser(coder, self.model.h_a(y), y)
+        return float(sum(-v.double().log2().sum() for v in (coder.y_likelihood, coder.z_likelihood)))
 
     def describe(self) -> dict[str, Any]:
         """Facts about the model, for records and people."""
@@ -169,11 +239,7 @@ class Codec:
             "device": str(self.device),
         }
 
-    def _padded(self, parsed: stream.Stream) -> tuple[int, int]:
-        stride = self.model.stride
-        return -(-parsed.height // stride) * stride, -(-parsed.width // stride) * stride
-
-    def _quality(self, quality: float, batch: int) -> tuple[float, Tensor | None]:
+    def _quality(self, quality: float) -> tuple[float, Tensor | None]:
         """The quality as the header holds it, and as the model takes it."""
         quality = float(quality)
         if not 0 <= quality <= 1:
@@ -184,7 +250,7 @@ class Codec:
                 warnings.warn("this model has one rate: quality has no effect", stacklevel=4)
             return ONE_RATE, None
         quality = stream.quantise_quality(quality)
-        return quality, torch.full((batch,), quality, device=self.device)
+        return quality, torch.tensor([quality], device=self.device)
 
     def _beta(self, preference: Any, size: tuple[int, int]) -> Tensor:
         if isinstance(preference, str):
@@ -201,6 +267,3 @@ class Codec:
         if not bool(((beta >= 0) & (beta <= 1)).all()):
             raise ValueError("preference must be from 0 (human) to 1 (machine)")
         return beta[None] if beta.dim() == 0 else beta[None, None]
-
-
-ONE_RATE = 0.5  # what the header of a one-rate model's stream holds, and the quality that asks nothing of it

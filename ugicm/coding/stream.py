@@ -10,13 +10,15 @@ version               1          format version, now 1
 fingerprint           3          of the model that wrote it: what parses, hashed
 width, height         1-5 each   of the picture, in pixels, varints
 quality               2          quality * 65535, rounded; ignored by a one-rate model, which writes one half
-symbol digest         2          low 16 bits of the CRC-32 over all symbols in coding order, as int32
-payload length        1-5        varint
-payload               ...        one rANS string: z, then y slice by slice, anchors before the rest
+tile                  1          side of the tiles in units of 64 pixels; 0: one piece
+then for every tile, row by row:
+  length              1-5        of its string, varint
+  digest              2          low 16 bits of the CRC-32 over its symbols in coding order, as int32
+strings               ...        one rANS string a tile: z, then y slice by slice, anchors before the rest
 checksum              4          CRC-32 over everything before it
 ====================  =========  =====================================================================
 
-The header (everything but the payload) is 17 bytes for a small picture and never more than 30. The payload is for the
+What is not string is 20 bytes for a small picture in one piece and never more than 32. The strings are for the
 picture padded by replication to the right and below, to multiples of 64; the reader crops.
 
 This module only needs the standard library: reading a header must be quick and safe.
@@ -29,28 +31,51 @@ import zlib
 from dataclasses import dataclass
 
 from ugicm.errors import StreamError
+from ugicm.tiling import Box, cut
 
 MAGIC = b"UGI"
 VERSION = 1
 QUALITY_STEPS = 65535
+STRIDE = 64  # pictures are padded to multiples of this; tiles are multiples of it
 # A decoder allocates in proportion to the declared size, so the size is believed only up to here. Raise it for
 # larger pictures: ugicm.coding.stream.MAX_PIXELS = ...
-MAX_PIXELS = 2**28
+MAX_PIXELS = 2**26
 _CHECKSUM = struct.Struct("<I")
-_FIXED = struct.Struct("<HH")
+_QUALITY_AND_TILE = struct.Struct("<HB")
+_DIGEST = struct.Struct("<H")
 
 
 @dataclass(frozen=True)
 class Stream:
-    """A parsed file. ``quality`` is what the decoder must use, quantised to steps of 1/65535."""
+    """A parsed file.
+
+    ``quality`` is what the decoder must use, in steps of 1/65535. ``tile`` is the tiles' side in pixels, 0 for one
+    piece. ``strings`` and ``digests`` have one entry a tile, in the order of :attr:`tiles`.
+    """
 
     width: int
     height: int
     fingerprint: bytes
     quality: float
-    digest: int
-    payload: bytes
+    tile: int
+    digests: tuple[int, ...]
+    strings: tuple[bytes, ...]
     version: int = VERSION
+
+    @property
+    def padded(self) -> Box:
+        """The padded picture."""
+        return padded_box(self.width, self.height)
+
+    @property
+    def tiles(self) -> list[Box]:
+        """Where each string belongs, in pixels of the padded picture."""
+        return list(cut(self.padded, self.tile))
+
+    @property
+    def payload_bytes(self) -> int:
+        """Entropy-coded bytes, without header, table and checksum."""
+        return sum(map(len, self.strings))
 
     def pack(self) -> bytes:
         """The bytes of the file. Raises ValueError for a field that does not fit, with its name and range."""
@@ -58,16 +83,28 @@ class Stream:
             ("width", self.width, 1, 2**32 - 1),
             ("height", self.height, 1, 2**32 - 1),
             ("quality", self.quality, 0, 1),
-            ("digest", self.digest, 0, 0xFFFF),
+            ("tile", self.tile, 0, 255 * STRIDE),
+            ("tile modulo 64", self.tile % STRIDE, 0, 0),
             ("fingerprint length", len(self.fingerprint), 3, 3),
+            ("number of strings", len(self.strings), len(self.tiles), len(self.tiles)),
+            *(("digest", digest, 0, 0xFFFF) for digest in self.digests),
         ):
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}, must be from {low} to {high}")
+        table = b"".join(
+            _varint(len(string)) + _DIGEST.pack(digest)
+            for string, digest in zip(self.strings, self.digests, strict=True)
+        )
         body = b"".join((
             MAGIC, bytes([self.version]), self.fingerprint, _varint(self.width), _varint(self.height),
-            _FIXED.pack(round(self.quality * QUALITY_STEPS), self.digest), _varint(len(self.payload)), self.payload,
+            _QUALITY_AND_TILE.pack(round(self.quality * QUALITY_STEPS), self.tile // STRIDE), table, *self.strings,
         ))  # fmt: skip
         return body + _CHECKSUM.pack(zlib.crc32(body))
+
+
+def padded_box(width: int, height: int) -> Box:
+    """The smallest box of multiples of 64 that holds the picture."""
+    return Box(0, 0, width, height).aligned(STRIDE)
 
 
 def quantise_quality(quality: float) -> float:
@@ -92,18 +129,9 @@ def parse(data: bytes) -> Stream:
     fingerprint = data[4:7]
     width, position = _read_varint(data, 7)
     height, position = _read_varint(data, position)
-    if len(data) < position + _FIXED.size:
-        raise StreamError(f"truncated stream: {len(data)} bytes end inside the header")
-    quality, digest = _FIXED.unpack_from(data, position)
-    length, start = _read_varint(data, position + _FIXED.size)
-    expected = start + length + _CHECKSUM.size
-    if len(data) < expected:
-        raise StreamError(f"truncated stream: {len(data)} of {expected} bytes")
-    if len(data) > expected:
-        raise StreamError(f"damaged stream: {len(data) - expected} bytes after its end")
-    (checksum,) = _CHECKSUM.unpack_from(data, expected - _CHECKSUM.size)
-    if checksum != zlib.crc32(data[: expected - _CHECKSUM.size]):
-        raise StreamError("damaged stream: the checksum does not match")
+    _require(data, position + _QUALITY_AND_TILE.size)
+    quality, tile = _QUALITY_AND_TILE.unpack_from(data, position)
+    position += _QUALITY_AND_TILE.size
     if not width or not height:
         raise StreamError(f"damaged stream: it declares a picture of {width}x{height}")
     if width * height > MAX_PIXELS:
@@ -111,7 +139,34 @@ def parse(data: bytes) -> Stream:
             f"the stream declares {width}x{height} pixels, more than the limit of {MAX_PIXELS}; "
             "raise ugicm.coding.stream.MAX_PIXELS if this is intended"
         )
-    return Stream(width, height, fingerprint, quality / QUALITY_STEPS, digest, data[start : start + length])
+    tile *= STRIDE
+    count = -(-width // tile) * -(-height // tile) if tile else 1
+    _require(data, position + 3 * count)  # the least that the table of a stream of so many tiles takes
+    lengths, digests = [], []
+    for _ in range(count):
+        length, position = _read_varint(data, position)
+        _require(data, position + _DIGEST.size)
+        lengths.append(length)
+        digests.extend(_DIGEST.unpack_from(data, position))
+        position += _DIGEST.size
+    expected = position + sum(lengths) + _CHECKSUM.size
+    if len(data) < expected:
+        raise StreamError(f"truncated stream: {len(data)} of {expected} bytes")
+    if len(data) > expected:
+        raise StreamError(f"damaged stream: {len(data) - expected} bytes after its end")
+    (checksum,) = _CHECKSUM.unpack_from(data, expected - _CHECKSUM.size)
+    if checksum != zlib.crc32(data[: expected - _CHECKSUM.size]):
+        raise StreamError("damaged stream: the checksum does not match")
+    strings = []
+    for length in lengths:
+        strings.append(data[position : position + length])
+        position += length
+    return Stream(width, height, fingerprint, quality / QUALITY_STEPS, tile, tuple(digests), tuple(strings))
+
+
+def _require(data: bytes, size: int) -> None:
+    if len(data) < size:
+        raise StreamError(f"truncated stream: {len(data)} bytes end inside the header")
 
 
 def _varint(value: int) -> bytes:
@@ -126,8 +181,7 @@ def _varint(value: int) -> bytes:
 def _read_varint(data: bytes, position: int) -> tuple[int, int]:
     value = 0
     for count in range(5):
-        if position + count >= len(data):
-            raise StreamError(f"truncated stream: {len(data)} bytes end inside the header")
+        _require(data, position + count + 1)
         byte = data[position + count]
         value |= (byte & 0x7F) << 7 * count
         if byte < 0x80:

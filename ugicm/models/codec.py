@@ -88,8 +88,12 @@ class UGICM(nn.Module):
     def compress(self, x: Tensor, quality: Tensor | None = None) -> tuple[list[bytes], list[int]]:
         """Pictures -> one entropy-coded string per picture, and each string's 16-bit symbol digest."""
         y = self.analyse(x, quality)
-        coder = RansEncoderCoder(self.parser, len(x))
-        self.parser(coder, self.h_a(y), y)
+        return self.write(y, self.h_a(y))
+
+    def write(self, y: Tensor, z: Tensor) -> tuple[list[bytes], list[int]]:
+        """Latents -> strings and digests: the second half of :meth:`compress`."""
+        coder = RansEncoderCoder(self.parser, len(y))
+        self.parser(coder, z, y)
         return coder.flush(), coder.digests
 
     def decompress(self, strings: list[bytes], size: tuple[int, int]) -> tuple[Tensor, list[int]]:

@@ -1,0 +1,70 @@
+"""Large pictures in bounded memory: coding tiles and overlapping windows.
+
+Two different cuts, both in pixels of the padded picture:
+
+* *Tiles* are parsed on their own, so that a region can be decoded alone. They belong to the stream.
+* *Windows* bound the memory of analysis and synthesis. A window is computed with a halo as wide as the networks
+  reach and only its inside is kept, so the result is that of the whole picture and there are no seams. They are
+  the program's own business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle: ``left <= x < right``, ``top <= y < bottom``."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+    def grown(self, margin: int, limit: Box) -> Box:
+        """Wider by ``margin`` on every side, but not beyond ``limit``."""
+        return Box(
+            max(self.left - margin, limit.left), max(self.top - margin, limit.top),
+            min(self.right + margin, limit.right), min(self.bottom + margin, limit.bottom),
+        )  # fmt: skip
+
+    def aligned(self, step: int) -> Box:
+        """The smallest box around this one whose sides are multiples of ``step``."""
+        return Box(self.left // step * step, self.top // step * step, -(-self.right // step) * step,
+                   -(-self.bottom // step) * step)  # fmt: skip
+
+    def meets(self, other: Box) -> bool:
+        return (
+            self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
+        )
+
+    def within(self, origin: Box) -> Box:
+        """The same box in coordinates that start at ``origin``'s corner."""
+        return Box(self.left - origin.left, self.top - origin.top, self.right - origin.left, self.bottom - origin.top)
+
+    def slices(self, scale: int = 1) -> tuple[slice, slice]:
+        """Rows and columns of a tensor at 1/``scale`` of the resolution."""
+        return (
+            slice(self.top // scale, -(-self.bottom // scale)),
+            slice(self.left // scale, -(-self.right // scale)),
+        )
+
+
+def cut(box: Box, side: int) -> Iterator[Box]:
+    """Cut a box into squares of ``side`` (smaller at the right and below), row by row. ``side`` 0: one piece."""
+    if not side:
+        yield box
+        return
+    for top in range(box.top, box.bottom, side):
+        for left in range(box.left, box.right, side):
+            yield Box(left, top, min(left + side, box.right), min(top + side, box.bottom))
