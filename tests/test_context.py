@@ -19,6 +19,7 @@ from ugicm.models.context import (
     linear_attention,
 )
 from ugicm.models.layers import Conv2d, DepthwiseConv3x3
+from ugicm.models.transforms import GdnAnalysis, ResidualAnalysis
 
 C, H, W = 16, 8, 12
 
@@ -209,6 +210,20 @@ def test_map_with_extra_numbers():
     wanted = g_s(y_hat, embedding.condition(torch.tensor([0.2, 0.8]), extra))
     beta = torch.tensor([0.2, 0.8])[:, None, None, None].expand(2, 1, 64, 64)
     torch.testing.assert_close(g_s(y_hat, embedding.condition(beta, extra)), wanted, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("analysis", [ResidualAnalysis, GdnAnalysis])
+def test_reduced_precision_ends_in_float32(analysis):
+    embedding, g_s, y_hat = synthesis()
+    g_a, x = analysis(16, 24), torch.rand(1, 3, 64, 64)
+    condition = embedding.condition(torch.tensor([0.5, 1.0]))
+    exact = g_a(x), g_s(y_hat, condition)
+    with torch.autocast("cpu", torch.bfloat16):
+        reduced = g_a(x), g_s(y_hat, condition)
+    for found, wanted in zip(reduced, exact, strict=True):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.02)
 
 
 def test_condition_refuses():

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ugicm.models.layers import ResidualUp, conv1x1, conv3x3, subpel_conv3x3
+from ugicm.models.layers import ResidualUp, conv1x1, conv3x3, full_precision, subpel_conv3x3
 
 MAP_STEPS = 255  # a preference map is rounded to multiples of 1 / MAP_STEPS
 
@@ -145,4 +145,4 @@ class ResidualSynthesis(nn.Module):
         h = self.blocks[0](y_hat, condition)
         for up, block in zip(self.ups, self.blocks[1:], strict=True):
             h = block(up(h), condition)
-        return self.head(h)
+        return full_precision(self.head, h)  # bfloat16 cannot hold 256 levels of a colour

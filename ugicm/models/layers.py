@@ -17,7 +17,7 @@ from ugicm.models import winograd
 
 __all__ = [
     "GDN", "Conv2d", "DepthwiseConv3x3", "ResidualBlock", "ResidualDown", "ResidualUp", "conv1x1", "conv3x3",
-    "conv3x3_stack", "pointwise_stack", "subpel_conv3x3",
+    "conv3x3_stack", "full_precision", "pointwise_stack", "subpel_conv3x3",
 ]  # fmt: skip
 
 
@@ -115,6 +115,12 @@ class DepthwiseConv3x3(nn.Conv2d):
                 shifted = padded[..., row : row + height, column : column + width]
                 y = torch.addcmul(y, shifted, self.weight[:, :, row, column, None])
         return y
+
+
+def full_precision(module: nn.Module, x: Tensor) -> Tensor:
+    """Run ``module`` in the precision of its weights, also within autocast."""
+    with torch.autocast(x.device.type, enabled=False):
+        return module(x.to(next(module.parameters()).dtype))
 
 
 def conv3x3_stack(*widths: int) -> list[nn.Module]:

@@ -11,12 +11,22 @@ z [B, N, H/64, W/64]; hyper context [B, 2M, H/16, W/16], the first half for scal
 from __future__ import annotations
 
 from compressai.models.utils import conv, deconv
-from torch import nn
+from torch import Tensor, nn
 
-from ugicm.models.layers import GDN, ResidualBlock, ResidualDown, conv3x3, subpel_conv3x3
+from ugicm.models.layers import GDN, ResidualBlock, ResidualDown, conv3x3, full_precision, subpel_conv3x3
 
 
-class ResidualAnalysis(nn.Sequential):
+class Analysis(nn.Sequential):
+    """Layers of which the last never runs in reduced precision: bfloat16 cannot hold y to the nearest integer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        *layers, last = self
+        for layer in layers:
+            x = layer(x)
+        return full_precision(last, x)
+
+
+class ResidualAnalysis(Analysis):
     """g_a of MLIC++: x -> y."""
 
     def __init__(self, N: int, M: int):
@@ -55,7 +65,7 @@ class HyperSynthesis(nn.Sequential):
         )  # fmt: skip
 
 
-class GdnAnalysis(nn.Sequential):
+class GdnAnalysis(Analysis):
     """g_a of the hyperprior: four 5x5 convolutions with stride 2, GDN between them. x -> y."""
 
     def __init__(self, N: int, M: int):
