@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from pathlib import Path
 
 import safetensors
 import safetensors.torch
 import torch
 
+from ugicm import files
 from ugicm.config import ModelConfig, from_dict, to_dict
 from ugicm.errors import CheckpointError, ConfigError
 from ugicm.models.codec import UGICM
@@ -49,16 +48,8 @@ def save_model(path: str | os.PathLike, model: UGICM, metadata: dict[str, str] |
         narrow = half and tensor.is_floating_point() and "bottleneck" not in name and "scale_table" not in name
         state[name] = tensor.half() if narrow else tensor
     described = {**(metadata or {}), "format": FORMAT, "config": json.dumps(to_dict(model.config))}
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
+    with files.replacing(path) as temporary:
         safetensors.torch.save_file(state, temporary, metadata=described)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:

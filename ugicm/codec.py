@@ -255,14 +255,15 @@ class Codec:
     def _beta(self, preference: Any, size: tuple[int, int]) -> Tensor:
         if isinstance(preference, str):
             if preference not in PREFERENCES:
-                raise ValueError(f"preference {preference!r} not found; available: human, machine, or a number in [0, 1]")
+                raise ValueError(f"preference {preference!r} not found; available: human, machine, a number in [0, 1]")
             preference = PREFERENCES[preference]
         if isinstance(preference, Image.Image):
             preference = np.asarray(preference.convert("L"), dtype=np.float32) / 255
         beta = torch.as_tensor(np.asarray(preference, dtype=np.float32))
         if beta.dim() not in (0, 2) or beta.dim() == 2 and tuple(beta.shape) != size[::-1]:
             raise ValueError(
-                f"a preference is a number or a map of the picture's size {size[0]}x{size[1]}, got shape {tuple(beta.shape)}"
+                f"a preference is a number or a map of the picture's size {size[0]}x{size[1]}, "
+                f"got shape {tuple(beta.shape)}"
             )
         if not bool(((beta >= 0) & (beta <= 1)).all()):
             raise ValueError("preference must be from 0 (human) to 1 (machine)")

@@ -14,9 +14,9 @@ from ugicm.coding.coders import LikelihoodCoder, RansDecoderCoder, RansEncoderCo
 from ugicm.config import ModelConfig
 from ugicm.models import compact, transforms
 from ugicm.models.conditional_decoder import PreferenceEmbedding, ResidualSynthesis
-from ugicm.models.mlicpp import AttentionSlices
 from ugicm.models.entropy_model import HyperpriorEntropyModel, Parser
 from ugicm.models.gaussian import TabulatedGaussian, log_spaced
+from ugicm.models.mlicpp import AttentionSlices
 from ugicm.models.quality import QualityGain
 
 PARSING_DTYPES = {"fixed": torch.float64, "float64": torch.float64, "float32": torch.float32}
