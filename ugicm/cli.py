@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     warnings.showwarning = _show_warning
     warnings.simplefilter("ignore", FutureWarning)
+    warnings.filterwarnings("ignore", module="torch")  # hints for developers
     try:
         return args.command(args)
     except (files.UsageError, CheckpointError) as error:

@@ -1,0 +1,475 @@
+"""The commands on real files: what they write, what they refuse, and what they say."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ugicm
+from ugicm import cli, files
+from ugicm.codec import Codec
+from ugicm.coding import stream
+from ugicm.errors import PictureError
+
+
+@pytest.fixture
+def command(capsys, monkeypatch, checkpoint):
+    """command(*arguments) -> (exit status, stdout, stderr) of a command run in this process."""
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def run(*arguments, model=checkpoint):
+        arguments = [str(a) for a in arguments]
+        if arguments[0] in ("compress", "decompress") and model is not None:
+            arguments += ["-c", str(model)]
+        try:
+            status = cli.main(arguments)
+        except SystemExit as end:
+            status = end.code
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def stream_data(checkpoint, make_picture) -> bytes:
+    return ugicm.load(checkpoint).compress(make_picture())
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def usage_error(result, *words):
+    """One clear line on stderr, exit status 2, nothing else."""
+    status, out, err = result
+    assert status == 2, err
+    assert out == ""
+    assert len(err.splitlines()) == 1, err
+    for word in words:
+        assert str(word) in err
+    return True
+
+
+# Whole commands, as users run them
+
+
+def test_a_file_there_and_back_as_a_process(run_python, checkpoint, photos):
+    one = run_python("-m", "ugicm", "compress", photos / "dogs" / "a.png", "-c", checkpoint, "--verify")
+    assert (one.returncode, one.stderr) == (0, "")
+    data = (photos / "dogs" / "a.ugic").read_bytes()
+    assert f"{len(data):,} bytes, {8 * len(data) / (64 * 48):.3f} bpp" in one.stdout
+    back = ("decompress", "dogs/a.ugic", "seen.webp", "-p", "machine", "-c", checkpoint)
+    two = run_python("-m", "ugicm", *back, cwd=photos)
+    assert (two.returncode, two.stderr) == (0, "")
+    with Image.open(photos / "seen.webp") as picture:
+        assert (picture.format, picture.size) == ("WEBP", (64, 48))
+
+
+def test_the_installed_command_says_its_version():
+    script = Path(sys.executable).with_name("ugicm")
+    if not script.exists():
+        pytest.skip("ugicm is not installed beside this Python")
+    assert subprocess.check_output([script, "--version"], text=True) == f"ugicm {ugicm.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["info", "x.ugic"], ["--help"], ["info", "--help"], ["compress", "gone.png"]])
+def test_nothing_heavy_is_imported_needlessly(arguments, run_python, tmp_path):
+    header = stream.Stream(640, 480, b"abc", 0.5, 0, (0,), (b"payload",))
+    (tmp_path / "x.ugic").write_bytes(header.pack())
+    code = (
+        "import sys; from ugicm.cli import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'numpy', 'PIL', 'compressai', 'tqdm', 'yaml'} & set(sys.modules)))"
+    )
+    assert run_python("-c", code, cwd=tmp_path).stdout.splitlines()[-1] == "[]"
+
+
+def test_info_is_quick(run_python, tmp_path):
+    (tmp_path / "x.ugic").write_bytes(stream.Stream(640, 480, b"abc", 0.5, 0, (0,), (b"payload",)).pack())
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        assert run_python("-m", "ugicm", "info", tmp_path).returncode == 0
+        times.append(time.perf_counter() - start)
+    assert min(times) < 1.5  # 0.3 s on an idle machine; importing PyTorch alone takes longer than this
+
+
+def test_a_killed_run_leaves_no_half_file_and_is_completed(run_python, checkpoint, tmp_path, make_picture):
+    photos, streams = tmp_path / "photos", tmp_path / "streams"
+    photos.mkdir()
+    for i in range(40):
+        make_picture(200, 200, i).save(photos / f"{i:02}.png")
+    command = [sys.executable, "-m", "ugicm", "compress", photos, streams, "-c", checkpoint]
+    process = subprocess.Popen(list(map(str, command)), cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while process.poll() is None and len(list(streams.glob("*.ugic"))) < 3:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    there = {path: path.read_bytes() for path in streams.glob("*.ugic")}
+    assert len(there) >= 3
+    for data in there.values():
+        stream.parse(data)
+    (streams / ".1-1-0.ugicm-part").write_bytes(b"of another machine, recent")
+    (streams / f".{files._HOST}-{process.pid}-7.ugicm-part").write_bytes(b"half of a file")
+    done = run_python("-m", "ugicm", "compress", photos, streams, "-c", checkpoint, cwd=tmp_path)
+    assert done.returncode == 0
+    assert f"{40 - len(there)} done" in done.stdout
+    assert len(there) == 0 or f"{len(there)} skipped" in done.stdout
+    assert tree(streams) == [".1-1-0.ugicm-part", *(f"{i:02}.ugic" for i in range(40))]
+    assert all(path.read_bytes() == data for path, data in there.items())
+
+
+# Folders
+
+
+def test_a_folder_keeps_its_tree_there_and_back(command, photos, tmp_path):
+    streams, pictures = tmp_path / "streams", tmp_path / "pictures"
+    status, out, err = command("compress", photos, streams, "-q", 0.2)
+    assert (status, err) == (0, "")
+    assert out.splitlines()[-1] == "3 done"
+    assert tree(streams) == ["cats/c.ugic", "dogs/a.ugic", "dogs/b.ugic"]
+    assert stream.parse((streams / "dogs/b.ugic").read_bytes()).quality == pytest.approx(0.2, abs=1e-5)
+    assert command("decompress", streams, pictures)[0] == 0
+    assert tree(pictures) == ["cats/c.png", "dogs/a.png", "dogs/b.png"]
+    for name, original in (("cats/c.png", "cats/c.bmp"), ("dogs/b.png", "dogs/b.jpg")):
+        assert Image.open(pictures / name).size == Image.open(photos / original).size
+    assert command("decompress", streams, tmp_path / "webp", "--format", "webp")[0] == 0
+    assert tree(tmp_path / "webp") == ["cats/c.webp", "dogs/a.webp", "dogs/b.webp"]
+
+
+def test_a_second_run_continues_and_says_so(command, photos, tmp_path):
+    streams = tmp_path / "streams"
+    command("compress", photos, streams)
+    (streams / "dogs" / "a.ugic").unlink()
+    before = {name: (streams / name).stat().st_mtime_ns for name in tree(streams)}
+    status, out, _ = command("compress", photos, streams)
+    assert (status, out.splitlines()[-1]) == (0, "1 done, 2 skipped (already there)")
+    assert all((streams / name).stat().st_mtime_ns == when for name, when in before.items())
+    status, out, _ = command("compress", photos, streams, "--overwrite")
+    assert (status, out.splitlines()[-1]) == (0, "3 done")
+    pictures = tmp_path / "pictures"
+    command("decompress", streams, pictures)
+    assert command("decompress", streams, pictures)[1] == "0 done, 3 skipped (already there)\n"
+
+
+def test_ctrl_c_ends_with_the_summary_and_the_next_run_completes(command, photos, tmp_path, monkeypatch):
+    compress, calls = Codec.compress, []
+
+    def impatient(self, *arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return compress(self, *arguments)
+
+    monkeypatch.setattr(Codec, "compress", impatient)
+    status, out, _ = command("compress", photos, tmp_path / "streams")
+    assert status == 130
+    assert out.splitlines()[-1] == "stopped: 1 done, 2 not tried: interrupted"
+    assert command("compress", photos, tmp_path / "streams")[1].endswith("2 done, 1 skipped (already there)\n")
+    assert len(tree(tmp_path / "streams")) == 3
+
+
+def test_ctrl_c_while_a_file_is_written_leaves_nothing(command, photos, tmp_path, monkeypatch):
+    def interrupted(self, data):
+        with open(self, "wb") as file:
+            file.write(data[:10])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    assert command("compress", photos, tmp_path / "streams")[0] == 130
+    assert tree(tmp_path / "streams") == []
+
+
+def test_a_broken_picture_among_good_ones(command, photos, tmp_path):
+    broken = photos / "dogs" / "broken.png"
+    broken.write_bytes((photos / "dogs" / "a.png").read_bytes()[:300])
+    status, out, err = command("compress", photos, tmp_path / "streams")
+    assert status == 1
+    assert out.splitlines()[-1].startswith(f"3 done, 1 failed: {broken}: damaged picture: ")
+    assert err.startswith(f"ugicm: {broken}: damaged picture: ")
+    assert len(tree(tmp_path / "streams")) == 3
+    (tmp_path / "streams" / "dogs" / "a.ugic").write_bytes(b"UGI")
+    (tmp_path / "streams" / "dogs" / "b.ugic").write_bytes(b"")
+    status, out, _ = command("decompress", tmp_path / "streams", tmp_path / "pictures")
+    assert status == 1
+    assert out.splitlines()[0] == "1 done, 2 failed"
+    assert "a.ugic: truncated stream" in out and "b.ugic: not a ugicm stream: empty" in out
+
+
+def test_what_is_there_already_is_believed_only_if_it_is_what_was_asked_for(
+    command, photos, tmp_path, other_checkpoint
+):
+    streams, pictures = tmp_path / "streams", tmp_path / "pictures"
+    command("compress", photos, streams)
+    status, out, _ = command("compress", photos, streams, "-q", 0.9)
+    assert status == 1 and out.count("is already there, with quality 0.5; --overwrite replaces it") == 3
+    status, out, _ = command("compress", photos, streams, model=other_checkpoint)
+    assert status == 1 and out.count("written by another model") == 3
+    data = (streams / "dogs" / "a.ugic").read_bytes()
+    (streams / "dogs" / "a.ugic").write_bytes(data[:-5])
+    status, out, _ = command("compress", photos, streams)
+    assert status == 1 and "2 skipped" in out and "no complete stream (truncated stream" in out
+    (streams / "dogs" / "a.ugic").write_bytes(data)
+    command("decompress", streams, pictures)
+    Image.new("RGB", (5, 5)).save(pictures / "dogs" / "a.png")
+    (pictures / "dogs" / "b.png").write_bytes(b"")
+    status, out, _ = command("decompress", streams, pictures)
+    assert status == 1 and "1 skipped" in out
+    assert "another size (5x5)" in out and "no complete picture" in out
+
+
+def test_inputs_that_would_share_an_output_keep_their_names(command, tmp_path, make_picture):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a.png", "a.jpg", "b.png"):
+        make_picture().save(photos / name)
+    (photos / "a.png.jpg").write_bytes((photos / "a.jpg").read_bytes())
+    assert command("compress", photos, tmp_path / "streams")[0] == 0
+    assert tree(tmp_path / "streams") == ["a.jpg.ugic", "a.png.jpg.ugic", "a.png.ugic", "b.ugic"]
+
+
+def test_hidden_files_and_extensions_in_capitals(command, photos, tmp_path):
+    (photos / "dogs" / "a.png").rename(photos / "dogs" / "A.PNG")
+    (photos / ".cache").mkdir()
+    (photos / ".cache" / "x.png").write_bytes(b"")
+    (photos / "._b.jpg").write_bytes(b"")
+    assert command("compress", photos, tmp_path / "streams")[0] == 0
+    assert tree(tmp_path / "streams") == ["cats/c.ugic", "dogs/A.ugic", "dogs/b.ugic"]
+
+
+# Trouble with writing
+
+
+def test_a_full_disk_stops_the_run_with_one_line(command, photos, tmp_path, monkeypatch):
+    def full(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    status, out, err = command("compress", photos, tmp_path / "streams")
+    assert status == 1
+    target = tmp_path / "streams" / "cats" / "c.ugic"
+    assert err == f"ugicm: {photos / 'cats' / 'c.bmp'}: {target}: cannot be written: No space left on device\n"
+    assert out.startswith("stopped: 0 done, 2 not tried, 1 failed")
+    assert tree(tmp_path / "streams") == []
+
+
+def test_output_below_a_file(command, photos, tmp_path):
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file" / "streams", tmp_path / "file" / "deep" / "streams"):
+        status, out, err = command("compress", photos, output)
+        assert (status, out) == (1, "")
+        assert err == f"ugicm: {tmp_path / 'file'}: cannot be written: not a folder\n" or "not a folder" in err
+        assert len(err.splitlines()) == 1
+
+
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_folder(command, photos, tmp_path):
+    (tmp_path / "sealed").mkdir(mode=0o500)
+    status, out, err = command("compress", photos, tmp_path / "sealed")
+    assert (status, out) == (1, "")
+    assert err == f"ugicm: {tmp_path / 'sealed'}: cannot be written: Permission denied\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_device_is_written_into_and_not_replaced(command, photos):
+    status, _, err = command("compress", photos / "dogs" / "a.png", "/dev/full")
+    assert status == 1
+    assert "/dev/full: cannot be written: No space left on device" in err
+    assert command("compress", photos / "dogs" / "a.png", "/dev/null")[0] == 0
+    assert not Path("/dev/null").is_file() and not Path("/dev/full").is_file()
+
+
+# Single files, and what is refused
+
+
+def test_names_where_none_is_given(command, photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    assert command("compress", "dogs/b.jpg")[1].startswith("dogs/b.jpg -> dogs/b.ugic\n")
+    assert command("decompress", "dogs/b.ugic")[1] == "dogs/b.ugic -> dogs/b.png\n"
+    assert command("decompress", "dogs/b.ugic", "--format", "webp")[0] == 0
+    assert command("compress", "dogs/b.jpg", "cats")[0] == 0
+    assert command("compress", "dogs/b.jpg", "new/")[0] == 0
+    assert {"dogs/b.ugic", "dogs/b.png", "dogs/b.webp", "cats/b.ugic", "new/b.ugic"} <= set(tree(photos))
+
+
+def test_preferences(command, photos, tmp_path, checkpoint):
+    command("compress", photos / "dogs" / "a.png", tmp_path / "a.ugic")
+    codec, data = ugicm.load(checkpoint), (tmp_path / "a.ugic").read_bytes()
+    ramp = Image.fromarray(np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1)))
+    ramp.save(tmp_path / "map.png")
+
+    def decode(name, preference):
+        return command("decompress", tmp_path / "a.ugic", tmp_path / name, "-p", preference, "--overwrite")
+
+    for text, meaning in (("human", 0.0), ("machine", 1.0), ("0.25", 0.25), (tmp_path / "map.png", ramp)):
+        assert decode("a.png", text)[0] == 0
+        assert Image.open(tmp_path / "a.png").tobytes() == codec.decompress(data, meaning).tobytes()
+    Image.new("L", (8, 8)).save(tmp_path / "small.png")
+    status, _, err = decode("b.png", tmp_path / "small.png")
+    assert status == 1 and "map of the picture's size 64x48" in err
+    assert usage_error(decode("b.png", "1.5"), "1.5", "0 (human)")
+    assert usage_error(decode("b.png", "robot"), "robot", "machine")
+    assert usage_error(decode("b.png", tmp_path / "a.ugic"), "preference map")
+    assert not (tmp_path / "b.png").exists()
+
+
+def test_existing_files_are_not_overwritten_silently(command, photos):
+    picture, other = photos / "dogs" / "a.png", photos / "dogs" / "a.ugic"
+    other.write_text("precious")
+    assert usage_error(command("compress", picture), other, "--overwrite")
+    assert other.read_text() == "precious"
+    assert command("compress", picture, "--overwrite")[0] == 0
+    original = picture.read_bytes()
+    assert usage_error(command("decompress", other), picture, "--overwrite")
+    assert picture.read_bytes() == original
+
+
+def test_output_equal_to_input_is_refused(command, photos, tmp_path):
+    picture = photos / "dogs" / "a.png"
+    os.link(picture, tmp_path / "link.ugic")
+    for output in (picture, photos / "cats" / ".." / "dogs" / "a.png", tmp_path / "link.ugic"):
+        assert usage_error(command("compress", picture, output, "--overwrite"), "replace the input")
+    assert usage_error(command("compress", photos, photos / "."), "is the input folder")
+    assert usage_error(command("decompress", photos, photos, "--overwrite"), "is the input folder")
+
+
+def test_wrong_usage_is_one_line(command, photos, tmp_path, monkeypatch):
+    picture = photos / "dogs" / "a.png"
+    for quality in ("7", "-0.1", "nan", "high"):
+        assert usage_error(command("compress", picture, f"--quality={quality}"), quality, "0 (small) to 1 (good)")
+    assert usage_error(command("compress", tmp_path / "gone.png"), "gone.png: no such file or folder")
+    assert usage_error(command("compress", photos), "name an output folder")
+    assert usage_error(command("compress", photos, picture), "is a file")
+    (tmp_path / "empty").mkdir()
+    assert usage_error(command("compress", tmp_path / "empty", tmp_path / "out"), "empty", ".png")
+    assert usage_error(command("compress", picture, tmp_path / "x.png"), "x.png", ".ugic")
+    (tmp_path / "x.ugic").write_bytes(b"UGI")
+    assert usage_error(command("compress", tmp_path / "x.ugic", tmp_path / "y.ugic"), "ugicm decompress")
+    decompress = ("decompress", tmp_path / "x.ugic")
+    assert usage_error(command(*decompress, tmp_path / "x.xyz"), ".xyz", ".png")
+    assert usage_error(command(*decompress, "--format", "xyz"), ".xyz", ".png")
+    assert usage_error(command(*decompress, tmp_path / "x.png", "--format", "jpg"), "leave one out")
+    assert usage_error(command("compress", picture, "--device", "tpu9"), "device 'tpu9'")
+    assert usage_error(command("compress"), "IN", "--help")
+    assert usage_error(command("squeeze", picture), "squeeze", "compress")
+    assert tree(photos) == ["cats/c.bmp", "dogs/a.png", "dogs/b.jpg", "labels.csv"]
+
+
+def test_wrong_checkpoints(command, photos, tmp_path, other_checkpoint):
+    picture = photos / "dogs" / "a.png"
+    absent = tmp_path / "gone.safetensors"
+    assert usage_error(command("compress", picture, model=absent), f"{absent}: no such file")
+    (tmp_path / "bad.safetensors").write_bytes(b"\x10" + bytes(40))
+    assert usage_error(command("compress", picture, model=tmp_path / "bad.safetensors"), "bad.safetensors")
+    (tmp_path / "bad.pth.tar").write_bytes(b"\x80\x04N.")
+    assert usage_error(command("compress", picture, model=tmp_path / "bad.pth.tar"), "bad.pth.tar")
+    command("compress", picture)
+    status, _, err = command("decompress", picture.with_suffix(".ugic"), tmp_path / "x.png", model=other_checkpoint)
+    assert status == 1
+    assert "written by another model" in err and "a.ugic" in err
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_a_broken_picture_alone(command, tmp_path):
+    (tmp_path / "x.png").write_text("no picture")
+    status, out, err = command("compress", tmp_path / "x.png")
+    assert (status, out) == (1, "")
+    assert err == f"ugicm: {tmp_path / 'x.png'}: not a picture that Pillow can read\n"
+    assert tree(tmp_path) == ["x.png"]
+
+
+def test_warnings_are_short(command, tmp_path):
+    Image.new("RGBA", (4, 4)).save(tmp_path / "x.png")
+    status, _, err = command("compress", tmp_path / "x.png")
+    assert (status, err) == (0, "ugicm: warning: transparent pictures are composited on white\n")
+
+
+# info
+
+
+def test_info(command, photos, tmp_path, checkpoint):
+    command("compress", photos, tmp_path / "streams", "-q", 0.25)
+    status, out, err = command("info", tmp_path / "streams")
+    assert (status, err) == (0, "")
+    head, *rows = out.splitlines()
+    assert head.split() == ["file", "size", "quality", "bytes", "bpp", "version", "model"]
+    data = (tmp_path / "streams" / "dogs" / "a.ugic").read_bytes()
+    fingerprint = ugicm.load(checkpoint).fingerprint
+    assert rows[1].split() == [str(tmp_path / "streams" / "dogs" / "a.ugic"), "64x48", "0.25", f"{len(data):,}",
+                               f"{8 * len(data) / (64 * 48):.3f}", "1", fingerprint, "(not", "shipped)"]  # fmt: skip
+    (tmp_path / "none").mkdir()
+    status, out, err = command("info", tmp_path / "streams" / "cats" / "c.ugic", photos / "dogs" / "a.png",
+                               tmp_path / "gone.ugic", tmp_path / "none")  # fmt: skip
+    assert status == 1
+    assert len(out.splitlines()) == 2
+    assert "a.png: not a ugicm stream" in err and "gone.ugic: No such file" in err and "none: no files" in err
+
+
+def test_info_knows_the_shipped_model(command, tmp_path, make_picture):
+    try:
+        codec = ugicm.load()
+    except ugicm.CheckpointError:
+        pytest.skip("no model is shipped with this checkout")
+    (tmp_path / "x.ugic").write_bytes(codec.compress(make_picture()))
+    assert command("info", tmp_path / "x.ugic")[1].rstrip().endswith(f"{codec.fingerprint} (shipped)")
+
+
+# ugicm.files itself
+
+
+def test_run_reports_what_libraries_raise_on_one_line(tmp_path):
+    jobs = [files.Job(tmp_path / name, tmp_path / f"{name}.out") for name in "abcd"]
+    reasons = {"a": RuntimeError("CUDA out of memory\nbuy more"), "b": PictureError(f"{tmp_path / 'b'}: broken"),
+               "c": MemoryError()}  # fmt: skip
+    said = []
+
+    def work(job):
+        if job.source.name in reasons:
+            raise reasons[job.source.name]
+        return 1
+
+    summary = files.run(jobs, work, lambda job: None, say=said.append)
+    assert said == [f"{tmp_path / name}" for name in ("a: CUDA out of memory", "b: broken", "c: MemoryError")]
+    assert str(summary) == "\n  ".join(["1 done, 3 failed", *said])
+    assert summary.status == 1
+
+
+def test_a_mistake_in_the_program_is_not_hidden(tmp_path):
+    def work(job):
+        raise TypeError("ours")
+
+    with pytest.raises(TypeError, match="ours"):
+        files.run([files.Job(tmp_path / "a", tmp_path / "b")], work, lambda job: None)
+
+
+def test_replacing_keeps_the_old_file_when_the_block_fails(tmp_path):
+    target = tmp_path / "results.json"
+    target.write_text("old")
+    with pytest.raises(ZeroDivisionError), files.replacing(target) as temporary:
+        temporary.write_text("half")
+        1 / 0  # noqa: B018
+    assert target.read_text() == "old" and tree(tmp_path) == ["results.json"]
+    with files.replacing(target) as temporary:
+        json.dump([1], temporary.open("w"))
+    assert tree(tmp_path) == ["results.json"]
+
+
+def test_only_stale_temporaries_are_removed(tmp_path):
+    names = (f"{files._HOST}-{os.getpid()}-3", "1-1-1", "1-1-2")
+    mine, foreign, old = (tmp_path / f".{name}.ugicm-part" for name in names)
+    for path in (mine, foreign, old):
+        path.touch()
+    os.utime(old, (0, 0))
+    files.remove_stale(tmp_path)
+    assert mine.exists() and foreign.exists() and not old.exists()

@@ -1,0 +1,239 @@
+"""tests/test.py: what it writes, that its numbers are those of the files, and how it continues."""
+
+import json
+import shutil
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+import ugicm
+from ugicm import pictures
+from ugicm.evaluation import codec as evaluation
+from ugicm.evaluation import metrics, results
+
+
+@pytest.fixture
+def evaluate(tmp_path, capsys, checkpoint):
+    """evaluate(*arguments) -> (exit status, stdout, stderr); experiments go below tmp_path."""
+    def run(*arguments, model=checkpoint):
+        options = ["-c", str(model)] if model else []
+        status = evaluation.main(tmp_path / "experiments", [*map(str, arguments), *options])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def check_experiment(folder: Path, names: list[str], codec) -> dict:
+    """The written files agree with each other and with the results."""
+    document = json.loads((folder / "results.json").read_text())
+    assert [r["image"] for r in document["per_image"]] == [f"{name}.ugic" for name in names]
+    for name, record in zip(names, document["per_image"]):
+        data = (folder / "bitstream" / f"{name}.ugic").read_bytes()
+        original = pictures.open_rgb(record["source"])
+        human, machine = (Image.open(folder / kind / f"{name}.png") for kind in ("human", "machine"))
+        assert human.size == machine.size == original.size
+        assert record["bytes"] == len(data)
+        assert record["bpp"] == 8 * len(data) / (original.width * original.height)
+        decoded = codec.decompress(data, ["human", "machine"])
+        for picture, again, suffix in zip((human, machine), decoded, ("", "-machine")):
+            assert picture.tobytes() == again.tobytes()
+            mse = np.mean((np.asarray(picture, float) - np.asarray(original, float)) ** 2)
+            assert record[f"psnr-rgb{suffix}"] == pytest.approx(10 * np.log10(255**2 / mse))
+        assert record["encoding_time"] > 0 and record["decoding_time"] > 0
+    for metric in ("bpp", "psnr-rgb", "psnr-rgb-machine", "encoding_time"):
+        assert document["results"][metric] == [pytest.approx(np.mean([r[metric] for r in document["per_image"]]))]
+    return document
+
+
+@pytest.mark.parametrize("place", ["root", "tests"])
+def test_as_users_run_it(place, run_python, checkpoint, tmp_path):
+    samples = sorted(p.stem for p in (resources.files("ugicm") / "samples").iterdir() if p.name.endswith(".png"))
+    assert len(samples) == 3
+    cwd, script = (ROOT, "tests/test.py") if place == "root" else (ROOT / "tests", "test.py")
+    done = run_python(script, "-exp", tmp_path / "exp", "--gpu_id", 0, "-c", checkpoint, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    document = check_experiment(tmp_path / "exp", samples, ugicm.load(checkpoint))
+    assert set(document) == {"name", "description", "results", "meta", "per_image", "failed"}
+    assert {"torch", "compressai"} <= set(document["meta"]["libraries"])
+    assert document["meta"]["command"].endswith(f"-c {checkpoint}")
+    assert document["meta"]["model"]["fingerprint"] == ugicm.load(checkpoint).fingerprint
+    assert sorted(p.name for p in (tmp_path / "exp").iterdir()) == [
+        "bitstream", "comparison.png", "human", "machine", "rd.png", "results.json"
+    ]  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("average") for line in lines)
+    assert all(any(line.startswith(f"{name}.png") for line in lines) for name in samples)
+    assert lines[-1] == f"written: {tmp_path / 'exp'}"
+
+
+def test_experiments_go_into_the_checkout():
+    text = (ROOT / "tests" / "test.py").read_text()
+    assert 'main(ROOT / "experiments")' in text
+
+
+def test_the_checkouts_own_package_is_used(run_python, tmp_path):
+    (tmp_path / "tests").mkdir()
+    shutil.copy(ROOT / "tests" / "test.py", tmp_path / "tests")
+    (tmp_path / "ugicm" / "evaluation").mkdir(parents=True)
+    (tmp_path / "ugicm" / "__init__.py").touch()
+    (tmp_path / "ugicm" / "evaluation" / "__init__.py").touch()
+    (tmp_path / "ugicm" / "evaluation" / "codec.py").write_text("def main(experiments): print(experiments)")
+    for cwd, script in ((tmp_path, "tests/test.py"), (tmp_path / "tests", "test.py")):
+        assert run_python(script, cwd=cwd).stdout == f"{tmp_path / 'experiments'}\n"
+
+
+def test_a_data_set_keeps_its_tree_and_small_pictures_have_no_ms_ssim(evaluate, photos, tmp_path, checkpoint):
+    status, out, err = evaluate("-exp", "mine", "-d", photos)
+    assert (status, err) == (0, "")
+    document = check_experiment(
+        tmp_path / "experiments" / "mine", ["cats/c", "dogs/a", "dogs/b"], ugicm.load(checkpoint)
+    )
+    assert document["results"]["ms-ssim-rgb"] == [None]
+    assert all(record["ms-ssim-rgb-machine"] is None for record in document["per_image"])
+    assert results.read(tmp_path / "experiments" / "mine" / "results.json") == document
+
+
+def test_several_qualities_give_rate_points(evaluate, tmp_path, make_picture):
+    make_picture(200, 180).save(tmp_path / "one.png")
+    status, out, _ = evaluate("-d", tmp_path / "one.png", "--quality", 0.9, 0, 0.45)
+    assert status == 0
+    folder = tmp_path / "experiments" / "test"
+    document = json.loads((folder / "results.json").read_text())
+    assert document["results"]["quality"] == [0, 0.45, 0.9]
+    assert all(len(values) == 3 and None not in values for values in document["results"].values())
+    for quality, bpp in zip((0, 0.45, 0.9), document["results"]["bpp"]):
+        data = (folder / f"q{quality:g}" / "bitstream" / "one.ugic").read_bytes()
+        assert bpp == 8 * len(data) / (200 * 180)
+        assert (folder / f"q{quality:g}" / "machine" / "one.png").is_file()
+    assert len([line for line in out.splitlines() if line.startswith("average")]) == 3
+    with Image.open(folder / "comparison.png") as sheet, Image.open(folder / "rd.png") as curves:
+        assert sheet.width >= 3 * 200 and sheet.height >= 3 * 180
+        assert min(curves.size) > 300
+    # One row of the sheet is the original itself, pixel for pixel.
+    original = make_picture(200, 180)
+    with Image.open(folder / "comparison.png") as sheet:
+        assert sheet.crop((0, 22, 200, 22 + 180)).tobytes() == original.tobytes()
+
+
+def test_an_interrupted_run_continues_and_a_finished_one_starts_over(evaluate, photos, tmp_path, monkeypatch):
+    folder, measure, calls = tmp_path / "experiments" / "test", evaluation.measure, []
+
+    def impatient(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(evaluation, "measure", impatient)
+    status, _, err = evaluate("-d", photos)
+    assert status == 130 and "continues" in err
+    assert not (folder / "results.json").exists()
+    with open(folder / "records.jsonl", "a") as journal:
+        journal.write('{"image": "dogs/b.ugic", "qua')  # as a killed run leaves it
+    status, out, _ = evaluate("-d", photos)
+    assert status == 0 and "continuing after 2 results" in out
+    assert len(calls) == 4
+    assert [r["image"] for r in json.loads((folder / "results.json").read_text())["per_image"]] == [
+        "cats/c.ugic", "dogs/a.ugic", "dogs/b.ugic"
+    ]  # fmt: skip
+    assert not (folder / "records.jsonl").exists()
+
+    assert evaluate("-d", photos / "cats")[0] == 0
+    assert len(calls) == 5
+    assert sorted(p.name for p in (folder / "human").rglob("*")) == ["c.png"]
+
+
+def test_an_interrupted_run_with_other_settings_starts_over(evaluate, photos, tmp_path, other_checkpoint, monkeypatch):
+    measure = evaluation.measure
+
+    def interrupted(*arguments):
+        measure(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "measure", interrupted)
+    assert evaluate("-d", photos, "--quality", 0.2, 0.3)[0] == 130
+    monkeypatch.setattr(evaluation, "measure", measure)
+    status, out, _ = evaluate("-d", photos, model=other_checkpoint)
+    assert status == 0 and "continuing" not in out
+    assert not (tmp_path / "experiments" / "test" / "q0.2").exists()
+
+
+def test_a_folder_that_is_no_experiment_is_left_alone(evaluate, photos, tmp_path):
+    theirs = tmp_path / "experiments" / "holiday" / "human"
+    theirs.mkdir(parents=True)
+    (theirs / "me.png").write_bytes(b"")
+    status, _, err = evaluate("-exp", "holiday", "-d", photos)
+    assert status == 2 and "choose another -exp" in err
+    assert (theirs / "me.png").exists()
+
+
+def test_a_broken_picture_is_named_and_does_not_stop_the_run(evaluate, photos, tmp_path):
+    (photos / "cats" / "bad.png").write_bytes(b"no")
+    status, out, err = evaluate("-d", photos, "--quality", 0.1, 0.9)
+    assert status == 1
+    assert err == f"test.py: {photos / 'cats' / 'bad.png'}: not a picture that Pillow can read\n"
+    document = json.loads((tmp_path / "experiments" / "test" / "results.json").read_text())
+    assert len(document["per_image"]) == 6
+    assert [failure["image"] for failure in document["failed"]] == [str(photos / "cats" / "bad.png")]
+
+
+def test_what_cannot_be_done_is_one_line(evaluate, photos, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for arguments, model, word in (
+        (("-d", tmp_path / "gone"), None, "gone: no such"),
+        (("-d", tmp_path / "empty"), None, "empty: no files"),
+        (("-d", photos, "--quality", 2), None, "0 (small) to 1 (good)"),
+        (("-d", photos), tmp_path / "gone.pth.tar", "gone.pth.tar: no such file"),
+    ):
+        status, _, err = evaluate(*arguments, model=model)
+        assert status == 2 and word in err and len(err.splitlines()) == 1
+
+
+def test_psnr_and_ms_ssim():
+    black, grey = Image.new("RGB", (170, 161)), Image.new("RGB", (170, 161), (10, 10, 10))
+    assert metrics.psnr(black, grey) == pytest.approx(20 * np.log10(25.5))
+    assert metrics.psnr(black, black) == float("inf")
+    assert metrics.ms_ssim(black, black) == pytest.approx(1)
+    assert metrics.ms_ssim(black, grey) < 1
+    assert metrics.ms_ssim(black.crop((0, 0, 160, 161)), grey.crop((0, 0, 160, 161))) is None
+    with pytest.raises(ValueError, match="170x161 and 5x5"):
+        metrics.psnr(black, Image.new("RGB", (5, 5)))
+
+
+def test_results_files(tmp_path):
+    records = [{"q": 0.1, "a": 1.0, "b": None}, {"q": 0.1, "a": 2.0, "b": 3.0}, {"q": 0.0, "a": 5.0, "b": None}]
+    averages = results.rate_points(records, "q", ["a", "b"])
+    assert averages == {"q": [0.0, 0.1], "a": [5.0, 1.5], "b": [None, 3.0]}
+    results.write(tmp_path / "r.json", "name", "description", averages, meta={"x": 1})
+    assert results.read(tmp_path / "r.json")["meta"] == {"x": 1}
+    with pytest.raises(ValueError, match="JSON"):
+        results.write(tmp_path / "bad.json", "n", "d", {"a": [float("nan")]})
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+    for text in ("[]", "{", '{"results": 3}'):
+        (tmp_path / "r.json").write_text(text)
+        with pytest.raises(ValueError, match="r.json: not a results file"):
+            results.read(tmp_path / "r.json")
+
+
+def test_compressai_can_plot_our_results(evaluate, tmp_path, make_picture):
+    from compressai.utils.plot.__main__ import parse_json_file
+
+    make_picture(200, 180).save(tmp_path / "one.png")
+    evaluate("-d", tmp_path / "one.png", "--quality", 0.1, 0.9)
+    path = tmp_path / "experiments" / "test" / "results.json"
+    for metric in ("psnr", "ms-ssim"):
+        curve = parse_json_file(path, metric)
+        assert curve["name"] == "ugicm compact" and len(curve["xs"]) == len(curve["ys"]) == 2
+
+
+def test_a_data_sets_digest_depends_on_names_and_contents(tmp_path):
+    for folder, name, content in (("a", "x", "1"), ("b", "x", "1"), ("c", "y", "1"), ("d", "x", "2")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text(content)
+    a, b, c, d = (results.digest(sorted((tmp_path / f).iterdir()), tmp_path / f) for f in "abcd")
+    assert a == b and len({a, c, d}) == 3
