@@ -1,0 +1,116 @@
+"""Bjøntegaard deltas: against hand calculation, against the package bjontegaard, and where they do not exist."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ugicm.evaluation.bd import bd_rate, bd_rate_interval, bd_score, isotonic
+
+RATE = np.array([0.1, 0.2, 0.4, 0.8])
+PSNR = np.array([26.0, 28.5, 31.0, 34.0])
+
+
+@pytest.mark.parametrize("method", ["pchip", "isotonic"])
+def test_a_curve_that_needs_twice_the_rate(method):
+    delta = bd_rate(RATE, PSNR, 2 * RATE, PSNR, method)
+    assert delta.value == pytest.approx(100)
+    assert bd_rate(2 * RATE, PSNR, RATE, PSNR, method).value == pytest.approx(-50)
+    assert (delta.low, delta.high, delta.share) == (26.0, 34.0, 1.0)
+
+
+@pytest.mark.parametrize("method", ["pchip", "isotonic"])
+def test_a_curve_that_scores_a_decibel_more(method):
+    delta = bd_score(RATE, PSNR, RATE, PSNR + 1, method)
+    assert delta.value == pytest.approx(1)
+    assert (delta.low, delta.high) == pytest.approx((0.1, 0.8))
+
+
+def test_points_may_come_in_any_order():
+    order = [2, 0, 3, 1]
+    assert bd_rate(RATE, PSNR, 1.3 * RATE[order], PSNR[order]).value == pytest.approx(30)
+
+
+def test_agrees_with_the_package_bjontegaard():
+    bjontegaard = pytest.importorskip("bjontegaard")
+    rate, psnr = np.array([0.12, 0.21, 0.35, 0.7]), np.array([27.0, 29.2, 30.9, 33.7])
+    expected = bjontegaard.bd_rate(RATE, PSNR, rate, psnr, method="pchip", require_matching_points=False, min_overlap=0)
+    assert bd_rate(RATE, PSNR, rate, psnr).value == pytest.approx(expected, rel=1e-3)
+    expected = bjontegaard.bd_psnr(RATE, PSNR, rate, psnr, method="pchip", require_matching_points=False, min_overlap=0)
+    assert bd_score(RATE, PSNR, rate, psnr).value == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_noisy_curve_by_hand():
+    # 60 70 68 80 pools to 60 69 69 80. Against a straight line through (rate 1, 60) and (rate 8, 80), in log2 rate:
+    # reference 3/20 per point; test: 60..69 over one doubling, then 69..80 over one doubling that starts at rate 4.
+    rate, noisy = [1, 2, 4, 8], [60, 70, 68, 80]
+    delta = bd_rate([1, 8], [60, 80], rate, noisy, "isotonic")
+    test = 9 * 0.5 + 11 * 2.5
+    reference = 20 * 1.5
+    assert delta.value == pytest.approx(100 * (2 ** ((test - reference) / 20) - 1))
+    assert delta.note == "test curve made monotone"
+
+
+def test_only_the_scores_that_both_reach_count():
+    # Above 31 dB the reference has nothing: that part of the test curve must not matter.
+    long = bd_rate(RATE[:3], PSNR[:3], 2 * RATE, PSNR, "isotonic")
+    assert (long.value, long.low, long.high) == (pytest.approx(100), 26.0, 31.0)
+    assert long.share == pytest.approx(5 / 8)
+
+
+def test_no_overlap_is_no_number():
+    delta = bd_rate(RATE, PSNR, RATE, PSNR + 20)
+    assert delta.value is None and delta.note == "no overlap"
+    assert bd_score(RATE, PSNR, 100 * RATE, PSNR).note == "no overlap"
+
+
+def test_a_narrow_overlap_is_marked():
+    assert "narrow overlap" in bd_rate(RATE, PSNR, RATE, PSNR + 7).note
+
+
+def test_curves_without_a_delta():
+    assert "one point" in bd_rate([0.1], [30], RATE, PSNR).note
+    falling = bd_rate(RATE, PSNR, RATE, PSNR[::-1])
+    assert falling.value is None and "does not rise" in falling.note
+    flat = bd_rate(RATE, PSNR, RATE, [50, 50, 50, 50], "isotonic")
+    assert flat.value is None and flat.note.startswith("no overlap")
+    for rate, score in ((RATE, PSNR[:3]), ([0, 1, 2, 3], PSNR), (RATE, [np.nan] * 4), ([], [])):
+        with pytest.raises(ValueError):
+            bd_rate(rate, score, RATE, PSNR)
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=12))
+@settings(max_examples=50, deadline=None)
+def test_isotonic_is_monotone_and_nearest(values):
+    fitted = isotonic(values)
+    assert np.all(np.diff(fitted) >= -1e-9)
+    assert np.sum(fitted) == pytest.approx(np.sum(values), abs=1e-6)  # least squares keeps the mean
+    assert np.allclose(isotonic(sorted(values)), sorted(values))
+    # No other monotone sequence built from the same blocks' neighbours is nearer.
+    for shift in (-0.5, 0.5):
+        other = np.maximum.accumulate(fitted + shift * (np.arange(len(fitted)) == len(fitted) // 2))
+        assert np.sum((fitted - values) ** 2) <= np.sum((other - np.array(values)) ** 2) + 1e-6
+
+
+def test_the_interval_covers_the_truth_and_narrows():
+    generator = np.random.default_rng(1)
+
+    def curves(pictures):
+        hardness = generator.normal(size=pictures)
+        rate = np.outer(RATE, np.exp(0.2 * hardness))
+        score = np.clip(np.array([60, 70, 78, 82])[:, None] - 10 * hardness + generator.normal(size=(4, pictures)), 0, 100)
+        return rate, score, 1.5 * rate, score
+
+    few, many = (bd_rate_interval(*curves(n), resamples=100) for n in (30, 400))
+    for delta in (few, many):
+        assert delta.interval[0] <= delta.value <= delta.interval[1]
+        assert delta.value == pytest.approx(50)  # paired pictures: what makes a picture hard cancels
+    rate, score, rate_b, _ = curves(60)
+    noisy = score + generator.normal(scale=15, size=score.shape)
+    wide = bd_rate_interval(rate, score, rate_b, noisy, resamples=100)
+    assert wide.interval[1] - wide.interval[0] > 1
+    assert bd_rate_interval(rate, score, rate_b, noisy, resamples=100) == wide  # same seed, same numbers
+    with pytest.raises(ValueError, match="same pictures"):
+        bd_rate_interval(rate, score, rate_b[:, 1:], score[:, 1:])
