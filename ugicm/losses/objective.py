@@ -10,26 +10,29 @@ batch without any sample of one kind is no special case, and it does not depend 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from ugicm.config import ObjectiveConfig
+from ugicm.config import SEMANTIC_TERMS, ObjectiveConfig
 from ugicm.errors import ConfigError
-from ugicm.losses.distortion import squared_error
+from ugicm.losses.distortion import PerceptualDistance, squared_error, structural_dissimilarity
 from ugicm.losses.rate import bits_per_pixel, log_linear
+from ugicm.losses.semantic import FeaturesTerm, GlobalTerm, InstanceTerm, LocalTerm, SemanticTerm
+from ugicm.losses.teachers import load_teacher
 
 GROUPS = ("human", "between", "machine", "low", "middle", "high")  # thirds of preference, thirds of quality
 
 
 @dataclass
 class Losses:
-    """``total``: sum of the samples' losses, a scalar to differentiate. ``sums``: detached sums of each term over
-    samples, all and by group ("mse", "mse/human"), with ``counts`` of samples."""
+    """Of a batch. ``total``: sum of the samples' losses, a scalar to differentiate. ``balance``: the loss of the
+    learned weights, to be added to it, where there are any. ``sums``: detached sums of each term over samples, all
+    and by group ("mse", "mse/human"), with ``counts`` of samples."""
 
     total: Tensor
+    balance: Tensor | None = None
     sums: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -50,20 +53,50 @@ def group_members(beta: Tensor, quality: Tensor) -> Tensor:
 
 
 class Objective(nn.Module):
-    """Configured objective. ``terms`` maps names to callables (x_hat, x, batch, index) -> [n], where x_hat and x
-    are already restricted to the samples ``index`` (CPU, int64) that have a weight."""
+    """The configured objective, with its teacher.
+
+    Terms are called with the samples ``index`` of the batch (CPU, int64) that have a weight; see
+    :mod:`ugicm.losses.semantic`. With ``balance: uncertainty`` each term t has a learned s_t (Kendall, Gal,
+    Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses", CVPR 2018): s_t follows the gradient of
+    exp(-s_t) L_t + s_t, and L_t gets the factor exp(s_1 - s_t), relative to the first term, so that lambda keeps its
+    meaning. Weights are then shares of the balanced sum.
+
+    Raises ConfigError where a teacher cannot be had.
+    """
 
     def __init__(self, config: ObjectiveConfig):
         super().__init__()
         self.config = config
-        self.terms: dict[str, Callable] = {}
-        available = {"mse": lambda x_hat, x, batch, index: squared_error(x_hat, x)}
-        for name, term in config.terms.items():
-            if term is None:
-                continue
-            if name not in available:
-                raise ConfigError(f"objective.terms: {name!r} not found; available: {', '.join(available)}")
-            self.terms[name] = available[name]
+        self.names = [name for name, term in config.terms.items() if term is not None]
+        self.lpips = PerceptualDistance(config.lpips.net, config.lpips.backbone) if "lpips" in self.names else None
+        semantic = any(name in SEMANTIC_TERMS for name in self.names)
+        self.teacher = load_teacher(config.teacher) if semantic else None
+        self._semantic = {name: self._semantic_term(name) for name in self.names if name in SEMANTIC_TERMS}
+        balanced = config.balance == "uncertainty"
+        self.log_scales = nn.Parameter(torch.zeros(len(self.names))) if balanced else None
+
+    def _semantic_term(self, name: str) -> SemanticTerm:
+        config, teacher = self.config, self.teacher
+        if name == "global":
+            return GlobalTerm(teacher)
+        if name == "local":
+            return LocalTerm(teacher, config.local_side)
+        if name == "features":
+            return FeaturesTerm(teacher, config.teacher.layers, config.features_distance)
+        return InstanceTerm(teacher, teacher.size or teacher.own_size)
+
+    @torch.no_grad()
+    def check(self, side: int) -> None:
+        """Try the networks on a grey picture of ``side`` pixels. Raises ConfigError where they cannot take it."""
+        for network, what in ((self.teacher, "teacher"), (self.lpips, "lpips")):
+            if network is not None:
+                grey = torch.full((1, 3, side, side), 0.5, device=next(network.parameters()).device)
+                try:
+                    network(grey) if network is self.teacher else network(grey, grey)
+                except (RuntimeError, AssertionError, ValueError) as error:
+                    raise ConfigError(
+                        f"objective.{what}: cannot take pictures of {side} pixels: {str(error).splitlines()[0]}"
+                    ) from None
 
     def weights(self, name: str, beta: Tensor, quality: Tensor) -> Tensor:
         """Weight of a term for samples of these preferences and qualities, [B] each, on the CPU."""
@@ -71,24 +104,44 @@ class Objective(nn.Module):
         weight = (1 - beta) * term.human + beta * term.machine
         return weight * log_linear(self.config.lambdas, quality) if term.by_quality else weight
 
+    def _values(self, name: str, x_hat: Tensor, x: Tensor, batch: dict, index: Tensor, memo: dict) -> Tensor:
+        if name == "mse":
+            return squared_error(x_hat, x)
+        if name == "ms_ssim":
+            return structural_dissimilarity(x_hat, x)
+        if name == "lpips":
+            return self.lpips(x_hat, x)
+        return self._semantic[name](x_hat, x, batch, index, memo)
+
     def forward(self, out: dict, x: Tensor, batch: dict[str, Tensor]) -> Losses:
-        """The model's output for pictures x [B, 3, H, W]; ``batch`` holds "beta" and "quality" [B] on the CPU."""
+        """Losses of the model's output for pictures x [B, 3, H, W].
+
+        ``batch`` holds "beta" and "quality" [B] on the CPU, "place" and instances where semantic terms need them.
+        """
         beta, quality = batch["beta"], batch["quality"]
-        groups = group_members(beta, quality)
+        groups, memo = group_members(beta, quality), {}
         bpp = bits_per_pixel(out["likelihoods"].values(), x.shape[2] * x.shape[3])
-        per_sample = self.config.rate * bpp
-        losses = Losses(per_sample.sum())
+        losses = Losses(self.config.rate * bpp.sum())
         losses.add("bpp", bpp, groups)
-        for name, term in self.terms.items():
+        for t, name in enumerate(self.names):
             weight = self.weights(name, beta, quality)
             index = weight.nonzero()[:, 0]
+            if name in self._semantic:
+                index = self._semantic[name].applies(batch, index)
             if not len(index):
-                continue
-            everything = len(index) == len(x)
-            where = None if everything else index.to(x.device)
-            chosen_hat, chosen = (v if everything else v.index_select(0, where) for v in (out["x_hat"], x))
-            values = term(chosen_hat, chosen, batch, index).float()
-            weighted = weight[index].to(values) * values
-            losses.total = losses.total + weighted.sum()
+                continue  # absent from this batch
+            chosen_hat, chosen = out["x_hat"], x
+            if len(index) < len(x):
+                where = index.to(x.device)
+                chosen_hat, chosen = chosen_hat.index_select(0, where), chosen.index_select(0, where)
+            values = self._values(name, chosen_hat, chosen, batch, index, memo).float()
+            weighted = (weight[index].to(values) * values).sum()
+            if self.log_scales is not None:
+                scales = self.log_scales.detach()
+                weighted = weighted * (scales[0] - scales[t]).exp()
+                own = self.log_scales[t]
+                own_loss = (torch.exp(-own) * values.detach() + own).sum()
+                losses.balance = own_loss if losses.balance is None else losses.balance + own_loss
+            losses.total = losses.total + weighted
             losses.add(name, values, groups[index])
         return losses

@@ -6,18 +6,17 @@ seed and the step's number.
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ugicm import __version__
-from ugicm.config import TrainConfig, to_dict
+from ugicm.config import DataConfig, ModelConfig, RunConfig, Source, TrainConfig, to_dict
 from ugicm.errors import CheckpointError, ConfigError
+from ugicm.files import replacing
 
 STATE = "state.pt"
 MODEL = "model.safetensors"
@@ -35,9 +34,7 @@ def provenance(step: int) -> dict[str, str]:
     """Metadata of a checkpoint: step, versions, git revision of the code (or "unknown")."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        revision = (
-            subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or "unknown"
-        )
+        revision = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or "unknown"
     except (OSError, subprocess.SubprocessError):
         revision = "unknown"
     return {
@@ -49,21 +46,10 @@ def provenance(step: int) -> dict[str, str]:
     }
 
 
-def write_atomically(path: Path, write: Any) -> None:
-    """Call ``write(temporary path)``, then put the file in its place."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
-        write(temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    write_atomically(folder / STATE, lambda temporary: torch.save(state, temporary))
+    """Write ``state.pt``, whole or not at all."""
+    with replacing(folder / STATE) as temporary:
+        torch.save(state, temporary)
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -91,12 +77,23 @@ def comparable(config: TrainConfig) -> dict[str, Any]:
     return values
 
 
-def first_difference(old: Any, new: Any, key: str = "") -> str | None:
-    """ "optim.lr: 0.1 then, 0.2 now" for the first place where two plain configurations differ; else None."""
+def first_difference(old: Any, new: Any, default: Any = None, key: str = "") -> str | None:
+    """ "optim.lr: 0.1 then, 0.2 now" for the first place where two plain configurations differ; else None.
+
+    Keys that ``old`` lacks, written by an earlier version, count as ``default``'s.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
+        default = default if isinstance(default, dict) else {}
         for name in (*old, *(n for n in new if n not in old)):
-            found = first_difference(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+            then = old[name] if name in old else default.get(name)
+            found = first_difference(then, new.get(name), default.get(name), f"{key}.{name}" if key else name)
             if found:
                 return found
         return None
     return None if old == new else f"{key}: {old!r} then, {new!r} now"
+
+
+def defaults() -> dict[str, Any]:
+    """:func:`comparable` of a configuration that says nothing."""
+    data = DataConfig(train=(Source(path=""),))
+    return comparable(TrainConfig(run=RunConfig(dir=""), data=data, model=ModelConfig()))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ugicm.training.checkpoint import write_atomically
+from ugicm.files import replacing
 
 
 class Records:
@@ -30,7 +30,8 @@ class Records:
         path = folder / "metrics.jsonl"
         if path.exists():
             kept = [line for line in path.read_text().splitlines(True) if _step_of(line) <= first_step]
-            write_atomically(path, lambda temporary: Path(temporary).write_text("".join(kept)))
+            with replacing(path) as temporary:
+                temporary.write_text("".join(kept))
         self._lines = path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
         self._started, self._first = time.monotonic(), first_step
@@ -43,9 +44,7 @@ class Records:
 
     def say(self, text: str) -> None:
         if self.active:
-            tqdm.write(text, file=sys.stderr) if self._bar is not None else print(
-                text, file=sys.stderr, flush=True
-            )
+            tqdm.write(text, file=sys.stderr) if self._bar is not None else print(text, file=sys.stderr, flush=True)
 
     def event(self, kind: str, step: int, **values: Any) -> None:
         """One line of metrics.jsonl; numbers also go to TensorBoard as ``kind/name``."""
@@ -68,9 +67,7 @@ class Records:
         pace = (time.monotonic() - self._started) / max(1, step - self._first)
         left = int(pace * (self.steps - step))
         numbers = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
-        self.say(
-            f"step {step}/{self.steps}  {numbers}  {pace:.3f} s/step  {left // 3600}:{left // 60 % 60:02d} h left"
-        )
+        self.say(f"step {step}/{self.steps}  {numbers}  {pace:.3f} s/step  {left // 3600}:{left // 60 % 60:02d} h left")
 
     def pictures(self, name: str, step: int, grid: Tensor) -> None:
         """A picture [3, H, W] in [0, 1] for TensorBoard."""

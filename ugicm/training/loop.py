@@ -13,10 +13,9 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
-from ugicm.checkpoint import load_model, save_model
-from ugicm.config import TrainConfig, to_dict
+from ugicm.checkpoint import load_model, load_state, model_state, save_model
+from ugicm.config import ModelConfig, TrainConfig, from_dict, to_dict
 from ugicm.data.images import (
-    Epochs,
     StepBatches,
     TrainingSamples,
     centre_crops,
@@ -25,6 +24,7 @@ from ugicm.data.images import (
     open_sources,
 )
 from ugicm.errors import ConfigError, UgicmError
+from ugicm.files import replacing
 from ugicm.losses.objective import Objective
 from ugicm.models.codec import UGICM
 from ugicm.training import checkpoint, distributed, optim, precision, validation
@@ -58,16 +58,20 @@ def build_model(config: TrainConfig) -> tuple[UGICM, str]:
             f"init_from: {config.init_from} is of another form: {len(anew)} tensors of the configured model are not "
             f"in it ({', '.join(anew[:3])} ...); leave model out to use the checkpoint's own"
         )
-    model.load_state_dict({**own, **fitting})
+    load_state(model, {**{k: v for k, v in own.items() if k in model_state(model)}, **fitting}, config.init_from)
     shown = ", ".join(anew[:4]) + (f" and {len(anew) - 4} more" if len(anew) > 4 else "")
     return model, f"weights: {config.init_from}, except {shown}"
 
 
+def drop_tables(model: UGICM) -> None:
+    """Forget the CDF tables of a factorised prior that is about to change; they are built anew where needed."""
+    for name in ("_offset", "_quantized_cdf", "_cdf_length"):
+        setattr(model.parser.bottleneck, name, torch.IntTensor())
+
+
 def seed_step(seed: int, step: int, part: int, rank: int) -> None:
     """Make PyTorch's random numbers (quantisation noise) a function of where in the training we are."""
-    torch.manual_seed(
-        int(np.random.SeedSequence([seed, step, part, rank]).generate_state(1, np.uint64)[0]) >> 1
-    )
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, part, rank]).generate_state(1, np.uint64)[0]) >> 1)
 
 
 def _ignore_interrupts(worker: int) -> None:
@@ -87,12 +91,15 @@ def train(config: TrainConfig, resume: bool = False, command: str = "") -> None:
     world = distributed.join(config.run.device)
     try:
         _train(config, resume, command, world, started)
-    except torch.OutOfMemoryError as error:
+    except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        said = (str(error) or "MemoryError").splitlines()[0]
         share = config.data.batch // (config.optim.accumulate * world.size)
         raise UgicmError(
             f"out of memory on {world.device} with {share} samples of {config.data.crop}² at a time: lower data.batch "
             f"or data.crop, or raise optim.accumulate (now {config.optim.accumulate}), or use precision.autocast: "
-            f"bf16 ({str(error).splitlines()[0]})"
+            f"bf16 ({said})"
         ) from None
     finally:
         distributed.leave()
@@ -102,16 +109,21 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
     # ---- what is trained, and on what ---------------------------------------------------------------------------
     device, folder = world.device, Path(config.run.dir)
     if not resume and (folder / checkpoint.STATE).exists():
-        raise ConfigError(
-            f"{folder}: holds a run already; continue it with --resume, or choose another run.dir"
-        )
+        raise ConfigError(f"{folder}: holds a run already; continue it with --resume, or choose another run.dir")
     state = checkpoint.load_state(folder) if resume else None
 
     torch.manual_seed(config.run.seed)
-    model, origin = build_model(config)
+    if state is None:
+        model, origin = build_model(config)
+    else:
+        model = UGICM(from_dict(ModelConfig, state["model_config"], f"{folder / checkpoint.STATE}: model"))
+        origin = state["origin"]
+        load_state(model, state["model"], str(folder / checkpoint.STATE))
     if config.quality.fixed is None and not model.has_quality:
         raise ConfigError("quality must be fixed: the model has one rate (quality_points: 0)")
     frozen = optim.freeze(model, config.freeze)
+    if model.parser.bottleneck.quantiles.requires_grad:
+        drop_tables(model)
     model.to(device)
     world.broadcast(model)
     average_model = validation.snapshot(model, model, device) if config.optim.ema else None
@@ -122,20 +134,23 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
     optimiser, aux_optimiser = optim.build_optimisers(model, config.optim)
     trained = [p for group in optimiser.param_groups for p in group["params"]]
     objective = Objective(config.objective).to(device)
+    objective.check(min(config.data.crop, config.validation.crop))
+    if objective.log_scales is not None:
+        factor = config.optim.lr and config.objective.balance_lr / config.optim.lr
+        trained.append(objective.log_scales)
+        optimiser.add_param_group({"params": [objective.log_scales], "scale": factor, "weight_decay": 0.0})
 
     pictures = open_sources(config.data.train, config.data, device)
     val = config.validation
     val_files = find_pictures(val.path) if val.path else pictures.held_out
     if val.every and not val_files:
-        raise ConfigError(
-            "validation: no pictures; set data.holdout or validation.path, or validation.every: 0"
-        )
+        raise ConfigError("validation: no pictures; set data.holdout or validation.path, or validation.every: 0")
     val_pictures = centre_crops(val_files, val.crop) if val.every and world.main else None
 
     # ---- where to begin -----------------------------------------------------------------------------------------
     step, best, minutes_before = 0, None, 0.0
     if state is not None:
-        difference = checkpoint.first_difference(state["config"], checkpoint.comparable(config))
+        difference = checkpoint.first_difference(state["config"], checkpoint.comparable(config), checkpoint.defaults())
         if difference is None and state["pictures"] != pictures.digest:
             difference = "data: the pictures are not the same"
         if difference:
@@ -143,22 +158,18 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
                 f"{folder}: cannot resume with another configuration: {difference}; to begin anew from its weights, "
                 f"use init_from: {folder / checkpoint.MODEL}"
             )
-        model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         if aux_optimiser is not None:
             aux_optimiser.load_state_dict(state["aux_optimiser"])
         if average is not None:
-            average.model.load_state_dict(state["average"])
+            load_state(average.model, state["average"], str(folder / checkpoint.STATE))
             average.updates = state["average_updates"]
+        if objective.log_scales is not None:
+            objective.log_scales.data.copy_(state["log_scales"])
         step, best, minutes_before = state["step"], state["best"], state["minutes"]
         del state
-    batches = StepBatches(
-        config.data.batch, config.optim.accumulate, world.rank, world.size, step, config.optim.steps
-    )
-    epochs = Epochs(pictures.groups, config.run.seed)
-    samples = TrainingSamples(
-        config.data, config.quality, config.beta, config.run.seed, pictures.store, epochs
-    )
+    batches = StepBatches(config.data.batch, config.optim.accumulate, world.rank, world.size, step, config.optim.steps)
+    samples = TrainingSamples(config.data, config.quality, config.beta, config.run.seed, pictures)
     loader = DataLoader(
         samples, batch_sampler=batches, num_workers=config.data.workers, collate_fn=collate,
         pin_memory=device.type == "cuda" and pictures.store.cache != "device",
@@ -166,10 +177,8 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
     )  # fmt: skip
     if world.main:
         folder.mkdir(parents=True, exist_ok=True)
-        resolved = yaml.safe_dump(to_dict(config), sort_keys=False)
-        checkpoint.write_atomically(
-            folder / "config.yaml", lambda temporary: Path(temporary).write_text(resolved)
-        )
+        with replacing(folder / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
     records = Records(folder, step, config.optim.steps, world.main)
     about = {k: v for k, v in checkpoint.provenance(step).items() if k != "step"}
     records.event(
@@ -195,10 +204,12 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
             return
         checkpoint.save_state(folder, {
             "step": step, "config": checkpoint.comparable(config), "pictures": pictures.digest, "best": best,
-            "minutes": minutes(), "model": model.state_dict(), "optimiser": optimiser.state_dict(),
+            "minutes": minutes(), "model_config": to_dict(model.config), "origin": origin,
+            "model": model_state(model), "optimiser": optimiser.state_dict(),
             "aux_optimiser": aux_optimiser.state_dict() if aux_optimiser else None,
-            "average": average.model.state_dict() if average else None,
+            "average": model_state(average.model) if average else None,
             "average_updates": average.updates if average else 0,
+            "log_scales": None if objective.log_scales is None else objective.log_scales.detach(),
         })  # fmt: skip
         save_model(folder / checkpoint.MODEL, current(), {**checkpoint.provenance(step), "training": origin})
 
@@ -221,9 +232,7 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
             shown = {k: means[k] for k in ("loss", "bpp", "psnr")}
             records.say(f"validation at {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()))
             if val.metric not in means:
-                raise ConfigError(
-                    f"validation.metric: {val.metric!r} not found; available: {', '.join(means)}"
-                )
+                raise ConfigError(f"validation.metric: {val.metric!r} not found; available: {', '.join(means)}")
             score = means[val.metric] * (-1 if val.metric in validation.HIGHER_IS_BETTER else 1)
             if best is None or score < best:
                 best = score
@@ -261,6 +270,8 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
     try:
         if step == 0 and val.every:
             run_validation()
+            interval_start = time.monotonic()
+            watch.reset()
         while step < config.optim.steps:
             optim.train_mode(model, frozen)
             optim.set_learning_rate(optimiser, optim.learning_rate(config.optim, step))
@@ -279,8 +290,9 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
                     out = model(x, beta, quality if model.has_quality else None)
                     losses = objective(out, x, batch)
                     loss = losses.total / config.data.batch
+                    balance = 0.0 if losses.balance is None else losses.balance / config.data.batch
                 watch.lap("forward")
-                loss.backward()
+                (loss + balance).backward()
                 watch.lap("backward")
                 total += loss.detach()
                 for name, value in losses.sums.items():

@@ -21,9 +21,7 @@ def freeze(model: nn.Module, names: Iterable[str]) -> list[nn.Module]:
     for name in names:
         if name not in modules or not name:
             parts = [n for n, _ in model.named_children()]
-            raise ConfigError(
-                f"freeze: the model has no submodule {name!r}; available: {', '.join(parts)}, ..."
-            )
+            raise ConfigError(f"freeze: the model has no submodule {name!r}; available: {', '.join(parts)}, ...")
         frozen.append(modules[name].requires_grad_(False))
     return frozen
 
@@ -44,9 +42,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
     for name in config.lr_scale:
         if name not in children:
             available = ", ".join(n for n, _ in model.named_children())
-            raise ConfigError(
-                f"optim.lr_scale: the model has no submodule {name!r}; available: {available}, ..."
-            )
+            raise ConfigError(f"optim.lr_scale: the model has no submodule {name!r}; available: {available}, ...")
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or name.endswith(QUANTILES):

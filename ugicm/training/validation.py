@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ugicm.checkpoint import load_state, model_state
 from ugicm.config import TrainConfig
 from ugicm.losses.distortion import psnr
 from ugicm.losses.objective import Objective
@@ -19,7 +20,7 @@ CHUNK = 8  # pictures at a time
 def snapshot(model: UGICM, weights: UGICM, device: torch.device) -> UGICM:
     """A fresh, uncompiled model of the same form with the given weights."""
     fresh = UGICM(model.config)
-    fresh.load_state_dict(weights.state_dict())
+    load_state(fresh, model_state(weights), "snapshot")
     return fresh.to(device)
 
 
@@ -57,9 +58,7 @@ def validate(
                     out = model(x, beta.to(device), on_device)
                 else:
                     out["x_hat"] = model.synthesize(out["y_hat"], beta.to(device), on_device)
-                losses = objective(
-                    out, x, {"beta": beta, "quality": quality, "place": torch.full((len(x), 2), 0.5)}
-                )
+                losses = objective(out, x, {"beta": beta, "quality": quality, "place": torch.full((len(x), 2), 0.5)})
                 row = table.setdefault((q, b), {})
                 sums = {k: (float(v), losses.counts[k]) for k, v in losses.sums.items() if "/" not in k}
                 sums["loss"] = (float(losses.total), len(x))
@@ -90,8 +89,6 @@ def strip(model: UGICM, pictures: Tensor, quality: float) -> Tensor:
     on_device = torch.full((n,), quality, device=device) if model.has_quality else None
     out = model(x, torch.zeros(n, device=device), on_device)
     columns = [x, out["x_hat"]]
-    columns += [
-        model.synthesize(out["y_hat"], torch.full((n,), b, device=device), on_device) for b in (0.5, 1.0)
-    ]
+    columns += [model.synthesize(out["y_hat"], torch.full((n,), b, device=device), on_device) for b in (0.5, 1.0)]
     rows = torch.cat([c.float().clamp(0, 1).cpu() for c in columns], dim=3)
     return torch.cat(list(rows), dim=1)

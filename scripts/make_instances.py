@@ -1,0 +1,54 @@
+#!/usr/bin/env python3
+"""Make instance masks for a folder of pictures without labels, for the instance term of training.
+
+    python scripts/make_instances.py pictures/ -o pictures_instances.json
+    python scripts/make_instances.py pictures/ -o out.json --method maskrcnn --weights maskrcnn_resnet50_fpn.pth
+
+The output is a COCO json (run-length masks, one category): name it as `instances` of a source in a training yaml.
+A call that was interrupted continues where it stopped. Exit status: 0 done, 1 some pictures were unreadable,
+2 unusable input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ugicm.errors import UgicmError  # noqa: E402
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder of pictures, searched recursively")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="json to write or continue")
+    parser.add_argument("-n", "--count", type=int, default=5, help="at most so many objects a picture (default 5)")
+    parser.add_argument(
+        "--method", choices=("regions", "maskrcnn"), default="regions",
+        help="regions: merged superpixels, needs no weights (default); maskrcnn: torchvision's detector",
+    )  # fmt: skip
+    parser.add_argument("--weights", default="default", help="maskrcnn: a file, or default to download them")
+    parser.add_argument("--score", type=float, default=0.5, help="maskrcnn: least confidence (default 0.5)")
+    arguments = parser.parse_args()
+    if arguments.count < 1:
+        parser.error(f"--count must be positive, got {arguments.count}")
+    try:
+        from ugicm.data.proposals import MaskRCNN, annotate, propose
+
+        if arguments.method == "regions":
+            proposer, made_by = propose, f"regions, at most {arguments.count}"
+        else:
+            proposer = MaskRCNN(arguments.weights, arguments.score)
+            made_by = f"maskrcnn above {arguments.score}, at most {arguments.count}"
+        done, present, broken = annotate(arguments.folder, arguments.output, proposer, arguments.count, made_by)
+    except UgicmError as error:
+        print(f"make_instances.py: {error}", file=sys.stderr)
+        return 2
+    print(f"{arguments.output}: {done} pictures added, {present} were there, {broken} unreadable")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""Class-agnostic object proposals for pictures without labels, with scikit-image.
+
+Superpixels (SLIC; Achanta et al., TPAMI 2012) are merged bottom-up, the most similar neighbours first, and every
+region on the way is a candidate, as in selective search (Uijlings et al., IJCV 2013). Candidates are ranked by
+how much their outline follows edges, how compact they are, and how little of the picture's border they touch;
+near duplicates are dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ugicm.data.images import find_pictures
+from ugicm.errors import ConfigError, PictureError
+from ugicm.files import replacing
+from ugicm.pictures import open_rgb
+
+WORKING_SIDE = 256  # pixels of the longer side at which regions are sought
+SUPERPIXELS = 200
+AREA = (0.01, 0.6)  # share of the picture that an object covers
+OVERLAP = 0.6  # intersection over union from which two candidates are the same
+
+
+def propose(picture: Image.Image, count: int = 5) -> list[np.ndarray]:
+    """Masks bool [H, W] of at most ``count`` regions of an RGB picture that may be objects, best first."""
+    scale = min(1.0, WORKING_SIDE / max(picture.size))
+    size = [max(1, round(side * scale)) for side in picture.size]
+    small = np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BOX))
+    if min(small.shape[:2]) < 8:
+        return []
+    labels, lab, edges = _superpixels(small)
+    chosen: list[np.ndarray] = []
+    for region in sorted(_regions(labels, lab), key=lambda r: -_objectness(r, edges)):
+        if all(_overlap(region, other) < OVERLAP for other in chosen):
+            chosen.append(region)
+        if len(chosen) == count:
+            break
+    full = [Image.fromarray(region).resize(picture.size, Image.Resampling.NEAREST) for region in chosen]
+    return [np.asarray(mask, dtype=bool) for mask in full]
+
+
+def _superpixels(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """uint8 [H, W, 3] -> labels int [H, W], Lab colours [H, W, 3], edge strength [H, W] with mean 1."""
+    from skimage import color, filters, segmentation
+
+    lab = color.rgb2lab(rgb)
+    labels = segmentation.slic(lab, SUPERPIXELS, compactness=10, convert2lab=False, start_label=0)
+    edges = sum(filters.sobel(filters.gaussian(lab[..., c], 1)) for c in range(3))
+    return labels, lab, edges / max(float(edges.mean()), 1e-6)
+
+
+def _regions(labels: np.ndarray, lab: np.ndarray) -> list[np.ndarray]:
+    """Every region [H, W] of admissible size that merging the most similar neighbours goes through."""
+    from skimage import graph
+
+    rag = graph.RAG(labels)
+    area = np.bincount(labels.ravel()).astype(float)
+    means = np.stack([np.bincount(labels.ravel(), lab[..., c].ravel()) for c in range(3)], 1) / area[:, None]
+    for node in rag.nodes:
+        rag.nodes[node].update(area=area[node], mean=means[node], labels=[node])
+
+    def distance(a: dict, b: dict) -> float:
+        # Ward's criterion: what merging adds to the squared error of the colours. Small regions merge first.
+        gap = a["mean"] - b["mean"]
+        return float(a["area"] * b["area"] / (a["area"] + b["area"]) * (gap @ gap + 1.0))
+
+    for a, b, edge in rag.edges(data=True):
+        edge["weight"] = distance(rag.nodes[a], rag.nodes[b])
+    found = []
+
+    def merge(g: graph.RAG, source: int, target: int) -> None:
+        a, b = g.nodes[source], g.nodes[target]
+        total = a["area"] + b["area"]
+        b["mean"] = (a["area"] * a["mean"] + b["area"] * b["mean"]) / total
+        b["area"] = total
+        if AREA[0] <= total / labels.size <= AREA[1]:
+            found.append(a["labels"] + b["labels"])
+
+    def weight(g: graph.RAG, source: int, target: int, neighbour: int) -> dict:
+        return {"weight": distance(g.nodes[target], g.nodes[neighbour])}
+
+    graph.merge_hierarchical(labels, rag, np.inf, rag_copy=False, in_place_merge=True, merge_func=merge,
+                             weight_func=weight)  # fmt: skip
+    for node in np.flatnonzero((area / labels.size >= AREA[0]) & (area / labels.size <= AREA[1])):
+        found.append([int(node)])
+    table = np.zeros((len(found), int(labels.max()) + 1), dtype=bool)
+    for row, members in zip(table, found, strict=True):
+        row[members] = True
+    return [row[labels] for row in table]
+
+
+def _objectness(region: np.ndarray, edges: np.ndarray) -> float:
+    """Edge strength along the outline over that inside, times compactness, times the outline's share off the border."""
+    inside = _eroded(region)
+    outline = region & ~inside
+    border = np.zeros_like(region)
+    border[[0, -1], :] = border[:, [0, -1]] = True
+    contrast = edges[outline].mean() / (0.5 + (edges[inside].mean() if inside.any() else 0.0))
+    perimeter, area = outline.sum(), region.sum()
+    compactness = min(1.0, np.sqrt(4 * np.pi * area) / max(perimeter, 1))
+    off_border = 1 - min(1.0, 2 * (outline & border).sum() / max(perimeter, 1))
+    return float(contrast * compactness * off_border * np.sqrt(area / region.size))
+
+
+def _eroded(region: np.ndarray) -> np.ndarray:
+    """The pixels whose four neighbours are all in the region; the border has no neighbours outside."""
+    padded = np.pad(region, 1)
+    return region & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / max((a | b).sum(), 1))
+
+
+class MaskRCNN:
+    """torchvision's Mask R-CNN R50-FPN as a proposer: picture, count -> masks, best first.
+
+    Args:
+        weights: "default" (torchvision's, downloaded) or a file of its state_dict.
+        score: least confidence of an object.
+
+    Raises ConfigError where the weights cannot be had.
+    """
+
+    def __init__(self, weights: str = "default", score: float = 0.5):
+        import torch
+        from torchvision.models.detection import maskrcnn_resnet50_fpn
+
+        try:
+            if weights == "default":
+                self.network = maskrcnn_resnet50_fpn(weights="DEFAULT")
+            else:
+                self.network = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+                self.network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        except Exception as error:  # downloads and damaged files fail in many ways
+            raise ConfigError(f"--weights {weights}: {str(error).splitlines()[0]}") from None
+        self.network.eval()
+        self.score = score
+
+    def __call__(self, picture: Image.Image, count: int = 5) -> list[np.ndarray]:
+        import torch
+        from torchvision.transforms.functional import to_tensor
+
+        with torch.inference_mode():
+            found = self.network([to_tensor(picture.convert("RGB"))])[0]
+        keep = (found["scores"] >= self.score).nonzero()[:count, 0]
+        return [mask[0].numpy() > 0.5 for mask in found["masks"][keep]]
+
+
+def annotate(
+    folder: Path, output: Path, proposer: Callable[..., list[np.ndarray]], count: int, made_by: str, every: int = 100
+) -> tuple[int, int, int]:
+    """Propose objects for every picture of ``folder`` into a COCO json that training reads as ``instances``.
+
+    Pictures already in ``output`` are kept, so an interrupted call continues; it is written every ``every``
+    pictures, atomically. Returns (pictures done now, pictures that were there, unreadable ones).
+
+    Raises ConfigError for a folder without pictures, or an output made in another way.
+    """
+    from pycocotools import mask as coding
+    from tqdm import tqdm
+
+    content = {"info": {"made_by": made_by}, "images": [], "annotations": [], "categories": []}
+    if output.exists():
+        try:
+            content = json.loads(output.read_text(encoding="utf-8"))
+            before = content["info"]["made_by"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{output}: exists and is no file of this command: {error}") from None
+        if before != made_by:
+            raise ConfigError(f"{output}: was made with {before!r}, not {made_by!r}; choose another --output")
+    known = {image["file_name"] for image in content["images"]}
+    present, broken, done = len(known), 0, 0
+
+    def write() -> None:
+        with replacing(output) as temporary:
+            temporary.write_text(json.dumps(content), encoding="utf-8")
+
+    for path in tqdm(find_pictures(folder), desc="proposing", unit="picture", disable=not sys.stderr.isatty()):
+        name = path.relative_to(folder).as_posix()
+        if name in known:
+            continue
+        try:
+            picture = open_rgb(path)
+        except PictureError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            broken += 1
+            continue
+        number = len(content["images"]) + 1
+        content["images"].append({"id": number, "file_name": name, "width": picture.width, "height": picture.height})
+        for mask in proposer(picture, count):
+            code = coding.encode(np.asfortranarray(mask.astype(np.uint8)))
+            content["annotations"].append({
+                "id": len(content["annotations"]) + 1, "image_id": number, "category_id": 1, "iscrowd": 0,
+                "area": int(mask.sum()), "bbox": [float(v) for v in coding.toBbox(code)],
+                "segmentation": {"size": code["size"], "counts": code["counts"].decode()},
+            })  # fmt: skip
+        done += 1
+        if done % every == 0:
+            write()
+    write()
+    return done, present, broken

