@@ -100,7 +100,9 @@ def test_the_interval_covers_the_truth_and_narrows():
     def curves(pictures):
         hardness = generator.normal(size=pictures)
         rate = np.outer(RATE, np.exp(0.2 * hardness))
-        score = np.clip(np.array([60, 70, 78, 82])[:, None] - 10 * hardness + generator.normal(size=(4, pictures)), 0, 100)
+        score = np.clip(
+            np.array([60, 70, 78, 82])[:, None] - 10 * hardness + generator.normal(size=(4, pictures)), 0, 100
+        )
         return rate, score, 1.5 * rate, score
 
     few, many = (bd_rate_interval(*curves(n), resamples=100) for n in (30, 400))

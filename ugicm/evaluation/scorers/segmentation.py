@@ -1,0 +1,189 @@
+"""Semantic segmentation: mean intersection over union, as PASCAL VOC counts it (over all pixels of all
+pictures).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor, nn
+
+from ugicm.errors import ConfigError, PictureError
+from ugicm.evaluation.scorers.base import Evaluator, Item
+from ugicm.evaluation.scorers.judges import Preprocess
+from ugicm.evaluation.scorers.sources import find_picture, index_pictures, some
+from ugicm.evaluation.scorers.weights import digest_of, downloaded, load_state, read_state
+from ugicm.evaluation.specs import parse_spec, set_attributes
+from ugicm.files import PICTURE_SUFFIXES, find
+
+IGNORE = 255  # unlabelled pixels, and the borders of objects in VOC
+
+
+@dataclass
+class Segmenter:
+    """A network that names every pixel. ``classes``: how many names, background counted."""
+
+    name: str
+    model: nn.Module
+    preprocess: Preprocess
+    classes: int
+    device: str
+    origin: str
+
+    @cached_property
+    def identity(self) -> str:
+        return f"{self.origin} weights {digest_of(self.model)} {self.preprocess}"
+
+    @torch.inference_mode()
+    def __call__(self, picture: Tensor, size: tuple[int, int]) -> Tensor:
+        """[3, h, w] as ``preprocess`` makes it -> class per pixel [H, W], scores enlarged to ``size`` (H,
+        W).
+        """
+        scores = self.model(picture[None].to(self.device))["out"]
+        scores = nn.functional.interpolate(scores.float(), size, mode="bilinear", align_corners=False)
+        return scores[0].argmax(0).cpu()
+
+
+def load_segmenter(text: str = "deeplabv3_resnet50", device: str = "cpu") -> Segmenter:
+    """A segmentation network of torchvision by name, ``NAME=PATH`` with local weights.
+
+    Options: ``num_classes=N`` for local weights (21 without it), and those of
+    :class:`~ugicm.evaluation.scorers.judges.Preprocess`.
+
+    Raises ConfigError for an unknown name or option, CheckpointError for weights that cannot be had or do
+    not fit.
+    """
+    spec = parse_spec(text)
+    name = spec.name.removeprefix("torchvision/")
+    known = torchvision.models.list_models(module=torchvision.models.segmentation)
+    if name not in known:
+        raise ConfigError(f"{text}: torchvision has no segmentation network '{name}'; available: {', '.join(known)}")
+    preset = torchvision.models.get_model_weights(name).DEFAULT
+    transform = preset.transforms()
+    preprocess = Preprocess(
+        transform.resize_size[0],
+        0,
+        transform.interpolation.value,
+        tuple(transform.mean),
+        tuple(transform.std),
+    )
+    classes = len(preset.meta["categories"])
+    options = dict(spec.options)
+    if spec.where is None:
+        model = downloaded(
+            lambda: torchvision.models.get_model(name, weights=preset), spec, f"its weights {preset.name}"
+        )
+    else:
+        state = read_state(spec.where)
+        classes = options.pop("num_classes", classes)
+        auxiliary = {"aux_loss": True} if any(k.startswith("aux_classifier.") for k in state) else {}
+        model = torchvision.models.get_model(
+            name, weights=None, weights_backbone=None, num_classes=classes, **auxiliary
+        )
+        load_state(model, state, spec.where, spec.name)
+    set_attributes(model, spec.attributes, text)
+    preprocess = preprocess.changed(type(spec)(spec.name, spec.where, options, text))
+    return Segmenter(spec.label, model.eval().to(device), preprocess, classes, device, f"torchvision {name}")
+
+
+class SegmentationEvaluator(Evaluator):
+    """A segmenter against masks whose paths are the items' targets. A record holds [true class, found
+    class, pixels] for every pair that occurs in a picture."""
+
+    def __init__(self, segmenter: Segmenter, classes: Sequence[str] | None = None):
+        super().__init__()
+        self.segmenter, self.name, self.identity = segmenter, segmenter.name, segmenter.identity
+        self.prepare = partial(_prepare, segmenter.preprocess, segmenter.classes)
+        self.class_names = list(classes or map(str, range(segmenter.classes)))
+        self.metrics = ("mIoU", "pixel accuracy", *(f"IoU {name}" for name in self.class_names))
+
+    def process(self, items: Sequence[Item], prepared: Sequence[tuple[Tensor, np.ndarray]]) -> None:
+        for item, (picture, truth) in zip(items, prepared, strict=True):
+            found = self.segmenter(picture, truth.shape).numpy()
+            self.records[item.key] = {"pairs": confusion(truth, found, self.segmenter.classes)}
+
+    def summarise(self, records: dict[str, dict]) -> dict[str, float | None]:
+        """IoU of every class that is there or was found, and their mean; share of right pixels; in
+        percent.
+        """
+        count = self.segmenter.classes
+        matrix = np.zeros((count, count), dtype=np.int64)
+        for record in records.values():
+            for true, found, pixels in record["pairs"]:
+                matrix[true, found] += pixels
+        union = matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
+        iou = [100 * float(matrix[c, c] / union[c]) if union[c] else None for c in range(count)]
+        there = [value for value in iou if value is not None]
+        total = int(matrix.sum())
+        return {
+            "mIoU": sum(there) / len(there) if there else None,
+            "pixel accuracy": 100 * float(matrix.trace()) / total if total else None,
+            **{f"IoU {name}": value for name, value in zip(self.class_names, iou, strict=True)},
+        }
+
+
+def _prepare(
+    preprocess: Preprocess, classes: int, item: Item, image: Image.Image, original: Image.Image | None
+) -> tuple[Tensor, np.ndarray]:
+    mask = read_mask(item.target, classes)
+    if mask.shape != (image.height, image.width):
+        height, width = mask.shape
+        raise PictureError(f"{item.target}: the mask is {width}x{height}, the picture {image.width}x{image.height}")
+    return preprocess(image), mask
+
+
+def confusion(truth: np.ndarray, found: np.ndarray, classes: int) -> list[list[int]]:
+    """[true, found, pixels] for pairs of classes that occur; ignored pixels left out. Arrays [H, W]."""
+    valid = truth != IGNORE
+    counts = np.bincount(classes * truth[valid].astype(np.int64) + found[valid], minlength=classes**2)
+    return [[int(i // classes), int(i % classes), int(counts[i])] for i in np.flatnonzero(counts)]
+
+
+def read_mask(path: str | Path, classes: int) -> np.ndarray:
+    """Class per pixel [H, W] from a palette or grey picture. Raises PictureError for what is none, or
+    names classes that do not exist."""
+    try:
+        with Image.open(path) as image:
+            mask = np.array(image)
+    except (OSError, ValueError) as error:
+        raise PictureError(f"{path}: cannot be read as a mask: {error}") from None
+    if mask.ndim != 2:
+        raise PictureError(f"{path}: a mask has one class number per pixel (palette or grey), not {mask.ndim} axes")
+    wrong = mask[(mask != IGNORE) & (mask >= classes)]
+    if wrong.size:
+        raise PictureError(f"{path}: class {wrong.max()} in a mask, but the network has classes 0 to {classes - 1}")
+    return mask
+
+
+def voc_items(root: str | Path, split: str = "val") -> list[Item]:
+    """Pictures and masks of PASCAL VOC: ``ROOT/JPEGImages``, ``SegmentationClass``,
+    ``ImageSets/Segmentation``.
+    """
+    root = Path(root)
+    listing = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+    if not listing.is_file():
+        splits = sorted(p.stem for p in listing.parent.glob("*.txt"))
+        raise ConfigError(f"{listing}: no such split; available: {', '.join(splits) or 'none'}")
+    return [
+        Item(f"{name}.jpg", root / "JPEGImages" / f"{name}.jpg", root / "SegmentationClass" / f"{name}.png")
+        for name in listing.read_text().split()
+    ]
+
+
+def paired_items(pictures: str | Path, masks: str | Path) -> list[Item]:
+    """Pictures and masks of two folders, matched by name but for the extension. Raises ConfigError naming
+    pictures without a mask."""
+    pictures = Path(pictures)
+    files = index_pictures(masks)
+    keys = {path.relative_to(pictures).as_posix(): path for path in find(pictures, PICTURE_SUFFIXES)}
+    without = [key for key in keys if find_picture(files, key) is None]
+    if without:
+        raise ConfigError(f"{masks}: no mask for {len(without)} of {len(keys)} pictures: {some(without)}")
+    return [Item(key, path, find_picture(files, key)) for key, path in keys.items()]

@@ -1,0 +1,218 @@
+"""Where the pictures under test come from: a folder of decoded pictures, a folder of streams, or a codec
+that runs there and then.
+
+Pictures are matched by their path inside the folder without the extension, so ``n01440764/a.JPEG`` is
+tested as ``n01440764/a.png``. What has no counterpart is named in an error, unless missing pictures are
+allowed; then the run records their names.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from ugicm.errors import ConfigError
+from ugicm.files import PICTURE_SUFFIXES, STREAM_SUFFIX
+from ugicm.pictures import open_rgb
+
+
+class Source(Protocol):
+    """Attributes: ``parallel``: pictures may be loaded in worker processes; ``needs_original``."""
+
+    parallel: bool
+    needs_original: bool
+
+    def missing(self, items: Sequence) -> list[str]:
+        """Keys of pictures that have no counterpart."""
+
+    def load(self, item, original: Image.Image | None) -> tuple[Image.Image, int | None]:
+        """The picture to test, and its file's size in bytes where that is the codec's. Raises UgicmError."""
+
+    def describe(self) -> dict: ...
+
+
+class Originals:
+    """The data set itself."""
+
+    parallel, needs_original = True, False
+
+    def missing(self, items) -> list[str]:
+        return [item.key for item in items if not item.path.is_file()]
+
+    def load(self, item, original=None):
+        return original or open_rgb(item.path), None
+
+    def describe(self) -> dict:
+        return {"source": "originals"}
+
+
+class DecodedFolder:
+    """Pictures that were decoded before, in any format."""
+
+    parallel, needs_original = True, False
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.files = index_pictures(self.folder)
+
+    def missing(self, items) -> list[str]:
+        return [item.key for item in items if find_picture(self.files, item.key) is None]
+
+    def load(self, item, original=None):
+        return open_rgb(find_picture(self.files, item.key)), None
+
+    def describe(self) -> dict:
+        return {"source": "decoded pictures", "folder": str(self.folder)}
+
+
+class StreamFolder:
+    """Streams of this package, decoded for one preference (0 human ... 1 machine)."""
+
+    parallel, needs_original = False, False
+
+    def __init__(self, folder: str | Path, codec, preference: float):
+        self.folder, self.codec, self.preference = Path(folder), codec, preference
+        self.files = index_pictures(self.folder, (STREAM_SUFFIX,))
+
+    def missing(self, items) -> list[str]:
+        return [item.key for item in items if find_picture(self.files, item.key) is None]
+
+    def load(self, item, original=None):
+        path = find_picture(self.files, item.key)
+        data = path.read_bytes()
+        try:
+            return self.codec.decompress(data, [self.preference])[0], len(data)
+        except ValueError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    def describe(self) -> dict:
+        return {"source": "streams", "folder": str(self.folder), "preference": self.preference}
+
+
+class RunContender:
+    """Any codec of :mod:`ugicm.evaluation.anchors`, run on the originals."""
+
+    parallel, needs_original = False, True
+
+    def __init__(self, contender, setting: float, viewer: float | None):
+        self.contender, self.setting, self.viewer = contender, setting, viewer
+
+    def missing(self, items) -> list[str]:
+        return [item.key for item in items if not item.path.is_file()]
+
+    def load(self, item, original):
+        data = self.contender.encode(original, self.setting)
+        return self.contender.decode(data, [self.viewer])[0], len(data)
+
+    def describe(self) -> dict:
+        return {"source": self.contender.identity, "setting": self.setting, "preference": self.viewer}
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options by which every scorer script says what it looks at."""
+    group = parser.add_argument_group(
+        "pictures under test (without one of these: the originals themselves)"
+    ).add_mutually_exclusive_group()
+    group.add_argument(
+        "--decoded", metavar="DIR", help="decoded pictures, named as the originals but for the extension"
+    )
+    group.add_argument("--streams", metavar="DIR", help="streams of this codec, decoded at --preference")
+    group.add_argument(
+        "--codec",
+        metavar="SPEC",
+        help="run a codec on the originals: ugicm, ugicm=PATH, jpeg, webp, avif, zoo/NAME=PATH ...",
+    )
+    parser.add_argument(
+        "-c", "--checkpoint", metavar="PATH", help="checkpoint for --streams (default: the shipped model)"
+    )
+    parser.add_argument("--quality", type=float, default=0.5, help="setting of --codec (default: %(default)s)")
+    parser.add_argument(
+        "--preference",
+        type=float,
+        default=1.0,
+        help="0 human ... 1 machine, for streams and ugicm (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="score the pictures there are; the others are named"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=16, metavar="N", help="pictures at once (default: %(default)s)"
+    )
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read pictures")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda:0 ... (default: a GPU where there is one)")
+    parser.add_argument("--limit", type=int, metavar="N", help="only N pictures, evenly spread over the data set")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write scores, records and environment as json")
+
+
+def source_from(args: argparse.Namespace, device: str) -> Source:
+    """The source that :func:`add_source_arguments`'s options name. Raises UgicmError."""
+    if args.decoded:
+        return DecodedFolder(args.decoded)
+    if args.streams:
+        import ugicm
+
+        return StreamFolder(args.streams, ugicm.load(args.checkpoint, device=device), args.preference)
+    if args.codec:
+        from ugicm.evaluation.anchors import load_contender
+
+        contender = load_contender(args.codec, device, viewers=[args.preference])
+        if not contender.lowest <= args.quality <= contender.highest:
+            raise ConfigError(
+                f"--quality {args.quality:g} is no setting of {contender.label}: "
+                f"{contender.lowest:g} to {contender.highest:g}"
+            )
+        return RunContender(contender, args.quality, contender.viewers[0])
+    return Originals()
+
+
+def present(items: Sequence, source: Source, allow_missing: bool) -> tuple[list, list[str]]:
+    """(items whose picture is there, keys of those whose picture is not).
+
+    Raises ConfigError naming the missing ones unless they are allowed, and always when there are no others.
+    """
+    missing = source.missing(items)
+    if missing and (not allow_missing or len(missing) == len(items)):
+        where = getattr(source, "folder", "the data set")
+        advice = "" if len(missing) == len(items) else "; --allow-missing scores the others"
+        raise ConfigError(f"{len(missing)} of {len(items)} pictures are missing in {where}: {some(missing)}{advice}")
+    absent = set(missing)
+    return [item for item in items if item.key not in absent], missing
+
+
+def some(names: Iterable[str], count: int = 5) -> str:
+    """The first few of many names."""
+    names = list(names)
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+def index_pictures(folder: str | Path, suffixes: Sequence[str] = PICTURE_SUFFIXES) -> dict[str, Path]:
+    """Files under a folder by relative path, and by the same without extension where that is unambiguous.
+
+    Raises ConfigError where there are none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder")
+    files: dict[str, Path] = {}
+    ambiguous: dict[str, list[Path]] = {}
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file()):
+        relative = path.relative_to(folder)
+        files[relative.as_posix()] = path
+        stem = relative.with_suffix("").as_posix()
+        ambiguous.setdefault(stem, []).append(path)
+    for stem, paths in ambiguous.items():
+        if len(paths) == 1:
+            files.setdefault(stem, paths[0])
+    if not files:
+        raise ConfigError(f"{folder}: no files to test in this folder (looked for {' '.join(suffixes)})")
+    return files
+
+
+def find_picture(files: dict[str, Path], key: str) -> Path | None:
+    """The file for a data set's key: the same path, the same but for the extension, or with one more; else None."""
+    stem = key.rsplit(".", 1)[0] if "." in key.rsplit("/", 1)[-1] else key
+    return files.get(key) or files.get(stem)
