@@ -16,7 +16,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def environment(device: Any = "cpu") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": str(device) + (f" ({gpu})" if gpu else ""),
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
