@@ -18,8 +18,8 @@ def with_checksum(body: bytes) -> bytes:
 
 
 @given(
-    width=st.integers(1, 2**14),
-    height=st.integers(1, 2**14),
+    width=st.integers(1, 2**13),
+    height=st.integers(1, 2**13),
     fingerprint=st.binary(min_size=3, max_size=3),
     quality=st.floats(0, 1),
     digest=st.integers(0, 0xFFFF),

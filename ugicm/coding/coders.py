@@ -2,6 +2,14 @@
 
 All three see the same calls in the same order (:class:`ugicm.models.entropy_model.Coder`). A stream's symbols are
 rANS-coded with CompressAI's coder, z first, then y as the loop visits it, in one string per picture.
+
+**Guard.** Where parsing is done in floating point (not in fixed point), another machine's scales may differ in the
+last digits, and one that falls on the other side of a table bound would derail it. Only these comparisons decide
+anything, so the writer lists the positions whose scale lies within ``guard`` (relative) of a bound, with the lowest bit of
+the row it used, and the reader obeys (the idea of Tian et al., "Towards Real-Time Neural Video Codec for
+Cross-Platform Application Using Calibration Information", ACM MM 2023). The list precedes the rANS string: a count,
+then for each position a varint, 2 * (distance from the previous listed position) + bit. Fixed-point parsers have
+no guard and no list.
 """
 
 from __future__ import annotations
@@ -14,6 +22,7 @@ import torch
 from compressai.ans import BufferedRansEncoder, RansDecoder
 from torch import Tensor
 
+from ugicm.coding.stream import read_varint, varint
 from ugicm.models.checkerboard import Part, pack, unpack
 
 
@@ -94,6 +103,8 @@ class _SymbolCoder:
         self.gaussian = parser.gaussian
         self.medians = parser.bottleneck.quantiles[:, :, 1:2].detach().reshape(1, -1, 1, 1)
         self.z_tables, self.y_tables = CodingTables.of(parser.bottleneck), CodingTables.of(parser.gaussian)
+        self.guard = parser.guard
+        self._position = 0  # of y's current part, counted over the parts of one picture
         self._digests = [0] * batch
 
     def _account(self, picture: int, symbols: np.ndarray) -> None:
@@ -104,11 +115,19 @@ class _SymbolCoder:
         """Per picture, 16 bits that depend on every symbol: tells a stream parsed right from one parsed wrongly."""
         return [digest & 0xFFFF for digest in self._digests]
 
-    def _indexes(self, scale: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def _rows(self, scale: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Table row of every position [B, n], and which positions are coded at all [B, n]."""
-        indexes = self.gaussian.build_indexes(scale).flatten(1).cpu().numpy()
-        coded = indexes > 0 if self.gaussian.sparse else np.ones_like(indexes, dtype=bool)
-        return indexes, coded
+        indexes = self.gaussian.build_indexes(scale)
+        rows = indexes.flatten(1).cpu().numpy()
+        if self.guard:
+            neighbours = self.gaussian.borderline(scale, indexes, self.guard).flatten(1).cpu().numpy()
+            self._settle(rows, neighbours)
+        self._position += rows.shape[1]
+        return rows, rows > 0 if self.gaussian.sparse else np.ones_like(rows, dtype=bool)
+
+    def _settle(self, rows: np.ndarray, neighbours: np.ndarray) -> None:
+        """Writer: note the borderline rows. Reader: replace rows by the writer's, in place."""
+        raise NotImplementedError
 
 
 class RansEncoderCoder(_SymbolCoder):
@@ -117,6 +136,12 @@ class RansEncoderCoder(_SymbolCoder):
     def __init__(self, parser: torch.nn.Module, batch: int):
         super().__init__(parser, batch)
         self._encoders = [BufferedRansEncoder() for _ in range(batch)]
+        self._listed: list[list[tuple[int, int]]] = [[] for _ in range(batch)]
+
+    def _settle(self, rows: np.ndarray, neighbours: np.ndarray) -> None:
+        for listed, row, neighbour in zip(self._listed, rows, neighbours):
+            where = np.flatnonzero(row != neighbour)
+            listed.extend(zip((where + self._position).tolist(), (row[where] & 1).tolist()))
 
     def _write(self, picture: int, symbols: np.ndarray, indexes: np.ndarray, tables: CodingTables) -> None:
         self._account(picture, symbols)
@@ -133,7 +158,7 @@ class RansEncoderCoder(_SymbolCoder):
 
     def code(self, scale: Tensor, mean: Tensor, part: Part, y: Tensor) -> Tensor:
         residual = torch.round(pack(y, part) - mean)
-        indexes, coded = self._indexes(scale)
+        indexes, coded = self._rows(scale)
         residual = residual * torch.from_numpy(coded).to(residual.device).view_as(residual)
         symbols = residual.flatten(1).cpu().numpy().astype(np.int32)
         for picture, (row, where) in enumerate(zip(symbols, coded)):
@@ -141,7 +166,18 @@ class RansEncoderCoder(_SymbolCoder):
         return residual + mean
 
     def flush(self) -> list[bytes]:
-        return [encoder.flush() for encoder in self._encoders]
+        strings = [encoder.flush() for encoder in self._encoders]
+        if self.guard:
+            strings = [self._guard_list(listed) + string for listed, string in zip(self._listed, strings)]
+        return strings
+
+    @staticmethod
+    def _guard_list(listed: list[tuple[int, int]]) -> bytes:
+        previous, out = 0, [varint(len(listed))]
+        for position, bit in listed:
+            out.append(varint(2 * (position - previous) + bit))
+            previous = position
+        return b"".join(out)
 
 
 class RansDecoderCoder(_SymbolCoder):
@@ -156,10 +192,31 @@ class RansDecoderCoder(_SymbolCoder):
         super().__init__(parser, len(strings))
         self.hyper_size = hyper_size
         self._decoders = []
+        self._listed: list[tuple[np.ndarray, np.ndarray]] = []
         for string in strings:
+            if self.guard:
+                string = string[self._read_guard_list(string) :]
             decoder = RansDecoder()
             decoder.set_stream(string + bytes(4 * (symbols + 16)))
             self._decoders.append(decoder)
+
+    def _read_guard_list(self, string: bytes) -> int:
+        """Take in the guard list at the beginning of a string; returns its length. Raises StreamError."""
+        count, end = read_varint(string, 0)
+        positions, bits, position = [], [], 0
+        for _ in range(count):
+            value, end = read_varint(string, end)
+            position += value >> 1
+            positions.append(position)
+            bits.append(value & 1)
+        self._listed.append((np.array(positions, dtype=np.int64), np.array(bits, dtype=np.int64)))
+        return end
+
+    def _settle(self, rows: np.ndarray, neighbours: np.ndarray) -> None:
+        for (positions, bits), row, neighbour in zip(self._listed, rows, neighbours):
+            first, last = np.searchsorted(positions, [self._position, self._position + len(row)])
+            where, bit = positions[first:last] - self._position, bits[first:last]
+            row[where] = np.where(row[where] & 1 == bit, row[where], neighbour[where])
 
     def _read(self, picture: int, indexes: np.ndarray, tables: CodingTables) -> np.ndarray:
         values = self._decoders[picture].decode_stream(indexes.tolist(), tables.cdf, tables.length, tables.offset)
@@ -176,7 +233,7 @@ class RansDecoderCoder(_SymbolCoder):
         return z + self.medians
 
     def code(self, scale: Tensor, mean: Tensor, part: Part, y: None = None) -> Tensor:
-        indexes, coded = self._indexes(scale)
+        indexes, coded = self._rows(scale)
         symbols = np.zeros(indexes.shape, dtype=np.int32)
         for picture, where in enumerate(coded):
             symbols[picture, where] = self._read(picture, indexes[picture][where], self.y_tables)

@@ -92,11 +92,11 @@ class Stream:
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}, must be from {low} to {high}")
         table = b"".join(
-            _varint(len(string)) + _DIGEST.pack(digest)
+            varint(len(string)) + _DIGEST.pack(digest)
             for string, digest in zip(self.strings, self.digests, strict=True)
         )
         body = b"".join((
-            MAGIC, bytes([self.version]), self.fingerprint, _varint(self.width), _varint(self.height),
+            MAGIC, bytes([self.version]), self.fingerprint, varint(self.width), varint(self.height),
             _QUALITY_AND_TILE.pack(round(self.quality * QUALITY_STEPS), self.tile // STRIDE), table, *self.strings,
         ))  # fmt: skip
         return body + _CHECKSUM.pack(zlib.crc32(body))
@@ -127,8 +127,8 @@ def parse(data: bytes) -> Stream:
     if data[3] != VERSION:
         raise StreamError(f"unknown format version {data[3]}; this program reads version {VERSION}")
     fingerprint = data[4:7]
-    width, position = _read_varint(data, 7)
-    height, position = _read_varint(data, position)
+    width, position = read_varint(data, 7)
+    height, position = read_varint(data, position)
     _require(data, position + _QUALITY_AND_TILE.size)
     quality, tile = _QUALITY_AND_TILE.unpack_from(data, position)
     position += _QUALITY_AND_TILE.size
@@ -144,7 +144,7 @@ def parse(data: bytes) -> Stream:
     _require(data, position + 3 * count)  # the least that the table of a stream of so many tiles takes
     lengths, digests = [], []
     for _ in range(count):
-        length, position = _read_varint(data, position)
+        length, position = read_varint(data, position)
         _require(data, position + _DIGEST.size)
         lengths.append(length)
         digests.extend(_DIGEST.unpack_from(data, position))
@@ -169,7 +169,8 @@ def _require(data: bytes, size: int) -> None:
         raise StreamError(f"truncated stream: {len(data)} bytes end inside the header")
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """LEB128 of a number that is not negative."""
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)
@@ -178,7 +179,8 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+def read_varint(data: bytes, position: int) -> tuple[int, int]:
+    """The varint at ``position``, and where it ends. Raises StreamError."""
     value = 0
     for count in range(5):
         _require(data, position + count + 1)

@@ -19,7 +19,9 @@ from ugicm.models.gaussian import TabulatedGaussian, log_spaced
 from ugicm.models.mlicpp import AttentionSlices
 from ugicm.models.quality import QualityGain
 
-PARSING_DTYPES = {"fixed": torch.float64, "float64": torch.float64, "float32": torch.float32}
+# Arithmetic of parsing, and how far scales may differ between machines, relatively: several times what was measured
+# between instruction sets and thread counts (docs).
+PARSING = {"fixed": (torch.float64, 0.0), "float64": (torch.float64, 2.0**-36), "float32": (torch.float32, 2.0**-16)}
 
 
 class UGICM(nn.Module):
@@ -55,7 +57,7 @@ class UGICM(nn.Module):
                 slices = HyperpriorEntropyModel()
         table = log_spaced(config.scale_min, config.scale_max, config.scale_levels)
         gaussian = TabulatedGaussian(table, sparse=config.sparse_coding)
-        self.parser = Parser(EntropyBottleneck(N), h_s, slices, gaussian)
+        self.parser = Parser(EntropyBottleneck(N), h_s, slices, gaussian, guard=PARSING[config.parsing][1])
         self.has_quality = config.quality_points > 0
         self.gain = QualityGain(M, config.quality_points) if self.has_quality else None
         self.preference = PreferenceEmbedding(
@@ -130,7 +132,7 @@ class UGICM(nn.Module):
         self.eval().requires_grad_(False)
         self.parser.build_tables()
         self.fingerprint = self._fingerprint()
-        self.parser.prepare_for_coding(PARSING_DTYPES[self.config.parsing])
+        self.parser.prepare_for_coding(PARSING[self.config.parsing][0])
         return self
 
     def _fingerprint(self) -> bytes:

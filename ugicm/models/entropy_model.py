@@ -86,11 +86,20 @@ class Parser(nn.Module):
 
     Analysis and synthesis stay outside: they may run in any precision, on any device, and never influence how a
     stream is read. Attributes: ``bottleneck`` (factorised prior of z), ``h_s`` (hyper-synthesis), ``slices`` and
-    ``gaussian`` (tabulated scales).
+    ``gaussian`` (tabulated scales). ``guard``: how far, relatively, a scale may be off on another machine (see
+    :mod:`ugicm.coding.coders`); 0 where parsing is exact.
     """
 
-    def __init__(self, bottleneck: EntropyBottleneck, h_s: nn.Module, slices: nn.Module, gaussian: TabulatedGaussian):
+    def __init__(
+        self,
+        bottleneck: EntropyBottleneck,
+        h_s: nn.Module,
+        slices: nn.Module,
+        gaussian: TabulatedGaussian,
+        guard: float = 0.0,
+    ):
         super().__init__()
+        self.guard = guard
         self.bottleneck = bottleneck
         self.h_s = h_s
         self.slices = slices

@@ -30,10 +30,26 @@ class TabulatedGaussian(GaussianConditional):
         super().__init__(scale_table, scale_bound=scale_table[0])
         self.sparse = sparse
 
+    def bounds(self) -> Tensor:
+        """Where one table row ends and the next begins: float64, one less than there are rows."""
+        table = self.scale_table.double()
+        if not self.sparse:
+            return table[:-1]
+        # To 20 fractional bits, so that the last bit of a square root decides nothing.
+        return torch.round((table[:-1] * table[1:]).sqrt() * 2**20) / 2**20
+
     def build_indexes(self, scales: Tensor) -> Tensor:
         """Index of the table row for every scale: int64, same shape. Exact comparisons, no arithmetic."""
-        table = self.scale_table.double()
-        bounds = (table[:-1] * table[1:]).sqrt() if self.sparse else table[:-1]
-        # The bounds are rounded to 20 fractional bits, so that the last bit of a square root decides nothing.
-        bounds = torch.round(bounds * 2**20) / 2**20 if self.sparse else bounds
-        return torch.bucketize(scales.contiguous(), bounds.to(scales.dtype))
+        return torch.bucketize(scales.contiguous(), self.bounds().to(scales.dtype))
+
+    def borderline(self, scales: Tensor, indexes: Tensor, guard: float) -> Tensor:
+        """Scales so close (relative to ``guard``) to the bound of their row that another machine may differ.
+
+        Returns the neighbouring row's index where that is so, elsewhere the index itself.
+        """
+        bounds = self.bounds().to(scales.dtype)
+        below = bounds[(indexes - 1).clamp(min=0)]
+        above = bounds[indexes.clamp(max=len(bounds) - 1)]
+        near_below = (scales <= below * (1 + guard)) & (indexes > 0)
+        near_above = (scales >= above * (1 - guard)) & (indexes < len(bounds))
+        return indexes + near_above.long() - near_below.long()
