@@ -139,3 +139,26 @@ def test_freezing_all_but_the_viewer_leaves_streams_alone():
     assert model.fingerprint == before.fingerprint
     with torch.no_grad():
         assert model.compress(x, quality_of(model)) == before.compress(x, quality_of(before))
+
+
+class OnAnotherMachine(RansDecoderCoder):
+    """A reader whose scales come out a little different, by up to 8e-4 relative."""
+
+    def _rows(self, scale):
+        noise = torch.rand(scale.shape, generator=torch.Generator().manual_seed(self._position), dtype=scale.dtype)
+        return super()._rows(scale * (1 + 16e-4 * (noise - 0.5)))
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_the_guard_settles_scales_that_differ_between_machines(guarded):
+    model = small_model("mlicpp").prepare_for_coding()
+    model.parser.guard = 2.0**-10 if guarded else 0.0  # wide, so that a small picture meets many such scales
+    x = pictures(height=256, width=384)
+    with torch.no_grad():
+        (string,), (digest,) = model.compress(x)
+        reader = OnAnotherMachine(model.parser, [string], (4, 6), 10**6)
+        y_hat = model.parser(reader)
+        expected, _ = model.decompress([string], (256, 384))
+    assert (reader.digests == [digest]) is guarded  # without the guard, this much noise does derail the reader
+    if guarded:
+        torch.testing.assert_close(y_hat, expected)
