@@ -1,0 +1,71 @@
+#!/usr/bin/env python3
+"""Write streams under one setting of the machine, read them under every other, and count what differs.
+
+    python scripts/check_portability.py -d photos/                              # the shipped model, 40 pictures
+    python scripts/check_portability.py -c full.pth.tar -d photos/ --crop 128   # a large model on small crops
+    python scripts/check_portability.py -d photos/ --python /other/venv/bin/python --cuda
+
+Settings: threads, instruction sets of PyTorch and oneDNN, oneDNN off, memory layout, precision of the transforms,
+and - where given - other interpreters (with other versions of PyTorch) and a GPU. Exit status 1 if any stream
+was read wrongly anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-c", "--checkpoint", help="model (default: the shipped one)")
+    parser.add_argument("-d", "--dataset", required=True, help="folder of pictures")
+    parser.add_argument("--pictures", type=int, default=40, help="how many of them, evenly spread")
+    parser.add_argument("--crop", type=int, help="use the middle square of this many pixels")
+    parser.add_argument("--quality", type=float, nargs="+", default=[0.1, 0.5, 0.9])
+    parser.add_argument("--python", nargs="*", default=[], help="other interpreters to write and read with")
+    parser.add_argument("--cuda", action="store_true", help="also on the GPU")
+    parser.add_argument("-o", "--output", default="experiments/portability.json")
+    args = parser.parse_args()
+
+    from ugicm import files
+    from ugicm.evaluation import portability, results
+
+    found = files.find(args.dataset, files.PICTURE_SUFFIXES)
+    chosen = found[:: max(1, len(found) // args.pictures)][: args.pictures]
+    with tempfile.TemporaryDirectory() as folder:
+        if args.crop:
+            chosen = [_cropped(path, args.crop, Path(folder) / f"{i}.png") for i, path in enumerate(chosen)]
+        report = portability.check(
+            args.checkpoint, chosen, args.quality, portability.settings(args.python, args.cuda), Path(folder),
+            progress=lambda line: print(line, file=sys.stderr, flush=True),
+        )  # fmt: skip
+    report |= {"pictures": len(chosen), "qualities": args.quality, "environment": results.environment()}
+    files.write(args.output, (json.dumps(report, indent=2) + "\n").encode())
+    names = list(report["versions"])
+    rows = [
+        [reader, *(p["mismatches"] for writer in names for p in report["pairs"]
+                   if p["reader"] == reader and p["writer"] == writer)] for reader in names
+    ]  # fmt: skip
+    print(results.table(rows, ["read under / written under", *(str(i + 1) for i in range(len(names)))]))
+    print(f"\n{report['streams']} readings, {report['mismatches']} mismatches; closest approach of a scale to a table "
+          f"bound: {report['closest_to_a_bound']:.3g} of its value; {args.output}")  # fmt: skip
+    return 1 if report["mismatches"] else 0
+
+
+def _cropped(path: Path, side: int, target: Path) -> Path:
+    from ugicm import pictures
+
+    image = pictures.open_rgb(path)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image.crop((left, top, left + side, top + side)).save(target)
+    return target
+
+
+if __name__ == "__main__":
+    sys.exit(main())
