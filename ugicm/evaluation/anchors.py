@@ -281,22 +281,14 @@ _LOADERS = {"jpeg": _jpeg, "webp": _webp, "avif": _avif, "jxl": _jxl}
 
 
 def _ugicm(spec: Spec, device: str, viewers: Sequence[float]) -> UgicmContender:
-    from importlib import resources
-
     import ugicm
-    from ugicm.codec import SHIPPED
+    from ugicm.evaluation.codec import weights_digest
 
     spec.take()
     codec = ugicm.load(spec.where, device=device)
     # The fingerprint covers what parses streams; pictures depend on every weight.
-    if spec.where:
-        digest = file_digest(Path(spec.where))
-    else:
-        with resources.as_file(resources.files("ugicm") / "weights" / SHIPPED) as path:
-            digest = file_digest(path)
-    described = codec.describe()
-    arithmetic = f"{described.get('transform precision', '')} {described.get('device', '')}"
-    identity = f"ugicm {ugicm.__version__} {digest} {arithmetic}"
+    arithmetic = "{transform precision} on {device}".format_map(codec.describe())
+    identity = f"ugicm {ugicm.__version__} weights {weights_digest(codec)} {arithmetic}"
     return UgicmContender(codec, str(spec.options.get("label", "ugicm")), identity, viewers)
 
 

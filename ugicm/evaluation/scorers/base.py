@@ -49,6 +49,9 @@ class Evaluator(ABC):
     name: str
     identity: str
     metrics: tuple[str, ...]
+    headline: tuple[str, ...]
+    noisy = True
+    falling: tuple[str, ...] = ()
     needs_original = False
 
     def __init__(self):
@@ -84,6 +87,10 @@ class Evaluator(ABC):
     def title(self, metric: str) -> str:
         """The name of a metric among those of other evaluators."""
         return f"{metric} ({self.name})"
+
+    def contributions(self, metric: str, records: dict[str, dict]) -> dict[str, float] | None:
+        """By picture key, values whose mean is the score; None where a score is no mean over pictures."""
+        return None
 
     def describe(self) -> dict[str, Any]:
         """Facts for the record of a run."""

@@ -8,6 +8,7 @@ from functools import partial
 from PIL import Image
 from torch import Tensor
 
+from ugicm.evaluation.results import mean
 from ugicm.evaluation.scorers.base import Evaluator, Item, by_shape
 from ugicm.evaluation.scorers.judges import Judge, Preprocess
 
@@ -18,7 +19,7 @@ class ClassificationEvaluator(Evaluator):
     ``reference``: verdicts on the originals by picture key (as ``records``), for agreement; may be set later.
     """
 
-    metrics = ("top-1", "top-5", "agreement")
+    metrics = headline = ("top-1", "top-5", "agreement")
 
     def __init__(self, judge: Judge, targets: dict[str, int], reference: dict[str, dict] | None = None):
         super().__init__()
@@ -35,15 +36,16 @@ class ClassificationEvaluator(Evaluator):
     def summarise(self, records: dict[str, dict]) -> dict[str, float | None]:
         """Percent of pictures whose class is the first verdict (top-1), is among five (top-5), and whose
         first verdict is that on the original (agreement; None without verdicts on the originals)."""
-        count = len(records)
-        if not count:
-            return dict.fromkeys(self.metrics)
-        first = sum(r["top"][0] == self.targets[k] for k, r in records.items())
-        five = sum(self.targets[k] in r["top"] for k, r in records.items())
-        same = None
-        if self.reference is not None:
-            same = 100 * sum(r["top"][0] == self.reference[k]["top"][0] for k, r in records.items()) / count
-        return {"top-1": 100 * first / count, "top-5": 100 * five / count, "agreement": same}
+        values = {metric: self.contributions(metric, records) for metric in self.metrics}
+        return {metric: mean(v.values()) if v else None for metric, v in values.items()}
+
+    def contributions(self, metric: str, records: dict[str, dict]) -> dict[str, float] | None:
+        if metric == "agreement":
+            if self.reference is None:
+                return None
+            return {k: 100.0 * (r["top"][0] == self.reference[k]["top"][0]) for k, r in records.items()}
+        count = {"top-1": 1, "top-5": 5}[metric]
+        return {k: 100.0 * (self.targets[k] in r["top"][:count]) for k, r in records.items()}
 
     def describe(self) -> dict:
         return {

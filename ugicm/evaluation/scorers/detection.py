@@ -101,8 +101,10 @@ class CocoEvaluator(Evaluator):
             kinds = ("bbox", "segm") if detector is None or detector.has_masks else ("bbox",)
         self.kinds = tuple(kinds)
         self.metrics = tuple(_coco_name(kind, stat) for kind in self.kinds for stat in _COCO_STATS)
+        self.headline = tuple(_coco_name(kind, stat) for kind in reversed(self.kinds) for stat in ("AP", "AP50"))
         self.name = detector.name if detector else "detections"
-        self.identity = f"{detector.identity if detector else 'detections'} {' '.join(self.kinds)}"
+        network = detector.identity if detector else "detections"
+        self.identity = f"{network} {' '.join(self.kinds)} of {sorted(truth.categories.items())}"
         self.labels = detector.translate(truth.categories, str(truth.path)) if detector else {}
 
     @staticmethod
@@ -247,9 +249,10 @@ class VocEvaluator(Evaluator):
     def __init__(self, detector: Detector | None, truth: VocTruth, eleven_points: bool = True):
         super().__init__()
         self.detector, self.truth, self.eleven_points = detector, truth, eleven_points
+        self.headline = ("mAP",)
         self.metrics = ("mAP", *(f"AP {name}" for name in truth.classes))
         self.name = detector.name if detector else "detections"
-        self.identity = f"{detector.identity if detector else 'detections'} VOC"
+        self.identity = f"{detector.identity if detector else 'detections'} VOC of {truth.classes}"
         named = dict(enumerate(truth.classes))
         labels = detector.translate(named, str(truth.root)) if detector else {}
         self.labels = {label: named[id] for label, id in labels.items()}

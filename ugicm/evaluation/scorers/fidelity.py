@@ -36,7 +36,8 @@ class FidelityEvaluator(Evaluator):
 
     name = "fidelity"
     identity = "fidelity 1"
-    metrics = ("psnr-rgb", "psnr-y", "ms-ssim-rgb")
+    metrics = headline = ("psnr-rgb", "psnr-y", "ms-ssim-rgb")
+    noisy = False
     needs_original = True
 
     @staticmethod
@@ -49,6 +50,10 @@ class FidelityEvaluator(Evaluator):
 
     def title(self, metric: str) -> str:
         return metric
+
+    def contributions(self, metric: str, records: dict[str, dict]) -> dict[str, float] | None:
+        values = {key: record[metric] for key, record in records.items()}
+        return None if None in values.values() else values
 
     def process(self, items: Sequence[Item], prepared: Sequence[dict]) -> None:
         self.records.update((item.key, record) for item, record in zip(items, prepared, strict=True))
@@ -63,7 +68,8 @@ class FidelityEvaluator(Evaluator):
 class LpipsEvaluator(Evaluator):
     """Learned perceptual distance; pictures one at a time, as they differ in size."""
 
-    metrics = ("lpips",)
+    metrics = headline = falling = ("lpips",)
+    noisy = False
     needs_original = True
 
     def __init__(self, model: nn.Module, net: str, device: str = "cpu"):

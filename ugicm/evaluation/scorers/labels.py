@@ -94,6 +94,15 @@ def labelled_pictures(folder: str | Path, labels: str | Path | None = None) -> L
     return Labelled([Item(key, files[key], found[key]) for key in sorted(found)])
 
 
+def class_names(classes: int) -> list[str]:
+    """What to call the classes of a judge of so many: ImageNet's names for a thousand, else numbers."""
+    if classes == 1000:
+        from torchvision.models import ResNet18_Weights
+
+        return list(ResNet18_Weights.DEFAULT.meta["categories"])
+    return [f"class {number}" for number in range(classes)]
+
+
 def is_labelled(folder: str | Path) -> bool:
     """Whether a folder says by itself what its pictures show: ``labels.csv``, or WordNet ids for
     sub-folders.

@@ -102,6 +102,7 @@ class SegmentationEvaluator(Evaluator):
         self.segmenter, self.name, self.identity = segmenter, segmenter.name, segmenter.identity
         self.prepare = partial(_prepare, segmenter.preprocess, segmenter.classes)
         self.class_names = list(classes or map(str, range(segmenter.classes)))
+        self.headline = ("mIoU",)
         self.metrics = ("mIoU", "pixel accuracy", *(f"IoU {name}" for name in self.class_names))
 
     def process(self, items: Sequence[Item], prepared: Sequence[tuple[Tensor, np.ndarray]]) -> None:

@@ -1,0 +1,466 @@
+"""The report: caches that continue, numbers that agree with the scorers, errors before work, and the page in a real
+browser. The codec is a stand-in (JPEG, darkened by preference): what is tested is the measuring."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_anchors import JpegCodec
+
+from ugicm.errors import ConfigError
+from ugicm.evaluation import anchors, bd, curves, report, report_tables
+from ugicm.evaluation.metrics import psnr
+
+ROOT = Path(__file__).resolve().parents[1]
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+
+
+class Counting(JpegCodec):
+    """The stand-in, counting its work; fails once at a chosen call."""
+
+    def __init__(self):
+        self.encoded = self.decoded = 0
+        self.fail_at = None
+
+    def compress(self, image, quality=0.5):
+        self.encoded += 1
+        if self.encoded == self.fail_at:
+            raise KeyboardInterrupt
+        return super().compress(image, quality)
+
+    def decompress(self, data, preference):
+        self.decoded += 1
+        return super().decompress(data, preference)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Ten textured pictures of two classes, named by WordNet ids."""
+    folder = tmp_path_factory.mktemp("data") / "birds"
+    generator = np.random.default_rng(0)
+    for index in range(10):
+        place = folder / ("n01440764", "n01443537")[index % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        coarse = generator.integers(0, 256, (12, 14, 3), dtype=np.uint8)
+        smooth = np.asarray(Image.fromarray(coarse).resize((180, 168), Image.Resampling.BICUBIC), dtype=float)
+        noisy = smooth + generator.normal(scale=8, size=smooth.shape)
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(place / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory) -> str:
+    import torchvision
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("judge") / "w.pth"
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), path)
+    return f"squeezenet1_1={path}:resize=64:crop=64:label=random"
+
+
+def stand_in(patch: pytest.MonkeyPatch) -> Counting:
+    """Makes ``ugicm`` mean the stand-in."""
+    codec, load = Counting(), anchors.load_contender
+
+    def load_contender(text, device="cpu", viewers=(0, 1)):
+        if text == "ugicm":
+            return anchors.UgicmContender(codec, "ugicm", "stand-in 1", viewers)
+        return load(text, device, viewers)
+
+    patch.setattr(anchors, "load_contender", load_contender)
+    return codec
+
+
+@pytest.fixture
+def codec(monkeypatch):
+    return stand_in(monkeypatch)
+
+
+def arguments(pictures, judge, output, *more) -> list[str]:
+    return ["-d", str(pictures), "--codecs", "ugicm,jpeg,webp", "--judges", judge, "--qualities", "0.1", "0.4", "0.8",
+            "--points", "4", "--lpips", "none", "--viewer", "2", "--viewer-betas", "0", "0.5", "1", "--device", "cpu",
+            "-o", str(output), *map(str, more)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, pictures, judge):
+    """A finished report, and its folder."""
+    folder = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        stand_in(patch)
+        assert report.main(arguments(pictures, judge, folder)) == 0
+    return folder
+
+
+def test_numbers_are_those_of_the_files(made, pictures):
+    document = json.loads((made / "results.json").read_text())
+    (section,) = document["sections"]
+    assert section["pictures"] == 10 and [m["title"] for m in section["metrics"]] == [
+        "psnr-rgb", "psnr-y", "ms-ssim-rgb", "top-1 (random)", "top-5 (random)", "agreement (random)",
+    ]  # fmt: skip
+    assert [c["name"] for c in section["curves"]] == ["ugicm human", "ugicm machine", "JPEG", "WebP"]
+    human, machine, jpeg, webp = (c["results"] for c in section["curves"])
+    images = [Image.open(path) for path in sorted(pictures.rglob("*.png"))]
+    codec, rates, decibels = JpegCodec(), [], []
+    for image in images:
+        data = codec.compress(image, 0.4)
+        rates.append(8 * len(data) / (image.width * image.height))
+        decibels.append(psnr(image, codec.decompress(data, [0.0])[0]))
+    assert human["bpp"][1] == machine["bpp"][1] == pytest.approx(np.mean(rates))
+    assert (
+        human["psnr-rgb"][1] == pytest.approx(np.mean(decibels)) and machine["psnr-rgb"][1] < human["psnr-rgb"][1] - 3
+    )
+    assert section["originals"]["agreement (random)"] == 100
+    for curve in (jpeg, webp):  # the range of rates is ours, a little wider, where the format reaches that far
+        assert curve["bpp"] == sorted(curve["bpp"]) and len(curve["bpp"]) >= 3
+        assert curve["bpp"][-1] == pytest.approx(1.1 * human["bpp"][-1], rel=0.1)
+    delta = next(
+        d for d in section["deltas"] if (d["metric"], d["reference"], d["test"]) == ("psnr-rgb", "JPEG", "WebP")
+    )
+    expected = bd.bd_rate(jpeg["bpp"], jpeg["psnr-rgb"], webp["bpp"], webp["psnr-rgb"])
+    assert delta["rate"]["value"] == expected.value and delta["rate"]["low"] == expected.low
+    dark = next(d for d in section["deltas"] if (d["metric"], d["test"]) == ("psnr-rgb", "ugicm machine"))
+    assert dark["rate"]["value"] is None and dark["rate"]["note"]
+
+
+def test_curves_are_compressai_s_json(made):
+    from compressai.utils.plot.__main__ import parse_json_file
+
+    paths = sorted((made / "curves" / "birds").glob("*.json"))
+    assert [p.stem for p in paths] == ["JPEG", "WebP", "ugicm human", "ugicm machine"]
+    read = parse_json_file(paths[2], "psnr")
+    assert read["name"] == "ugicm human" and len(read["xs"]) == len(read["ys"]) == 3
+    rows = json.loads(paths[2].read_text())["per_image"]
+    document = json.loads(paths[2].read_text())
+    mean = np.mean([row["psnr-rgb"] for row in rows if row["setting"] == 0.4])
+    assert mean == pytest.approx(document["results"]["psnr-rgb"][1])
+    assert document["meta"]["codec"] == "stand-in 1" and document["meta"]["libraries"]
+
+
+def test_markdown_and_plots(made, tmp_path):
+    text = (made / "tables.md").read_text()
+    assert "### BD-rate at equal psnr-rgb" in text and "| WebP |" in text and "no overlap" in text
+    plots = sorted(p.name for p in (made / "plots").iterdir())
+    assert "birds psnr-rgb.png" in plots and len(plots) == 6
+    with Image.open(made / "plots" / "birds psnr-rgb.png") as image:
+        assert image.width > 600
+    specification = importlib.util.spec_from_file_location("plot_rd", ROOT / "scripts" / "plot_rd.py")
+    plot_rd = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(plot_rd)
+    theirs = tmp_path / "theirs.json"
+    theirs.write_text(
+        json.dumps({"name": "mbt2018", "results": {"bpp": [0.1, 0.5], "psnr": [27, 33], "ms-ssim": [0.9, 0.98]}})
+    )
+    files = [str(made / "results.json"), str(theirs), str(made / "curves" / "birds" / "JPEG.json")]
+    assert plot_rd.main([*files, "-o", str(tmp_path / "rd.png")]) == 0
+    assert plot_rd.main([*files, "-m", "ms-ssim", "-o", str(tmp_path / "ms.png")]) == 0
+    assert (tmp_path / "rd.png").stat().st_size > 10_000 and (tmp_path / "ms.png").is_file()
+    with pytest.raises(ConfigError, match="mbt2018 has no 'lpips'; available: bpp, psnr"):
+        plot_rd.main([str(theirs), "-m", "lpips"])
+    (tmp_path / "x.json").write_text("[1]")
+    with pytest.raises(ConfigError, match="not a results file"):
+        plot_rd.main([str(tmp_path / "x.json")])
+
+
+def test_an_interrupted_report_continues(made, pictures, judge, codec, tmp_path, capsys):
+    # Interrupted in the middle of the second rate point, and a line cut off as a power cut would.
+    codec.fail_at = 15
+    assert report.main(arguments(pictures, judge, tmp_path)) == 130
+    assert "the same command continues" in capsys.readouterr().err
+    assert not (tmp_path / "index.html").exists()
+    journals = sorted((tmp_path / "cache" / "records").rglob("*.jsonl"))
+    assert journals
+    with open(journals[-1], "a") as file:
+        file.write('["abc", {"psn')
+    codec.fail_at, codec.encoded, codec.decoded = None, 0, 0
+    assert report.main(arguments(pictures, judge, tmp_path)) == 0
+    assert codec.encoded == 30 - 14  # two finished batches were cached as streams
+    assert codec.decoded < 30 + 2 * 2  # one decode per picture still to be judged, and the viewer's
+    assert all(json.loads(line) for line in journals[-1].read_text().splitlines())
+    first, again = (json.loads((folder / "results.json").read_text()) for folder in (made, tmp_path))
+    assert first["sections"] == again["sections"]
+    # Once more: nothing is left to do but the viewer's decodes. With another quality, only that one.
+    codec.encoded = codec.decoded = 0
+    assert report.main(arguments(pictures, judge, tmp_path)) == 0
+    assert codec.encoded == 0 and codec.decoded == 4
+    more = [a if a != "0.8" else "0.6" for a in arguments(pictures, judge, tmp_path, "--viewer", "0")]
+    assert report.main([*more, "--bpp-range", "0.5", "1"]) == 0
+    assert codec.encoded == 10
+
+
+def test_a_changed_model_or_judge_starts_anew(pictures, codec, tmp_path):
+    from ugicm.evaluation.scorers.base import Item
+    from ugicm.evaluation.scorers.fidelity import FidelityEvaluator
+
+    items = [Item(p.name, p) for p in sorted(pictures.rglob("*.png"))[:2]]
+    dataset = curves.Dataset("x", items, [FidelityEvaluator()], pictures).read()
+    cache = curves.Cache(tmp_path)
+    for expected, identity in ((2, "model a"), (2, "model a"), (4, "model b")):
+        contender = curves.Cached(anchors.UgicmContender(codec, "ugicm", identity), cache)
+        curves.measure(dataset, contender, 0.5, cache, 2)
+        assert codec.encoded == expected
+    dataset.evaluators[0].identity = "other"
+    curves.measure(dataset, contender, 0.5, cache, 2)
+    assert codec.encoded == 4 and codec.decoded == 6  # streams are kept, the pictures are judged again
+    human, machine = curves.collect(dataset, contender, [0.5], cache)
+    assert (human.name, machine.name) == ("ugicm human", "ugicm machine")
+
+
+def test_errors_come_before_work(pictures, judge, codec, tmp_path, capsys, monkeypatch):
+    import urllib.error
+    import urllib.request
+
+    def offline(*args, **kwargs):
+        raise urllib.error.URLError("no network here")
+
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+
+    def fails(message, *more, data=pictures, judge=judge, status=2):
+        assert report.main(arguments(data, judge, tmp_path / "r", *more)) == status
+        error = capsys.readouterr().err
+        assert message in error and len(error.strip().splitlines()) == 1, error
+        assert codec.encoded == 0 and not (tmp_path / "r").exists()
+
+    fails("--qualities: 1.5 is not from 0 to 1", "--qualities", 1.5)
+    fails("none of --qualities 0.1 0.4 0.8", "--viewer-qualities", 0.3)
+    fails("no range", "--bpp-range", 1, 0.5)
+    fails("resnet18=PATH", judge="resnet18")
+    fails("alex=PATH", "--lpips", "alex")
+    fails("unknown codec 'bpg'", "--codecs", "ugicm,bpg")
+    fails("two codecs are called JPEG: tell them apart with :label=NAME", "--codecs", "jpeg", "jpeg:subsampling=4:4:4")
+    fails("no such folder", data=tmp_path / "none")
+    fails("two folders are called birds", "-d", pictures, pictures)
+    fails("--judges: no folder has labels", data=pictures / "n01440764")
+    fails("not a COCO annotation file", "--coco", _write(tmp_path / "x.json", "{}"))
+    truth = {"images": [{"id": 1, "file_name": "a.jpg", "width": 1, "height": 1}], "annotations": [], "categories": []}
+    fails("its pictures are in none of the folders", "--coco", _write(tmp_path / "c.json", json.dumps(truth)))
+
+
+def _write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_what_is_not_at_hand_is_said(pictures, codec, tmp_path, monkeypatch, capsys):
+    import urllib.error
+    import urllib.request
+
+    def offline(*args, **kwargs):
+        raise urllib.error.URLError("no network here")
+
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    bad = sorted(data.rglob("*.png"))[3]
+    bad.write_bytes(bad.read_bytes()[:60])
+    status = report.main(["-d", f"some={data}", "--codecs", "jpeg", "--points", "2", "--device", "cpu", "--limit", "4",
+                          "-o", str(tmp_path / "r")])  # fmt: skip
+    assert status == 1 and bad.name in capsys.readouterr().err
+    document = json.loads((tmp_path / "r" / "results.json").read_text())
+    notes = " ".join(document["notes"])
+    assert "LPIPS was not measured" in notes and "alex=PATH" in notes
+    assert "accuracy was not measured" in notes and "resnet101=PATH" in notes and bad.name in notes
+    assert document["sections"][0]["name"] == "some" and document["sections"][0]["pictures"] == 3
+    assert all(note.split(":")[0] in (tmp_path / "r" / "tables.md").read_text() for note in document["notes"])
+
+
+def test_command_is_light_and_hooks_into_a_parser(run_python):
+    parser = argparse.ArgumentParser()
+    report.add_report_command(parser.add_subparsers())
+    args = parser.parse_args(["report", "-d", "x", "-o", "y"])
+    assert args.command is report.run and args.codecs == ["ugicm,jpeg,webp,avif"]
+    done = run_python(
+        "-c", "import sys, ugicm.evaluation.report; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    assert done.stdout.split() == ["False", "False"], done.stderr
+    done = run_python("scripts/report.py", "--help")
+    assert done.returncode == 0 and "python scripts/report.py -d" in done.stdout
+
+
+def test_formats():
+    assert report_tables.number(None, "psnr-rgb") == "–"
+    assert (
+        report_tables.number(0.98765, "ms-ssim-rgb") == "0.9877" and report_tables.number(31.337, "psnr-rgb") == "31.34"
+    )
+    assert report_tables.axis_label("top-1 (x)") == "top-1 (x), %"
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_report_of_one(made, pictures, judge, tmp_path, run_python):
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        "from test_anchors import JpegCodec\n"
+        "from ugicm.evaluation import anchors, report\n"
+        "load = anchors.load_contender\n"
+        "anchors.load_contender = lambda text, device='cpu', viewers=(0, 1): (\n"
+        "    anchors.UgicmContender(JpegCodec(), 'ugicm', 'stand-in 1', viewers) if text == 'ugicm'\n"
+        "    else load(text, device, viewers))\n"
+        "sys.exit(report.main())\n"
+    )
+    options = arguments(pictures, judge, tmp_path / "r")
+    done = run_python("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", script, *options)
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((folder / "results.json").read_text()) for folder in (made, tmp_path / "r"))
+    assert one["sections"] == two["sections"]
+
+
+# The page, in a real browser
+
+
+def test_the_page_is_one_file_that_asks_for_nothing(made):
+    text = (made / "index.html").read_text()
+    assert "default-src 'none'" in text and "@@" not in text
+    outside = text.split('<script type="application/json"')[0] + text.split("</script>", 1)[1]
+    for mark in (' src="http', "@import", "<iframe", "fetch(", "XMLHttpRequest"):
+        assert mark not in outside
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs chromium")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser, made):
+    """The page, what it asked for, and what it complained about."""
+    page = browser.new_page(viewport={"width": 1300, "height": 1000})
+    page.requests, page.complaints = [], []
+    page.on("request", lambda request: page.requests.append(request.url))
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on("console", lambda message: page.complaints.append(message.text))
+    page.goto((made / "index.html").as_uri())
+    page.wait_for_selector("#viewer-0 img")
+    yield page
+    page.close()
+
+
+def test_page_renders_and_no_request_leaves_it(opened, made):
+    assert opened.complaints == []
+    assert opened.locator(".plot").count() == 6
+    assert opened.locator(".plot").first.locator("polyline").count() == 4
+    assert "[object" not in opened.inner_text("body") and "undefined" not in opened.inner_text("body")
+    table = opened.locator("table.deltas").inner_text()
+    document = json.loads((made / "results.json").read_text())
+    delta = next(d for d in document["sections"][0]["deltas"]
+                 if (d["metric"], d["reference"], d["test"]) == ("psnr-rgb", "JPEG", "WebP"))  # fmt: skip
+    assert f"{delta['rate']['value']:.1f} %".replace("-", "−") in table and "no overlap" in table
+    opened.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    assert all(url.startswith("data:") for url in opened.requests[1:])
+    # Whatever a script might try, the page's own policy refuses.
+    refused = "fetch('http://127.0.0.1:9/').then(() => 'sent').catch(() => 'refused')"
+    assert opened.evaluate(refused) == "refused"
+    assert any("Content Security Policy" in text for text in opened.complaints)
+
+
+def test_slider_walks_through_decodes_of_one_file(opened):
+    pane, slider = opened.locator("#viewer-0 .pane.preference"), opened.locator("#viewer-0 .beta")
+
+    def brightness() -> float:
+        opened.wait_for_function("[...document.images].every(i => i.complete)")
+        return pane.locator("img").evaluate(
+            """image => { const c = document.createElement('canvas'); c.width = c.height = 8;
+            const p = c.getContext('2d'); p.drawImage(image, 0, 0, 8, 8);
+            return [...p.getImageData(0, 0, 8, 8).data].filter((v, i) => i % 4 < 3).reduce((a, b) => a + b) / 192; }"""
+        )
+
+    levels = []
+    for step, name in enumerate(("β = 0", "β = 0.5", "machine, β = 1")):
+        slider.fill(str(step))
+        assert name in pane.inner_text() and "same file" in pane.inner_text()
+        levels.append(brightness())
+    assert levels[0] > levels[1] + 5 > levels[2] + 10  # the stand-in darkens with preference
+    assert "(machine)" in opened.locator("#viewer-0 output").inner_text()
+    # Keyboard too.
+    slider.focus()
+    opened.keyboard.press("ArrowLeft")
+    assert "β = 0.5" in pane.inner_text()
+
+
+def test_viewer_chooses_pictures_qualities_and_codecs(opened):
+    viewer = opened.locator("#viewer-0")
+    first = viewer.locator(".original img").get_attribute("src")
+    rate = viewer.locator(".human figcaption").inner_text()
+    viewer.locator("select.pick").select_option("1")
+    assert viewer.locator(".original img").get_attribute("src") != first
+    viewer.locator("select.pick").select_option("0")
+    viewer.locator("select.point").select_option("1")
+    assert viewer.locator(".human figcaption").inner_text() != rate
+    anchor = viewer.locator(".pane.anchor")
+    assert "WebP at nearest size" in anchor.inner_text()
+    assert anchor.locator("img").get_attribute("src").startswith("data:image/webp")
+    viewer.locator("select.anchor").select_option("0")
+    assert "JPEG at nearest size" in anchor.inner_text()
+    ours, theirs = (
+        int(viewer.locator(f".{name} figcaption").inner_text().split(" bytes")[0].split("\n")[-1].replace(",", ""))
+        for name in ("human", "anchor")
+    )
+    assert theirs == pytest.approx(ours, rel=0.1)
+    assert viewer.locator(".right, .wrong").count() == 4
+
+
+def test_magnifier_shows_the_same_place_everywhere(opened):
+    viewer = opened.locator("#viewer-0")
+    viewer.scroll_into_view_if_needed()
+    box = viewer.locator(".human img").bounding_box()
+    opened.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.5 * box["height"])
+    lenses = viewer.locator(".lens").evaluate_all("all => all.map(l => ({...l.style, shown: l.style.display}))")
+    assert [lens["shown"] for lens in lenses] == ["block"] * 4
+    assert len({lens["backgroundPosition"] for lens in lenses}) == 1
+    assert {lens["backgroundSize"] for lens in lenses} == {"540px 504px"}  # 180x168, three times
+    viewer.locator(".zoom").fill("6")
+    opened.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.5 * box["height"])
+    assert viewer.locator(".lens").first.evaluate("l => l.style.backgroundSize") == "1080px 1008px"
+    opened.mouse.move(5, 5)
+    assert viewer.locator(".lens").first.evaluate("l => l.style.display") == "none"
+
+
+def test_plots_can_be_read_and_curves_hidden(opened, made):
+    (section,) = json.loads((made / "results.json").read_text())["sections"]
+    plot = opened.locator(".plot[data-metric='psnr-rgb']")
+    plot.locator("svg").focus()
+    opened.keyboard.press("ArrowRight")
+    opened.keyboard.press("ArrowRight")
+    tip = plot.locator(".tip").inner_text()
+    human = section["curves"][0]["results"]
+    assert "ugicm human" in tip and f"{human['bpp'][1]:.4f} bpp" in tip and f"{human['psnr-rgb'][1]:.2f} dB" in tip
+    opened.keyboard.press("ArrowDown")
+    assert "ugicm machine" in plot.locator(".tip").inner_text()
+    opened.keyboard.press("Escape")
+    assert plot.locator(".tip").is_hidden()
+    point = (
+        plot.locator("svg polyline")
+        .nth(2)
+        .evaluate("l => { const p = l.points[0], m = l.getScreenCTM(); return [m.a * p.x + m.e, m.d * p.y + m.f]; }")
+    )
+    opened.mouse.move(point[0] + 4, point[1] - 3)
+    assert "JPEG" in plot.locator(".tip").inner_text()
+    opened.locator(".legend button", has_text="JPEG").click()
+    assert plot.locator("polyline").count() == 3
+    opened.locator(".legend button", has_text="JPEG").click()
+    opened.locator(".legend button.log").click()
+    assert plot.locator("polyline").count() == 4 and opened.complaints == []
+    # Comparisons in the other direction, and of a noisy score, with its method and interval.
+    opened.locator("select[aria-label=kind]").select_option("score")
+    assert " dB" in opened.locator("table.deltas").inner_text()
+    opened.locator("select[aria-label=score]").select_option("3")
+    assert "made monotone by least squares" in opened.locator("main").inner_text()

@@ -1,0 +1,143 @@
+"""The report for papers and READMEs: markdown tables and PNG plots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ugicm import files
+from ugicm.evaluation.comparison import comparable
+
+# Okabe & Ito's colours, told apart by everyone; ours first.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#000000")
+MARKERS = "os^Dvp*X"
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """Tables of a results document: per data set the Bjøntegaard deltas of every headline score, then the points."""
+    parts = [f"# {document['name']}\n"]
+    for section in document["sections"]:
+        parts.append(f"\n## {section['name']}, {section['pictures']} pictures\n")
+        if section["originals"]:
+            scores = ", ".join(f"{k} {v:.1f}" for k, v in section["originals"].items() if v is not None and v != 100)
+            parts.append(f"\nOriginals: {scores}.\n" if scores else "")
+        for metric in section["metrics"]:
+            parts.append(_delta_table(section, metric))
+        parts.append(_points_table(section))
+    if document["notes"]:
+        parts.append("\n## Not measured, left out\n\n" + "".join(f"- {note}\n" for note in document["notes"]))
+    meta = document["meta"]
+    parts.append(
+        f"\nMade with `{meta['command']}` (ugicm {meta['ugicm']}, revision {meta['revision']}, {meta['processor']}, "
+        f"{meta['device']}, {meta['threads']} threads, {meta['time'][:10]}).\n"
+    )
+    return "".join(parts)
+
+
+def _delta_table(section: dict[str, Any], metric: dict[str, Any]) -> str:
+    title = metric["title"]
+    rows = {(d["test"], d["reference"]): d for d in section["deltas"] if d["metric"] == title}
+    names = [curve["name"] for curve in section["curves"]]
+    if not rows:
+        return ""
+    lines = [
+        f"\n### BD-rate at equal {title}\n\n",
+        "| rate needed by ↓ against → | " + " | ".join(names) + " |\n",
+        "|---|" + "--:|" * len(names) + "\n",
+    ]
+    for test in names:
+        cells = [_delta_cell(rows.get((test, reference))) for reference in names]
+        lines.append(f"| {test} | " + " | ".join(cells) + " |\n")
+    return "".join(lines)
+
+
+def _delta_cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    rate = row["rate"]
+    if rate["value"] is None:
+        return rate["note"]
+    text = f"{rate['value']:+.1f} %".replace("-", "−")
+    if rate["interval"]:
+        text += " ({:+.0f} … {:+.0f})".format(*rate["interval"]).replace("-", "−")
+    return text + (" †" if "narrow" in rate["note"] else "")
+
+
+def _points_table(section: dict[str, Any]) -> str:
+    titles = [m["title"] for m in section["metrics"]]
+    lines = ["\n### Rate points\n\n", "| curve | setting | bpp | " + " | ".join(titles) + " |\n"]
+    lines.append("|---|--:|--:|" + "--:|" * len(titles) + "\n")
+    for curve in section["curves"]:
+        for index, setting in enumerate(curve["settings"]):
+            values = [curve["results"].get(title, [None] * (index + 1))[index] for title in titles]
+            cells = " | ".join(number(value, title) for value, title in zip(values, titles, strict=True))
+            lines.append(f"| {curve['name']} | {setting:g} | {curve['results']['bpp'][index]:.3f} | {cells} |\n")
+    return "".join(lines)
+
+
+def number(value: float | None, title: str) -> str:
+    """A score as people read it."""
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if title.startswith(("ms-ssim", "lpips")) else f"{value:.2f}"
+
+
+def plots(document: dict[str, Any], folder: Path) -> None:
+    """``FOLDER/DATASET METRIC.png`` for every headline score."""
+    for section in document["sections"]:
+        for metric in section["metrics"]:
+            curves = [
+                (curve["name"], curve["results"]["bpp"], curve["results"].get(metric["title"], []))
+                for curve in section["curves"]
+            ]
+            original = section["originals"].get(metric["title"])
+            name = "".join(c if c.isalnum() or c in " -." else "_" for c in f"{section['name']} {metric['title']}")
+            plot(folder / f"{name.strip()}.png", curves, metric["title"], section["name"], original)
+
+
+def plot(
+    path: Path,
+    curves: Sequence[tuple[str, Sequence[float], Sequence[float | None]]],
+    metric: str,
+    title: str = "",
+    original: float | None = None,
+) -> None:
+    """Curves (name, bits per pixel, scores) of one metric, to a PNG file. MS-SSIM is drawn in dB. ``original``: the
+    score of uncompressed pictures, a dotted line."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, bpp, scores) in enumerate(curves):
+        pairs = [(x, comparable(y, metric)) for x, y in zip(bpp, scores, strict=True)]
+        pairs = sorted(pair for pair in pairs if pair[1] is not None)
+        if pairs:
+            axes.plot(
+                *zip(*pairs, strict=True),
+                color=COLOURS[index % len(COLOURS)],
+                marker=MARKERS[index % len(MARKERS)],
+                markersize=4,
+                linewidth=1.4,
+                label=name,
+            )
+    if original is not None and original != 100:
+        axes.axhline(original, color="#555555", linestyle=":", linewidth=1, label="original")
+    axes.set_xlabel("bits per pixel")
+    axes.set_ylabel(axis_label(metric))
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def axis_label(metric: str) -> str:
+    """A metric with its unit."""
+    if metric.startswith("psnr"):
+        return f"{metric} (dB)"
+    if metric.startswith("ms-ssim"):
+        return f"{metric} (dB)"
+    if metric.startswith("lpips"):
+        return f"{metric} (less is better)"
+    return f"{metric}, %"
