@@ -140,10 +140,11 @@ def test_curves_are_compressai_s_json(made):
     assert [p.stem for p in paths] == ["JPEG", "WebP", "ugicm human", "ugicm machine"]
     read = parse_json_file(paths[2], "psnr")
     assert read["name"] == "ugicm human" and len(read["xs"]) == len(read["ys"]) == 3
-    rows = json.loads(paths[2].read_text())["per_image"]
     document = json.loads(paths[2].read_text())
-    mean = np.mean([row["psnr-rgb"] for row in rows if row["setting"] == 0.4])
-    assert mean == pytest.approx(document["results"]["psnr-rgb"][1])
+    pictures = document["per_image"]
+    assert len(pictures["files"]) == 10 and len(pictures["top-1 (random)"]) == 3
+    assert np.mean(pictures["psnr-rgb"], axis=1) == pytest.approx(document["results"]["psnr-rgb"], abs=1e-4)
+    assert np.mean(pictures["bpp"], axis=1) == pytest.approx(document["results"]["bpp"], abs=1e-4)
     assert document["meta"]["codec"] == "stand-in 1" and document["meta"]["libraries"]
 
 
@@ -216,6 +217,44 @@ def test_a_changed_model_or_judge_starts_anew(pictures, codec, tmp_path):
     assert (human.name, machine.name) == ("ugicm human", "ugicm machine")
 
 
+def test_the_codec_itself(checkpoint, other_checkpoint, make_picture, tmp_path):
+    """Two models, their true streams, every preference that was asked for."""
+    import ugicm
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for index in range(2):
+        make_picture(70, 64, index).save(folder / f"{index}.png")
+    codecs = ["--codecs", f"ugicm={checkpoint}:label=A", f"ugicm={other_checkpoint}:label=B", "jpeg"]
+    output = tmp_path / "r"
+    options = [
+        "--qualities",
+        "0",
+        "1",
+        "--betas",
+        "0",
+        "0.25",
+        "1",
+        "--points",
+        "2",
+        "--lpips",
+        "none",
+        "--viewer",
+        "1",
+    ]
+    assert report.main(["-d", str(folder), *codecs, *options, "--device", "cpu", "-o", str(output)]) == 0
+    (section,) = json.loads((output / "results.json").read_text())["sections"]
+    names = [f"{codec} {viewer}" for codec in "AB" for viewer in ("human", "β = 0.25", "machine")]
+    assert [curve["name"] for curve in section["curves"]] == [*names, "JPEG"]
+    first, other = section["curves"][0], section["curves"][3]
+    assert first["identity"] != other["identity"] and ugicm.__version__ in first["identity"]
+    codec, image = ugicm.load(checkpoint), Image.open(folder / "0.png")
+    sizes = [len(codec.compress(Image.open(folder / f"{i}.png"), 1)) for i in range(2)]
+    assert first["results"]["bpp"][-1] == pytest.approx(8 * np.mean(sizes) / (70 * 64))
+    assert max(path.stat().st_size for path in (output / "cache").rglob("*.ugic")) >= max(sizes)
+    assert image.size == (70, 64)
+
+
 def test_errors_come_before_work(pictures, judge, codec, tmp_path, capsys, monkeypatch):
     import urllib.error
     import urllib.request
@@ -276,7 +315,7 @@ def test_what_is_not_at_hand_is_said(pictures, codec, tmp_path, monkeypatch, cap
     assert all(note.split(":")[0] in (tmp_path / "r" / "tables.md").read_text() for note in document["notes"])
 
 
-def test_command_is_light_and_hooks_into_a_parser(run_python):
+def test_command_is_light_and_hooks_into_a_parser(run_python, tmp_path):
     parser = argparse.ArgumentParser()
     report.add_report_command(parser.add_subparsers())
     args = parser.parse_args(["report", "-d", "x", "-o", "y"])
@@ -285,6 +324,9 @@ def test_command_is_light_and_hooks_into_a_parser(run_python):
         "-c", "import sys, ugicm.evaluation.report; print('torch' in sys.modules, 'numpy' in sys.modules)"
     )
     assert done.stdout.split() == ["False", "False"], done.stderr
+    (tmp_path / "all.args").write_text("# a comment\n-d 'a folder' --codecs jpeg\n")
+    done = run_python("scripts/report.py", f"@{tmp_path / 'all.args'}", "-o", tmp_path / "r")
+    assert done.returncode == 2 and done.stderr == "report: a folder: no such folder\n"
     done = run_python("scripts/report.py", "--help")
     assert done.returncode == 0 and "python scripts/report.py -d" in done.stdout
 

@@ -30,6 +30,8 @@ def compare(dataset: Dataset, curves: Sequence[Curve]) -> list[dict[str, Any]]:
     for evaluator in dataset.evaluators:
         for metric in evaluator.headline:
             title, method = evaluator.title(metric), "isotonic" if evaluator.noisy else "pchip"
+            if all(point.scores[title] is None for curve in curves for point in curve.points):
+                continue
             arrays = {curve.name: _points(curve, title, metric, metric in evaluator.falling) for curve in curves}
             pictures = {curve.name: _per_picture(dataset, curve, evaluator, metric) for curve in curves}
             for reference in curves:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,11 +111,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The script's entry."""
     parser = argparse.ArgumentParser(
         description="Compare codecs by rate, distortion and what networks recognise, on one page.",
-        epilog=EXAMPLES.replace("ugicm report", "python scripts/report.py"),
+        epilog=EXAMPLES.replace("ugicm report", "python scripts/report.py")
+        + "@FILE stands for the arguments that FILE holds.\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
-    return run(parser.parse_args(argv))
+    return run(parser.parse_args(_with_files(sys.argv[1:] if argv is None else argv)))
+
+
+def _with_files(argv: Sequence[str]) -> list[str]:
+    """Arguments with every ``@FILE`` replaced by what that file holds: arguments as in a shell, # comments."""
+    found: list[str] = []
+    for argument in argv:
+        if argument.startswith("@"):
+            try:
+                found += shlex.split(Path(argument[1:]).read_text(encoding="utf-8"), comments=True)
+            except (OSError, ValueError) as error:
+                raise SystemExit(f"report: {argument}: cannot be read as arguments: {error}") from None
+        else:
+            found.append(argument)
+    return found
 
 
 def run(args: argparse.Namespace) -> int:
@@ -375,6 +391,8 @@ def _section(dataset: Dataset, curves: list[Curve], cache: Cache) -> dict[str, A
         }
         for evaluator in dataset.evaluators
         for metric in evaluator.headline
+        # Small pictures have no MS-SSIM, for one.
+        if any(point.scores[evaluator.title(metric)] is not None for curve in curves for point in curve.points)
     ]
     return {
         "name": dataset.name,
@@ -428,16 +446,16 @@ def _write(output: Path, args, sections, measured, environment, notes, cache: Ca
     files.write(output / "index.html", page(document, shown).encode())
 
 
-def _per_image(dataset: Dataset, curve: Curve) -> list[dict]:
-    rows = []
+def _per_image(dataset: Dataset, curve: Curve) -> dict[str, Any]:
+    """What the averages are of: ``files``, and per score a row per rate point with a value per file."""
+    columns: dict[str, list] = {"bpp": []}
     for point in curve.points:
-        for item in dataset.items:
-            width, height = dataset.sizes[item.key]
-            row = {"file": item.key, "setting": point.setting, "bpp": point.bits[item.key] / (width * height)}
-            for evaluator in dataset.evaluators:
-                for metric in evaluator.headline:
-                    values = evaluator.contributions(metric, point.records[evaluator.name])
-                    if values:
-                        row[evaluator.title(metric)] = values[item.key]
-            rows.append(row)
-    return rows
+        rates = (point.bits[key] / (width * height) for key, (width, height) in dataset.sizes.items())
+        columns["bpp"].append([round(rate, 5) for rate in rates])
+        for evaluator in dataset.evaluators:
+            for metric in evaluator.headline:
+                values = evaluator.contributions(metric, point.records[evaluator.name])
+                if values:
+                    row = [round(values[item.key], 5) for item in dataset.items]
+                    columns.setdefault(evaluator.title(metric), []).append(row)
+    return {"files": [item.key for item in dataset.items], **columns}
