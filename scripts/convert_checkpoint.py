@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Convert a released UG-ICM or MLIC++ checkpoint to a safetensors file with its configuration inside.
+"""Convert a released UG-ICM or MLIC++ checkpoint, or the result of a training, to a file ready to be given away.
 
     python scripts/convert_checkpoint.py ugicm_lambda0.0022.pth.tar ugicm.safetensors
+    python scripts/convert_checkpoint.py experiments/run/model.safetensors shipped.safetensors --half
     ugicm compress -c ugicm.safetensors picture.png
 
-The converted file loads faster, and holds the entropy coder's integer tables, so that streams written on one
-machine can be read on another. The network and its numbers stay the same.
+The converted file holds its configuration and the entropy coder's integer tables, so that streams written on one
+machine can be read on another. The network and its numbers stay the same, but for rounding with --half.
 
 Exit status: 0 converted, 2 unusable input or the output exists.
 """
@@ -26,30 +27,37 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, metavar="IN.pth.tar", help="released checkpoint")
+    parser.add_argument("source", type=Path, metavar="IN", help="released .pth.tar, or our .safetensors")
     parser.add_argument("target", type=Path, metavar="OUT.safetensors", help="file to write")
+    parser.add_argument("--half", action="store_true", help="store weights as float16: half the size")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     arguments = parser.parse_args()
     try:
-        convert(arguments.source, arguments.target, arguments.overwrite)
+        convert(arguments.source, arguments.target, arguments.half, arguments.overwrite)
     except (CheckpointError, OSError) as error:
         print(f"convert_checkpoint.py: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def convert(source: Path, target: Path, overwrite: bool = False) -> None:
+def convert(source: Path, target: Path, half: bool = False, overwrite: bool = False) -> None:
     """Write ``source`` to ``target``. Raises CheckpointError or OSError."""
     if target.suffix != ".safetensors":
         raise CheckpointError(f"{target}: the converted file must be named *.safetensors, or it could not be loaded")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists; give another name or --overwrite")
-    from ugicm.checkpoint import save_model
+    from ugicm.checkpoint import load_model, read_metadata, save_model
     from ugicm.released import load_released
 
-    model = load_released(source)
+    ours = source.suffix == ".safetensors"
+    model = load_model(source) if ours else load_released(source)
+    kept = {k: v for k, v in read_metadata(source).items() if k not in ("format", "config")} if ours else {}
+    metadata = {**kept, "source": source.name, "ugicm_version": ugicm.__version__}
     model.parser.build_tables()
-    save_model(target, model, {"source": source.name, "ugicm_version": ugicm.__version__})
+    save_model(target, model, metadata, half)
+    # The fingerprint is that of the weights as they are stored; with it in the metadata, `ugicm info` needs no model.
+    metadata["fingerprint"] = load_model(target).prepare_for_coding().fingerprint.hex()
+    save_model(target, model, metadata, half)
     c = model.config
     size = target.stat().st_size / 2**20
     parameters = sum(p.numel() for p in model.parameters()) / 1e6

@@ -5,8 +5,8 @@ rANS-coded with CompressAI's coder, z first, then y as the loop visits it, in on
 
 **Guard.** Where parsing is done in floating point (not in fixed point), another machine's scales may differ in the
 last digits, and one that falls on the other side of a table bound would derail it. Only these comparisons decide
-anything, so the writer lists the positions whose scale lies within ``guard`` (relative) of a bound, with the lowest bit of
-the row it used, and the reader obeys (the idea of Tian et al., "Towards Real-Time Neural Video Codec for
+anything, so the writer lists the positions whose scale lies within ``guard`` (relative) of a bound, with the lowest
+bit of the row it used, and the reader obeys (the idea of Tian et al., "Towards Real-Time Neural Video Codec for
 Cross-Platform Application Using Calibration Information", ACM MM 2023). The list precedes the rANS string: a count,
 then for each position a varint, 2 * (distance from the previous listed position) + bit. Fixed-point parsers have
 no guard and no list.
