@@ -12,6 +12,7 @@ Exit status: 0 trained or stopped cleanly with a checkpoint, 1 failed while trai
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -40,7 +41,8 @@ def main() -> int:
 
         train(config, arguments.resume, shlex.join(sys.argv))
     except (ConfigError, CheckpointError, PictureError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # all processes say the same
+            print(f"train.py: {error}", file=sys.stderr)
         return 2
     except UgicmError as error:
         print(f"train.py: {error}", file=sys.stderr)

@@ -240,7 +240,7 @@ class DataConfig:
     flip: bool = True
     scale: tuple[float, ...] = ()  # (low, high): a sample covers a square of crop / s pixels, s log-uniform
     whole: float = 0.0  # share of the samples with preference > 0 that show the whole picture, resized to crop
-    instances: int = 4  # at most so many instances of a picture in a batch, drawn at random
+    max_instances: int = 4  # of a picture in a batch, drawn at random
     holdout: int = 16  # pictures kept out of training, for validation; the same ones in every run
     cache: str = "auto"  # decoded pictures: none | ram | device | auto (ram below 8 GB, else none)
     workers: int = 0  # loader processes

@@ -211,7 +211,7 @@ class TrainingSamples(Dataset):
     "masks": list of uint8 [crop, crop]}.
 
     ``place`` is where in [0, 1)² of the possible positions the random crop of the local term lies. Masks are of
-    objects visible in the sample, at most ``config.instances``; for preference 0 there are none.
+    objects visible in the sample, at most ``config.max_instances``; for preference 0 there are none.
     """
 
     def __init__(self, config: DataConfig, quality: Draw, beta: Draw, seed: int, pictures: Pictures):
@@ -231,7 +231,7 @@ class TrainingSamples(Dataset):
 
     def _masks(self, number: int, picture: Tensor, view: View, rng: np.random.Generator) -> list[Tensor]:
         instances, file = self.pictures.instances.get(number), self.pictures.store.files[number]
-        if instances is None or not self.config.instances:
+        if instances is None or not self.config.max_instances:
             return []
         visible = []
         for k in rng.permutation(instances.count(file)):
@@ -242,7 +242,7 @@ class TrainingSamples(Dataset):
             box = bounding_box(mask)
             if box is not None and min(box[2] - box[0], box[3] - box[1]) >= SMALLEST:
                 visible.append(mask)
-            if len(visible) == self.config.instances:
+            if len(visible) == self.config.max_instances:
                 break
         return visible
 

@@ -50,7 +50,7 @@ def build_model(config: TrainConfig) -> tuple[UGICM, str]:
     if config.model is None or config.model == start.config:
         return start, f"weights: {config.init_from}"
     model = UGICM(config.model)
-    own, given = model.state_dict(), start.state_dict()
+    own, given = model_state(model), start.state_dict()
     fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
     anew = [k for k, _ in model.named_parameters() if k not in fitting]
     if len(anew) > 0.5 * len(list(model.parameters())):
@@ -58,7 +58,7 @@ def build_model(config: TrainConfig) -> tuple[UGICM, str]:
             f"init_from: {config.init_from} is of another form: {len(anew)} tensors of the configured model are not "
             f"in it ({', '.join(anew[:3])} ...); leave model out to use the checkpoint's own"
         )
-    load_state(model, {**{k: v for k, v in own.items() if k in model_state(model)}, **fitting}, config.init_from)
+    load_state(model, {**own, **fitting}, config.init_from)
     shown = ", ".join(anew[:4]) + (f" and {len(anew) - 4} more" if len(anew) > 4 else "")
     return model, f"weights: {config.init_from}, except {shown}"
 

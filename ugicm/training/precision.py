@@ -43,10 +43,26 @@ def autocast(config: PrecisionConfig, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.autocast == "bf16")
 
 
+def _avoid_strided_pointwise(model: nn.Module) -> None:
+    """Run strided 1x1 convolutions of few channels in contiguous format.
+
+    In channels_last, oneDNN's gradient of their float32 weights writes past its buffer
+    (https://github.com/uxlfoundation/oneDNN/issues/6035: fewer than 8 or 16 input channels).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and max(module.stride) > 1:
+            if module.in_channels < 16:
+                weight = module.weight.data
+                module.weight.data = weight.flatten().view(weight.shape)  # unlike contiguous(), resets all strides
+                module.register_forward_pre_hook(lambda _, arguments: (arguments[0].contiguous(), *arguments[1:]))
+
+
 def prepare(model: nn.Module, config: PrecisionConfig, device: torch.device) -> None:
     """Set up memory format, precision of the parser and compilation, in place. Parameter names do not change."""
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
+        if device.type == "cpu":
+            _avoid_strided_pointwise(model)
     if config.bf16_parser:
         for module in (model.h_a, model.parser.h_s, model.parser.slices):
             _run_within(module, device.type, True)

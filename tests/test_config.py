@@ -1,0 +1,129 @@
+"""Training configurations: layers of yaml files, strict keys, and messages that say what would have worked."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ugicm.config import BMSHJ2018, MLICPP, Draw, ModelConfig, TrainConfig, from_dict, load_config, to_dict
+from ugicm.errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+ABSTRACT = {"compact_base.yaml", "base.yaml", "stage1.yaml", "stage2.yaml"}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write(name, **values) -> path of a yaml with a minimal training configuration, laid under ``values``."""
+    def make(name="x.yaml", bare=False, **values):
+        minimal = {} if bare else {"run": {"dir": "run"}, "data": {"train": ["pictures"]}, "model": {}}
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(yaml.safe_dump({**minimal, **values}))
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_shipped_configurations_load(path):
+    if path.name in ABSTRACT:
+        config = load_config(path, ["init_from=x.safetensors", "run.dir=x"])
+    else:
+        config = load_config(path)
+    assert to_dict(from_dict(TrainConfig, to_dict(config), "again")) == to_dict(config)
+
+
+def test_full_size_configurations_are_the_released_form():
+    assert load_config(CONFIGS / "paper/mlicpp_mse.yaml").model == MLICPP
+    assert load_config(CONFIGS / "paper/bmshj2018_mse.yaml").model == BMSHJ2018
+
+
+def test_values_are_converted_by_field_type(write):
+    path = write(optim={"lr": "1e-4", "steps": "2e3", "betas": ["0.9", 0.99]}, precision={"compile": True})
+    config = load_config(path)
+    assert config.optim.lr == 1e-4 and config.optim.steps == 2000 and config.optim.betas == (0.9, 0.99)
+
+
+def test_layers_merge_and_paths_belong_to_their_file(write, tmp_path):
+    write("deep/base.yaml", optim={"lr": 1.0, "steps": 7}, quality={"fixed": 0.5}, init_from="w.safetensors")
+    path = write("top.yaml", bare=True, base="deep/base.yaml", optim={"lr": 0.5}, quality={"range": [0, 1]},
+                 data={"train": [{"path": "more", "weight": 2}]})  # fmt: skip
+    config = load_config(path, ["run.dir=/elsewhere", "data.train=[here]"])
+    assert (config.optim.lr, config.optim.steps) == (0.5, 7)
+    assert config.quality == Draw(range=(0.0, 1.0))  # its forms exclude each other: replaced, not merged
+    assert config.init_from == str(tmp_path / "deep/w.safetensors")
+    assert config.run.dir == "/elsewhere"
+    assert config.data.train[0].path == str(Path.cwd() / "here")  # the command line's: relative to where it is given
+    assert load_config(path).data.train[0].path == str(tmp_path / "more")
+    assert load_config(path).run.dir == str(tmp_path / "deep/run")
+
+
+def test_a_name_that_may_be_a_file_stays_a_name(write, tmp_path):
+    teacher = {"kind": "timm", "name": "resnet18", "weights": "default"}
+    path = write(objective={"teacher": teacher})
+    assert load_config(path).objective.teacher.weights == "default"
+    assert load_config(path, ["objective.teacher.weights=w.pth"]).objective.teacher.weights == str(Path.cwd() / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=1", "--set optim.lrr=1: optim: unknown key 'lrr'; did you mean 'lr'?"),
+        ("model.slice=3", "model: unknown key 'slice'; did you mean 'slices'?"),
+        ("optim.lr=fast", "optim.lr: expected float, got 'fast'"),
+        ("optim.steps=1.5", "optim.steps: expected int, got 1.5"),
+        ("precision.compile=1", "precision.compile: expected true or false, got 1"),
+        ("optim.lr", "--set optim.lr: expected KEY=VALUE"),
+        ("optim.lr=[", "not a yaml value"),
+        ("model.M=193", "must be 4 numbers that add up to M = 193"),
+        ("model={M: 193, slice_widths: []}", "M = 193 is not divisible by slices = 4"),
+        ("quality={fixed: 2}", "quality: values must lie in [0, 1], got [2.0]"),
+        ("quality={fixed: 0.5, range: [0, 1]}", "quality: give exactly one of fixed, choices, range"),
+        ("objective.terms.gobal.machine=1", "terms: 'gobal' not found; did you mean 'global'?"),
+        ("objective.terms.global.machine=1", "global: needs a teacher"),
+        ("objective.terms.ms_ssim.human=1", "ms_ssim needs crops of at least 192 pixels, got 128"),
+        ("objective.terms.mse.human=-1", "objective.terms.mse: weights must not be negative"),
+        ("objective.lambdas=[0]", "lambdas must be positive"),
+        ("data.crop=100", "data: crop must be a multiple of 64, got 100"),
+        ("data.train=[]", "data: train needs at least one source"),
+        ("data.train=[{pth: x}]", "data.train[0]: unknown key 'pth'; did you mean 'path'?"),
+        ("optim.accumulate=3", "data.batch = 8 is not divisible by optim.accumulate = 3"),
+        ("optim.schedule=linear", "schedule 'linear' not found; available: cosine, step, constant"),
+        ("precision.bf16_parser=true", "bf16_parser needs autocast: bf16"),
+        ("validation.metric=ssim", "validation.metric: 'ssim' not found; available: loss, bpp, psnr, mse"),
+        ("model=null", "give model, or init_from"),
+        ("model.quality_points=0 ", None),  # fixed quality: fine
+    ],
+)
+def test_bad_values_say_what_would_have_worked(write, override, message):
+    path = write()
+    if message is None:
+        load_config(path, [override])
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [override])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_one_rate_model_needs_a_fixed_quality(write):
+    path = write(model={"quality_points": 0}, quality={"range": [0, 1]})
+    with pytest.raises(ConfigError, match="quality must be fixed"):
+        load_config(path)
+
+
+def test_messages_name_the_file(write, tmp_path):
+    base = write("base.yaml", optimiser={"lr": 1})
+    path = write("top.yaml", bare=True, base="base.yaml")
+    with pytest.raises(ConfigError, match=f"{base}: unknown key 'optimiser'; did you mean 'optim'"):
+        load_config(path)
+    with pytest.raises(ConfigError, match="none.yaml: cannot be read: No such file"):
+        load_config(tmp_path / "none.yaml")
+    path.write_text("a: [")
+    with pytest.raises(ConfigError, match="not yaml"):
+        load_config(path)
+    path.write_text("base: top.yaml")
+    with pytest.raises(ConfigError, match="is its own base"):
+        load_config(path)
+    with pytest.raises(ConfigError, match="expected a mapping"):
+        from_dict(ModelConfig, [1], "somewhere")

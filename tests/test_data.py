@@ -1,0 +1,283 @@
+"""Training pictures and object masks: found, decoded, cut and collated as configured, whatever the files are like."""
+
+import json
+from importlib import util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ugicm.config import DataConfig, Draw, Source
+from ugicm.data import images
+from ugicm.data.images import Epochs, PictureStore, StepBatches, TrainingSamples, View, collate, open_sources
+from ugicm.data.instances import Instances, bounding_box
+from ugicm.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+
+
+def samples_of(folder, instances=None, seed=0, beta=1.0, **values):
+    """TrainingSamples over ``folder``, without hold-out unless asked for."""
+    source = Source(str(folder), instances=instances and str(instances))
+    config = DataConfig(train=(source,), **{"holdout": 0, **values})
+    pictures = open_sources(config.train, config, CPU)
+    return TrainingSamples(config, Draw(range=(0.0, 1.0)), Draw(fixed=beta), seed, pictures)
+
+
+@pytest.fixture
+def folder(tmp_path, make_picture):
+    """Six pictures in a tree, one of them smaller than a crop."""
+    place = tmp_path / "train"
+    (place / "b").mkdir(parents=True)
+    for i in range(4):
+        make_picture(100 + 10 * i, 90, i).save(place / f"{i}.png")
+    make_picture(80, 120, 9).save(place / "b" / "upright.png")
+    make_picture(30, 20, 10).save(place / "b" / "tiny.png")
+    return place
+
+
+def test_finding_pictures(folder, tmp_path):
+    names = ["0.png", "1.png", "2.png", "3.png", "tiny.png", "upright.png"]
+    assert [p.name for p in images.find_pictures(folder)] == names
+    (tmp_path / "list.txt").write_text("# a list\ntrain/1.png\n\ntrain/b/tiny.png\n")
+    assert [p.name for p in images.find_pictures(tmp_path / "list.txt")] == ["1.png", "tiny.png"]
+    assert images.find_pictures(folder / "0.png") == [folder / "0.png"]
+    (tmp_path / "list.txt").write_text("train/none.png")
+    with pytest.raises(ConfigError, match=r"none\.png, which does not exist"):
+        images.find_pictures(tmp_path / "list.txt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="no files to work on in this folder"):
+        images.find_pictures(tmp_path / "empty")
+    with pytest.raises(ConfigError, match="no such folder, list or picture"):
+        images.find_pictures(tmp_path / "absent")
+
+
+def test_held_out_pictures_do_not_depend_on_where_and_with_what(folder):
+    files = images.find_pictures(folder)
+    kept, out = images.hold_out(files, 2)
+    assert sorted(kept + out) == list(range(6)) and len(out) == 2
+    names = {files[i].name for i in out}
+    moved = [p.parent / "elsewhere" / p.name for p in reversed(files)]
+    assert {moved[i].name for i in images.hold_out(moved, 2)[1]} == names
+    with pytest.raises(ConfigError, match="all 6 pictures are held out"):
+        samples_of(folder, holdout=6)
+
+
+@pytest.mark.parametrize("cache", ["none", "ram"])
+def test_broken_pictures_are_reported_once_and_skipped(folder, cache, capsys):
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:200])
+    samples = samples_of(folder, crop=64, cache=cache)
+    seen = {tuple(samples[i]["x"].shape) for i in range(20)}
+    assert seen == {(3, 64, 64)}
+    assert capsys.readouterr().err.count("1.png") == 1
+
+
+def test_a_folder_of_broken_pictures_is_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(ConfigError, match="none of the training pictures can be read"):
+        PictureStore([tmp_path / "a.png"], 64, "ram")
+    with pytest.raises(ConfigError, match="none of the training pictures can be read"):
+        PictureStore([tmp_path / "a.png"], 64, "none")[0]
+
+
+def test_caches_hold_the_same_pictures(folder):
+    a, b = samples_of(folder, crop=64, cache="none"), samples_of(folder, crop=64, cache="ram")
+    assert a.pictures.store.cache == "none" and b.pictures.store.cache == "ram"
+    assert samples_of(folder, crop=64).pictures.store.cache == "ram"  # auto: they fit
+    for i in range(12):
+        assert torch.equal(a[i]["x"], b[i]["x"])
+
+
+def test_samples_follow_from_seed_and_number(folder):
+    first, again, other = (samples_of(folder, crop=64, seed=s) for s in (3, 3, 4))
+    order = [7, 2, 11, 2]
+    for i in order:
+        assert torch.equal(first[i]["x"], again[i]["x"]) and first[i]["quality"] == again[i]["quality"]
+    assert any(first[i]["quality"] != other[i]["quality"] for i in order)
+    assert len({first[i]["quality"] for i in range(8)}) == 8
+
+
+def test_crops_are_pieces_of_the_picture(tmp_path):
+    place = tmp_path / "p"
+    place.mkdir()
+    rows, columns = np.mgrid[:100, :120]
+    Image.fromarray(np.stack([rows, columns, rows * 0], 2).astype(np.uint8)).save(place / "a.png")
+    samples, flipped = samples_of(place, crop=64), 0
+    for i in range(16):
+        x = samples[i]["x"].int()
+        assert (x[0].diff(dim=0) == 1).all() and (x[0].diff(dim=1) == 0).all()
+        step = x[1].diff(dim=1)
+        assert (step.abs() == 1).all() and len(step.unique()) == 1
+        flipped += int(step[0, 0] == -1)
+    assert 0 < flipped < 16
+    assert all((samples_of(place, crop=64, flip=False)[i]["x"][1].int().diff(dim=1) == 1).all() for i in range(8))
+
+
+def test_small_pictures_are_enlarged_to_fit(folder):
+    picture = images.read_picture(folder / "b" / "tiny.png", at_least=64)
+    assert picture.shape == (3, 64, 96) and picture.dtype == torch.uint8
+
+
+def test_scaled_and_whole_views(folder):
+    samples = samples_of(folder, crop=64, scale=(0.7, 1.0))
+    assert all(samples[i]["x"].shape == (3, 64, 64) for i in range(8))
+    rng = np.random.default_rng(0)
+    config = DataConfig(train=(Source("x"),), crop=64, whole=1.0)
+    assert images.choose_view(config, 90, 130, 1.0, rng).width == 130
+    assert images.choose_view(config, 90, 130, 0.0, rng).width == 64  # people get crops
+    ramp = torch.arange(128, dtype=torch.uint8).expand(3, 128, 128)
+    halved = View(0, 0, 128, 128, flip=False).cut(ramp, 64).float()
+    assert (halved[0, 0] - torch.arange(64) * 2 - 0.5).abs().max() <= 1  # means of pairs, up to rounding
+
+
+def test_epochs_see_every_picture_as_often_as_weighted():
+    epochs = Epochs([([0, 1, 2, 3], 1.0), ([4, 5], 2.0), ([6, 7, 8, 9], 0.5)], seed=1)
+    assert epochs.length == 4 + 4 + 2
+    counts = np.bincount([epochs[i] for i in range(10 * epochs.length)], minlength=10)
+    assert (counts[:4] == 10).all() and (counts[4:6] == 20).all() and counts[6:].sum() == 20
+    assert [epochs[i] for i in range(10)] != [epochs[i] for i in range(10, 20)]
+
+
+def test_draws():
+    rng = np.random.default_rng(0)
+    assert {images.draw(Draw(choices=(0.0, 1.0)), rng) for _ in range(40)} == {0.0, 1.0}
+    assert images.draw(Draw(fixed=0.3), rng) == 0.3
+    values = np.array([images.draw(Draw(range=(0.2, 0.6), ends=0.5), rng) for _ in range(2000)])
+    assert values.min() == 0.2 and values.max() == 0.6
+    assert np.mean((values == 0.2) | (values == 0.6)) == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(("world", "parts"), [(1, 1), (2, 1), (1, 4), (2, 2)])
+def test_a_step_is_the_same_samples_however_divided(world, parts):
+    dealt = [list(StepBatches(8, parts, rank, world, 2, 5)) for rank in range(world)]
+    for step in range(3):
+        numbers = [n for rank in dealt for part in rank[step * parts : (step + 1) * parts] for n in part]
+        assert sorted(numbers) == list(range((step + 2) * 8, (step + 3) * 8))
+    with pytest.raises(ConfigError, match="not divisible by optim.accumulate x processes = 1 x 3"):
+        StepBatches(8, 1, 0, 3, 0, 1)
+
+
+# ---- instances ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def coco(tmp_path, make_picture):
+    """A picture of 100 x 80 with a polygon, two run-length codes, a crowd; and one without objects."""
+    from pycocotools import mask as coding
+
+    place = tmp_path / "coco"
+    place.mkdir()
+    make_picture(100, 80, 1).save(place / "one.png")
+    make_picture(100, 80, 2).save(place / "two.png")
+    rows, columns = np.mgrid[:80, :100]
+    circle = np.asfortranarray((np.hypot(rows - 40, columns - 70) < 15).astype(np.uint8))
+    code = coding.encode(circle)
+    counts = [100 * 80 - 80 * 10, 80 * 10]  # column by column: the last ten columns
+    shapes = [
+        [[10, 20, 40, 20, 40, 60, 10, 60]],
+        {"size": [80, 100], "counts": code["counts"].decode()},
+        {"size": [80, 100], "counts": counts},
+    ]
+    annotations = [{"id": i, "image_id": 5, "segmentation": s, "iscrowd": 0} for i, s in enumerate(shapes)]
+    annotations.append({"id": 9, "image_id": 5, "segmentation": shapes[2], "iscrowd": 1})
+    listed = [{"id": 5, "file_name": "one.png", "width": 100, "height": 80},
+              {"id": 6, "file_name": "two.png", "width": 100, "height": 80}]  # fmt: skip
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps({"images": listed, "annotations": annotations, "categories": []}))
+    return place, path, circle
+
+
+def test_coco_masks(coco):
+    place, path, circle = coco
+    one, two = place / "one.png", place / "two.png"
+    instances = Instances(path, [one, two])
+    assert instances.count(one) == 3 and two not in instances
+    polygon, round_one, last = (instances.mask(one, k)[0] for k in range(3))
+    assert bounding_box(polygon) == (20, 10, 60, 40) and polygon.sum() == 30 * 40
+    assert np.array_equal(round_one.numpy(), circle)
+    assert bounding_box(last) == (0, 90, 80, 100)
+    assert bounding_box(torch.zeros(4, 4, dtype=torch.uint8)) is None
+
+
+def test_bad_instance_files(coco, tmp_path):
+    place, path, _ = coco
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Instances(tmp_path / "none.json", [])
+    (tmp_path / "bad.json").write_text("[]")
+    with pytest.raises(ConfigError, match="not a COCO json"):
+        Instances(tmp_path / "bad.json", [])
+    with pytest.raises(ConfigError, match="none of the 1 pictures is in it, first three.png"):
+        Instances(path, [place / "three.png"])
+
+
+def test_masks_follow_their_picture(coco):
+    place, path, circle = coco
+    white = np.zeros((80, 100, 3), np.uint8)
+    white[circle > 0] = 255
+    Image.fromarray(white).save(place / "one.png")
+    (place / "two.png").unlink()
+    samples, found = samples_of(place, path, crop=64, max_instances=3), 0
+    for i in range(30):
+        sample = samples[i]
+        bright = sample["x"][0] > 127
+        found += any(torch.equal(mask.bool(), bright) for mask in sample["masks"])
+        assert len(sample["masks"]) <= 3
+    assert found > 10  # in most crops enough of the circle is seen
+    assert samples_of(place, path, crop=64, beta=0.0)[0]["masks"] == []
+    whole = samples_of(place, path, crop=64, whole=1.0)[0]
+    assert len(whole["masks"]) == 2  # the strip of ten columns is too narrow then
+    assert all(mask.shape == (64, 64) for mask in whole["masks"])
+    assert len(samples_of(place, path, crop=64, whole=1.0, max_instances=1)[0]["masks"]) == 1
+
+
+def test_collation_takes_any_number_of_instances(coco):
+    place, path, _ = coco
+    samples = samples_of(place, path, crop=64, whole=1.0, max_instances=4)
+    batch = collate([samples[i] for i in range(8)])
+    assert batch["x"].shape == (8, 3, 64, 64) and batch["x"].dtype == torch.uint8
+    counts = torch.bincount(batch["owners"], minlength=8)
+    assert set(counts.tolist()) == {0, 2}  # "two.png" has none
+    assert len(batch["masks"]) == len(batch["boxes"]) == int(counts.sum())
+    assert [tuple(box) for box in batch["boxes"].tolist()] == [bounding_box(mask) for mask in batch["masks"]]
+    assert "masks" not in collate([samples_of(place, None, crop=64)[0]])
+
+
+def test_masks_of_enlarged_pictures(coco):
+    place, path, _ = coco
+    samples = samples_of(place, path, crop=128, whole=1.0)
+    masks = next(s["masks"] for s in (samples[i] for i in range(8)) if s["masks"])
+    assert masks[0].shape == (128, 128)
+
+
+def test_make_instances(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("skimage")
+    specification = util.spec_from_file_location("make_instances", ROOT / "scripts/make_instances.py")
+    script = util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["make_instances.py", *map(str, arguments)])
+        status = script.main()
+        return status, *capsys.readouterr()
+
+    place, output = tmp_path / "pictures", tmp_path / "made.json"
+    (place / "sub").mkdir(parents=True)
+    rows, columns = np.mgrid[:96, :128]
+    disc = np.hypot(rows - 40, columns - 50) < 20
+    ground = np.stack([rows * 0 + 40, 90 + columns // 4, rows * 0 + 60], 2)
+    file = place / "sub" / "disc.png"
+    Image.fromarray(np.where(disc[..., None], (220, 40, 40), ground).astype(np.uint8)).save(file)
+    (place / "broken.png").write_bytes(b"")
+    status, said, warned = run(place, "-o", output)
+    assert status == 1 and "1 pictures added, 0 were there, 1 unreadable" in said and "broken.png" in warned
+    instances = Instances(output, [file])
+    masks = [instances.mask(file, k)[0].numpy() > 0 for k in range(instances.count(file))]
+    assert max((m & disc).sum() / (m | disc).sum() for m in masks[:2]) > 0.6
+    assert "0 pictures added, 1 were there" in run(place, "-o", output)[1]  # cached
+    status, _, warned = run(place, "-o", output, "-n", "2")
+    assert status == 2 and "choose another --output" in warned
+    status, _, warned = run(tmp_path / "absent", "-o", tmp_path / "x.json")
+    assert status == 2 and "no such folder" in warned

@@ -1,0 +1,61 @@
+"""Two processes under torchrun compute what one computes, per global batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from small_models import CONFIGS
+
+from ugicm.config import to_dict
+
+ROOT = Path(__file__).resolve().parents[1]
+# The training command, without quantisation noise: it is drawn anew in every process.
+COMMAND = f"""
+import runpy
+from compressai.entropy_models import EntropyModel
+
+quantise = EntropyModel.quantize
+EntropyModel.quantize = lambda self, x, mode, means=None: x if mode == "noise" else quantise(self, x, mode, means)
+runpy.run_path({str(ROOT / "scripts/train.py")!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without distributed")
+def test_two_ranks_are_one(tmp_path, make_picture):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(5):
+        make_picture(96, 80, i).save(pictures / f"{i}.png")
+    values = {
+        "run": {"dir": "run", "log_every": 2, "threads": 1, "device": "cpu"},
+        "data": {"train": [str(pictures)], "crop": 64, "batch": 4, "holdout": 1},
+        "model": to_dict(CONFIGS["compact"]),
+        "quality": {"range": [0, 1]},
+        "objective": {"lambdas": [0.001, 0.01], "terms": {"mse": {"human": 1.0, "machine": 0.5}}},
+        "optim": {"steps": 4, "lr": 1e-3, "ema": 0.9, "clip": 0.5},
+        "validation": {"every": 4, "crop": 64, "qualities": [0.5], "strip": 0},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "train.py").write_text(COMMAND)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    for name, launcher in (("one", []), ("two", torchrun)):
+        arguments = ["-c", tmp_path / "config.yaml", "--set", f"run.dir={tmp_path / name}"]
+        command = [sys.executable, *launcher, tmp_path / "train.py", *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    one, two = (safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert all(torch.allclose(one[k], two[k], atol=1e-5) for k in one)
+    logs = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()] for name in ("one", "two")]
+    assert logs[1][0]["processes"] == 2
+    for a, b in zip(*logs):
+        for key in ("step", "loss", "bpp", "mse", "psnr", "gradient_norm", "mse/machine"):
+            assert (key in a) == (key in b)
+            if key in a:
+                assert a[key] == pytest.approx(b[key], rel=1e-3)

