@@ -50,6 +50,7 @@ def save_model(path: str | os.PathLike, model: UGICM, metadata: dict[str, str] |
     described = {**(metadata or {}), "format": FORMAT, "config": json.dumps(to_dict(model.config))}
     with files.replacing(path) as temporary:
         safetensors.torch.save_file(state, temporary, metadata=described)
+        os.chmod(temporary, 0o644)  # safetensors makes it private
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
