@@ -1,4 +1,4 @@
-"""Contexts, conditional decoder and float64 convolutions: shapes, causality, precision."""
+"""Contexts, conditional decoder: shapes, causality, precision."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ugicm.models import winograd
 from ugicm.models.checkerboard import ANCHOR, REST, keep
 from ugicm.models.conditional_decoder import PreferenceEmbedding, ResidualSynthesis
 from ugicm.models.context import (
@@ -18,7 +17,7 @@ from ugicm.models.context import (
     LocalContext,
     linear_attention,
 )
-from ugicm.models.layers import Conv2d, DepthwiseConv3x3
+from ugicm.models.layers import DepthwiseConv3x3
 from ugicm.models.transforms import GdnAnalysis, ResidualAnalysis
 
 C, H, W = 16, 8, 12
@@ -145,15 +144,6 @@ def test_linear_attention_is_its_definition():
 def test_unknown_form():
     with pytest.raises(ValueError, match="available: full, slim"):
         LatentResidualPrediction(8, 4, "wide")
-
-
-@pytest.mark.parametrize("taps", [3, 5])
-@pytest.mark.parametrize("size", [(8, 12), (5, 7), (1, 1)])
-def test_winograd_is_convolution(taps, size):
-    x, weight, bias = draw(2, 6, *size), draw(9, 6, taps, taps, seed=1), draw(9, seed=2)
-    wanted = F.conv2d(x, weight, bias, padding=taps // 2)
-    torch.testing.assert_close(winograd.conv2d(x, weight, bias), wanted, rtol=0, atol=1e-12)
-    assert torch.equal(Conv2d(6, 9, taps).double()(x).isfinite(), torch.ones_like(wanted, dtype=torch.bool))
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from reference import PARITY, recipe, reference_state, requires_reference
 
+from ugicm.models.layers import Conv2d
 from ugicm.released import infer_config, load_released, our_name, reference_name
 
 pytestmark = requires_reference
@@ -21,13 +22,21 @@ def expected():
     return np.load(PARITY / "expected_small.npz")
 
 
-@pytest.fixture(scope="module", params=["float32", "float64"])
+@pytest.fixture(scope="module", params=[("float32", False), ("float32", True), ("float64", True)])
 def model(request, tmp_path_factory):
-    """Ready for coding, parsing in either arithmetic."""
+    """Ready for coding, parsing in either arithmetic, with every convolution direct or by Winograd's algorithm."""
+    parsing, by_blocks = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Conv2d, "WORTHWHILE", 0 if by_blocks else float("inf"))
+        patch.setattr(Conv2d, "WORTHWHILE_TILES", 0)
+        yield prepared(parsing, tmp_path_factory)
+
+
+def prepared(parsing, tmp_path_factory):
     path = tmp_path_factory.mktemp("parity") / "small.pth.tar"
     torch.save({"state_dict": reference_state()}, path)
     model = load_released(path)
-    model.config = replace(model.config, parsing=request.param)
+    model.config = replace(model.config, parsing=parsing)
     return model.prepare_for_coding()
 
 

@@ -11,7 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ugicm.models.layers import ResidualUp, conv1x1, conv3x3, full_precision, subpel_conv3x3
+from ugicm.models.layers import (
+    ResidualUp,
+    conv1x1,
+    conv3x3,
+    full_precision,
+    residual_by_blocks,
+    subpel_conv3x3,
+)
 
 MAP_STEPS = 255  # a preference map is rounded to multiples of 1 / MAP_STEPS
 
@@ -120,7 +127,13 @@ class PCDM(nn.Module):
         self.shift2 = nn.Linear(condition_width, out_channels, bias=False)
         self.skip = nn.Identity() if in_channels == out_channels else conv1x1(in_channels, out_channels)
 
-    def forward(self, x: Tensor, condition: Condition) -> Tensor:
+    def forward(
+        self, x: Tensor, condition: Condition, reuse: bool = False, room: Tensor | None = None
+    ) -> Tensor:
+        """``reuse``: the result may take the memory of ``x``; ``room`` [B, out, H, W]: memory free for use."""
+        if condition.level_map is None and self.conv1.starts_blocks(x):
+            shifts = self.shift1(condition.vectors), self.shift2(condition.vectors)
+            return residual_by_blocks(self, x, reuse, shifts, room)
         h = F.gelu(self.conv1(x))
         h = h + condition.project(self.shift1, h.shape[-2:])
         h = F.gelu(self.conv2(h))
@@ -144,5 +157,10 @@ class ResidualSynthesis(nn.Module):
     def forward(self, y_hat: Tensor, condition: Condition) -> Tensor:
         h = self.blocks[0](y_hat, condition)
         for up, block in zip(self.ups, self.blocks[1:], strict=True):
-            h = block(up(h), condition)
+            room = None
+            if up.up[0].starts_blocks(h):
+                h, room = up.with_room(h)
+            else:
+                h = up(h)
+            h = block(h, condition, reuse=True, room=room)
         return full_precision(self.head, h)  # bfloat16 cannot hold 256 levels of a colour

@@ -6,6 +6,7 @@ Ballé, Laparra, Simoncelli (ICLR 2016), as implemented by CompressAI.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -22,16 +23,59 @@ __all__ = [
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution with zero padding ``kernel_size // 2`` that is also quick in float64 on the CPU."""
+    """A convolution with zero padding ``kernel_size // 2``, on the CPU with Winograd's algorithm where that pays."""
+
+    # Where it pays in float32: input times output channels, and tiles to share the transform of the filters.
+    WORTHWHILE = 96 * 96
+    WORTHWHILE_TILES = 64
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2)
-        self._fast_float64 = stride == 1 and kernel_size in (3, 5)
+
+    def by_blocks(self, x: Tensor) -> bool:
+        """Whether :func:`ugicm.models.winograd.blocks` is the way to convolve ``x``: nothing is to be differentiated,
+        the precision is not reduced, and it is quicker."""
+        if x.device.type != "cpu" or self.stride != (1, 1) or x.dtype != self.weight.dtype:
+            return False
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, self.weight, self.bias)):
+            return False
+        if x.dtype == torch.float64:
+            return self.kernel_size in ((3, 3), (5, 5))
+        return (
+            x.dtype == torch.float32
+            and self.kernel_size == (3, 3)
+            and self.in_channels * self.out_channels >= self.WORTHWHILE
+            and winograd.count_tiles(x, 3) >= self.WORTHWHILE_TILES
+            and not torch.is_autocast_enabled("cpu")
+        )
+
+    def starts_blocks(self, x: Tensor) -> bool:
+        """Whether the layers after this convolution, too, can work by blocks: they are not to be differentiated."""
+        return not torch.is_grad_enabled() and self.by_blocks(x)
+
+    def blocks(self, x: Tensor) -> Iterator[winograd.Block]:
+        """The results for ``x`` as blocks that are still in the cache."""
+        return winograd.blocks(x, [(self.weight, self.bias)])
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._fast_float64 and x.dtype == torch.float64 and x.device.type == "cpu":
-            return winograd.conv2d(x, self.weight, self.bias)
-        return super().forward(x)
+        return winograd.conv2d(x, self.weight, self.bias) if self.by_blocks(x) else super().forward(x)
+
+
+def gelu_(x: Tensor) -> Tensor:
+    """GELU in place; not differentiable."""
+    return torch.ops.aten.gelu_(x)
+
+
+class RowsGDN:
+    """The same as a CompressAI ``GDN``, for rows of channels [n, C], in place; not differentiable."""
+
+    def __init__(self, gdn: GDN):
+        self.inverse = gdn.inverse
+        self.beta, self.gamma = gdn.beta_reparam(gdn.beta), gdn.gamma_reparam(gdn.gamma).T
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        norm = torch.addmm(self.beta, rows.square(), self.gamma)
+        return rows.mul_(norm.sqrt_() if self.inverse else norm.rsqrt_())
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> Conv2d:
@@ -47,7 +91,7 @@ def subpel_conv3x3(in_channels: int, out_channels: int, factor: int) -> nn.Seque
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions, each followed by GELU, and a skip (1x1 where the width changes).
 
-    [B, in, H, W] -> [B, out, H, W].
+    [B, in, H, W] -> [B, out, H, W]. With ``reuse`` the result may take the memory of the input.
     """
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -56,9 +100,33 @@ class ResidualBlock(nn.Module):
         self.conv2 = conv3x3(out_channels, out_channels)
         self.skip = nn.Identity() if in_channels == out_channels else conv1x1(in_channels, out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, reuse: bool = False) -> Tensor:
+        if self.conv1.starts_blocks(x):
+            return residual_by_blocks(self, x, reuse)
         h = F.gelu(self.conv1(x))
         return F.gelu(self.conv2(h)) + self.skip(x)
+
+
+def residual_by_blocks(
+    block: nn.Module, x: Tensor, reuse: bool, shifts: tuple[Tensor, Tensor] | None = None, room: Tensor | None = None
+) -> Tensor:
+    """A residual block (``conv1``, ``conv2``, ``skip``) with each activation and sum done while its input is in the
+    cache. ``shifts``, each [B, O], are added after the activations; ``room`` [B, O, H, W] may be overwritten."""
+    h = winograd.empty_like(x, block.conv1.out_channels) if room is None else room
+    for part in block.conv1.blocks(x):
+        gelu_(part.values)
+        if shifts is not None:
+            part.values += shifts[0][part.picture]
+        part.store(h)
+    y = block.skip(x)
+    if y is x and not reuse:
+        y = x.clone()
+    for part in block.conv2.blocks(h):
+        gelu_(part.values)
+        if shifts is not None:
+            part.values += shifts[1][part.picture]
+        part.add_to(y)
+    return y
 
 
 class ResidualDown(nn.Module):
@@ -76,6 +144,12 @@ class ResidualDown(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.gelu(self.conv1(x))
+        if self.conv2.starts_blocks(h):
+            y, gdn = self.skip(x), RowsGDN(self.gdn)
+            for part in self.conv2.blocks(h):
+                gdn(part.values)
+                part.add_to(y)
+            return y
         return self.gdn(self.conv2(h)) + self.skip(x)
 
 
@@ -93,8 +167,29 @@ class ResidualUp(nn.Module):
         self.skip = subpel_conv3x3(in_channels, out_channels, 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.up[0].starts_blocks(x):
+            return self.with_room(x)[0]
         h = F.gelu(self.up(x))
         return self.igdn(self.conv(h)) + self.skip(x)
+
+    def with_room(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The result, by blocks, and memory of the same shape that is free for further use.
+
+        A convolution followed by a pixel shuffle is four convolutions, one for every place in the 2x2 squares.
+        """
+        width = self.conv.in_channels
+        h, y = (winograd.empty_like(x, width, scale=2) for _ in range(2))
+        kernels = [(conv.weight[p::4], conv.bias[p::4]) for conv in (self.up[0], self.skip[0]) for p in range(4)]
+        for part in winograd.blocks(x, kernels):
+            skip, place = divmod(part.kernel, 4)
+            if not skip:
+                gelu_(part.values)
+            part.store((y if skip else h)[..., place // 2 :: 2, place % 2 :: 2])
+        gdn = RowsGDN(self.igdn)
+        for part in self.conv.blocks(h):
+            gdn(part.values)
+            part.add_to(y)
+        return y, h
 
 
 class DepthwiseConv3x3(nn.Conv2d):

@@ -22,7 +22,7 @@ class Analysis(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         *layers, last = self
         for layer in layers:
-            x = layer(x)
+            x = layer(x, reuse=True) if isinstance(layer, ResidualBlock) else layer(x)
         return full_precision(last, x)
 
 
