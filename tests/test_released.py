@@ -13,7 +13,7 @@ import torch
 from reference import reference_state, requires_reference
 from small_models import CONFIGS, small_model
 
-from ugicm.checkpoint import load_model
+from ugicm.checkpoint import load_model, read_metadata
 from ugicm.config import MLICPP
 from ugicm.errors import CheckpointError
 from ugicm.models.codec import UGICM
@@ -54,6 +54,14 @@ def test_sizes_are_inferred(model, state, tmp_path):
     loaded = load_released(save(tmp_path, {"state_dict": state, "epoch": 3}))
     assert loaded.config == replace(CONFIGS["mlicpp"], parsing=MLICPP.parsing)
     assert same(loaded, model) and not loaded.training
+
+
+def test_later_code_begins_the_synthesis_wider(tmp_path):
+    torch.manual_seed(0)
+    wide = UGICM(replace(CONFIGS["mlicpp"], stem_width=64))
+    state = {reference_name(name): parameter.detach() for name, parameter in wide.named_parameters()}
+    loaded = load_released(save(tmp_path, {"state_dict": state}))
+    assert loaded.config.stem_width == 64 and same(loaded, wide)
 
 
 def test_bare_state_dict(model, state, tmp_path):
@@ -185,7 +193,9 @@ def test_convert(model, state, tmp_path):
     assert run.returncode == 0, run.stderr
     converted = load_model(target)
     assert same(converted, model)
-    assert converted.prepare_for_coding().fingerprint == load_released(source).prepare_for_coding().fingerprint
+    fingerprint = load_released(source).prepare_for_coding().fingerprint
+    assert converted.prepare_for_coding().fingerprint == fingerprint
+    assert read_metadata(target)["fingerprint"] == fingerprint.hex()
     again = subprocess.run([sys.executable, SCRIPT, source, target], capture_output=True, text=True)
     assert again.returncode == 2 and "--overwrite" in again.stderr
 

@@ -43,6 +43,7 @@ class ModelConfig:
     hyper_width: int = 160  # channels of the hyper context (compact); the others use 2M
     window: int = 5  # side of the local context's window, odd
     lrp: str = "none"  # latent residual prediction: full | slim | none
+    stem_width: int = 0  # mlicpp, bmshj2018: width of the first block of the synthesis; 0: N
     width_8: int = 192  # compact: width of the transforms at 1/8 resolution
     depth_8: int = 4  # compact: blocks at 1/8 resolution
     width_16: int = 256

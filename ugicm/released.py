@@ -160,6 +160,9 @@ def infer_config(state: dict[str, Tensor], where: str = "checkpoint") -> ModelCo
         channel_widths=hidden_widths("channel_context.1.fushion") if slices > 1 else (),
         lrp="none",
     )
+    stem = shape("g_s.synthesis_transform.0.conv2.weight", 4)[0]
+    if stem != N:  # later MLIC++ code begins the synthesis M wide
+        sizes["stem_width"] = stem
     if "lrp_anchor.0.lrp_transform.0.weight" in state:
         sizes["lrp"] = "full" if len(hidden_widths("lrp_anchor.0.lrp_transform")) == 3 else "slim"
     if _has_condition(state):

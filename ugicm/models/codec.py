@@ -46,7 +46,7 @@ class UGICM(nn.Module):
             self.h_a, h_s = compact.CompactHyperAnalysis(config), compact.CompactHyperSynthesis(config)
             slices = compact.CompactSlices(config)
         else:
-            self.g_s = ResidualSynthesis(N, M, config.beta_width)
+            self.g_s = ResidualSynthesis(N, M, config.beta_width, config.stem_width or N)
             if config.backbone == "mlicpp":
                 self.g_a = transforms.ResidualAnalysis(N, M)
                 self.h_a, h_s = transforms.HyperAnalysis(N, M), transforms.HyperSynthesis(N, M)
