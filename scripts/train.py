@@ -44,6 +44,9 @@ def main() -> int:
         if os.environ.get("RANK", "0") == "0":  # all processes say the same
             print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        print(f"train.py: training needs {error.name}: pip install 'ugicm[train]'", file=sys.stderr)
+        return 2
     except UgicmError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1

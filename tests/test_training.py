@@ -376,3 +376,38 @@ def test_average_of_weights():
     for _ in range(50):
         kept.update()
     assert average.weight.item() == pytest.approx(start + 1)
+
+
+@pytest.mark.slow
+def test_compiled_training(setup):
+    config = setup("precision={compile: true, autocast: bf16}", "optim.steps=2", "validation.every=2")
+    train(config)
+    load_model(Path(config.run.dir) / "model.safetensors")  # under its usual names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["mlicpp", "bmshj2018"])
+def test_full_size_trainings_start_and_step(tmp_path, make_picture, backbone):
+    pytest.importorskip("open_clip")
+    pytest.importorskip("skimage")
+    from ugicm.data.proposals import annotate, propose
+
+    pictures, instances = tmp_path / "pictures", tmp_path / "instances.json"
+    pictures.mkdir()
+    for i in range(3):
+        make_picture(280, 260, i).save(pictures / f"{i}.png")
+    annotate(pictures, instances, propose, 2, "regions")
+    small = [
+        f"data.train=[{{path: {pictures}, instances: {instances}}}]", "data.batch=2", "data.workers=0", "data.holdout=1",
+        "optim.steps=1", "optim.accumulate=1", "validation.every=0", "run.threads=1",
+    ]  # fmt: skip
+    teacher = "objective.teacher={kind: open_clip, name: ViT-B-32, weights: random}"
+    before = None
+    for name in ("mse", "stage1_rate2", "stage2_rate2"):
+        path = ROOT / "configs/paper" / f"{backbone}_{name}.yaml"
+        own = ["data.crop=64"] if name == "mse" else [teacher, f"init_from={before}"]
+        config = load_config(path, [*small, *own, f"run.dir={tmp_path / name}"])
+        train(config)
+        (tmp_path / name / "state.pt").unlink()
+        before = tmp_path / name / "model.safetensors"
+        assert events(tmp_path / name, "train")[-1]["step"] == 1

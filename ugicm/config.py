@@ -257,6 +257,8 @@ class DataConfig:
         _require("data", good, f"scale must be empty or [low, high] with 0 < low <= high, got {list(self.scale)}")
         caches = ("none", "ram", "device", "auto")
         _require("data", self.cache in caches, f"cache {self.cache!r}; available: {', '.join(caches)}")
+        alone = self.cache != "device" or self.workers == 0
+        _require("data", alone, "cache: device needs workers: 0, loader processes cannot share the device's memory")
 
 
 @dataclass(frozen=True)

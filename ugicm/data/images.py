@@ -236,7 +236,11 @@ class TrainingSamples(Dataset):
         visible = []
         for k in rng.permutation(instances.count(file)):
             mask = instances.mask(file, int(k))
-            if mask.shape[1:] != picture.shape[1:]:  # the picture was enlarged
+            if mask.shape[1:] != picture.shape[1:]:
+                ratio = (mask.shape[1] / mask.shape[2]) / (picture.shape[1] / picture.shape[2])
+                if not 0.95 < ratio < 1.05:  # annotated before it was turned upright, as EXIF says
+                    return []
+                # else the picture was enlarged
                 mask = F.interpolate(mask[None], picture.shape[1:], mode="nearest")[0]
             mask = view.cut(mask, self.config.crop)[0]
             box = bounding_box(mask)

@@ -130,6 +130,6 @@ class InstanceTerm(SemanticTerm):
                 cut.append(self.teacher.resize(masked[None], self.size))
             pictures.append(torch.cat(cut))
         distances = cosine_distance(*compare(self.teacher, *pictures)[1])
-        owner = torch.tensor([i for _, i in objects], device=x.device)
-        count = torch.bincount(owner, minlength=len(index))
-        return torch.zeros(len(index), device=x.device).index_add(0, owner, distances) / count
+        owner = torch.tensor([i for _, i in objects])
+        count = torch.bincount(owner, minlength=len(index)).to(x.device, non_blocking=True)
+        return torch.zeros(len(index), device=x.device).index_add(0, owner.to(x.device), distances) / count

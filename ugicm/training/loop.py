@@ -92,7 +92,8 @@ def train(config: TrainConfig, resume: bool = False, command: str = "") -> None:
     try:
         _train(config, resume, command, world, started)
     except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        texts = ("out of memory", "allocate memory")  # of CUDA's and of the CPU's allocator
+        if not isinstance(error, MemoryError) and not any(text in str(error) for text in texts):
             raise
         said = (str(error) or "MemoryError").splitlines()[0]
         share = config.data.batch // (config.optim.accumulate * world.size)
@@ -134,6 +135,8 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
     optimiser, aux_optimiser = optim.build_optimisers(model, config.optim)
     trained = [p for group in optimiser.param_groups for p in group["params"]]
     objective = Objective(config.objective).to(device)
+    if config.precision.channels_last:
+        objective.to(memory_format=torch.channels_last)
     objective.check(min(config.data.crop, config.validation.crop))
     if objective.log_scales is not None:
         factor = config.optim.lr and config.objective.balance_lr / config.optim.lr
