@@ -881,6 +881,10 @@ def test_classification_script_says_what_is_wrong(greys, tmp_path, run_python):
         main([*arguments[:3], arguments[3], arguments[3], *arguments[4:]])
     with pytest.raises(ConfigError, match="--quality 0.5 is no setting of JPEG: 1 to 95"):
         main([*arguments, "--codec", "jpeg"])
+    with pytest.raises(ConfigError, match="--preference 2 is not from 0"):
+        main([*arguments, "--codec", "ugicm", "--preference", "2"])
+    with pytest.raises(CheckpointError, match="none.safetensors: no such file"):
+        main([*arguments, "--codec", "ugicm", "-c", str(tmp_path / "none.safetensors")])
     with pytest.raises(SystemExit):
         main([*arguments, "--codec", "jpeg", "--decoded", "x"])
 

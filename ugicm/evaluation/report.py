@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,6 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The script's entry."""
+    warnings.simplefilter("ignore", FutureWarning)  # of libraries, as they are imported
     parser = argparse.ArgumentParser(
         description="Compare codecs by rate, distortion and what networks recognise, on one page.",
         epilog=EXAMPLES.replace("ugicm report", "python scripts/report.py")

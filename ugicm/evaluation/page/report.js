@@ -182,13 +182,14 @@ function plots(section) {
 /* Bjøntegaard deltas. */
 function deltaCell(delta, metric, kind) {
   if (delta.value === null) return el("td", {class: "faint"}, delta.note);
+  const unsure = delta.interval ? delta.interval[0] <= 0 && delta.interval[1] >= 0 : Math.abs(delta.value) < 0.05;
   const good = kind === "rate" ? delta.value < 0 : delta.value > 0;
   const value = kind === "rate" ? percent(delta.value) : `${signed(delta.value, 2)} ${unit(metric)}`;
   const digits = kind === "score" ? 2 : isRatio(metric.title) && !metric.decibels ? 3 : 1;
   let ends = [delta.low, delta.high];
   if (kind === "rate") ends = ends.map(v => offScale(v, metric)).sort((a, b) => a - b);
   const range = ends.map(v => fixed(v, digits)).join(" … ") + (kind === "rate" ? ` ${unit(metric)}` : " bpp");
-  return el("td", {class: Math.abs(delta.value) < 0.05 ? null : good ? "good" : "bad",
+  return el("td", {class: unsure ? null : good ? "good" : "bad",
     title: `over ${range}, ${Math.round(100 * delta.share)} % of what both curves span` + (delta.note ? `; ${delta.note}` : "")},
     value + (delta.note.includes("narrow") ? " †" : ""),
     delta.interval ? el("small", {}, `95 %: ${signed(delta.interval[0], 0)} … ${signed(delta.interval[1], 0)}`) : null,

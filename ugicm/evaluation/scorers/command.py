@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 from ugicm.errors import ConfigError, UgicmError
@@ -101,6 +102,7 @@ def _report(args, task, evaluators, outcome: Outcome, missing, source, device, w
 
 def guarded(main: Callable[[Sequence[str] | None], int]) -> None:
     """Run a script's main: errors a user can mend are one line and exit status 2."""
+    warnings.simplefilter("ignore", FutureWarning)  # of libraries, as they are imported
     try:
         status = main(None)
     except (UgicmError, OSError) as error:

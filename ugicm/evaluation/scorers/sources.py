@@ -127,7 +127,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         help="run a codec on the originals: ugicm, ugicm=PATH, jpeg, webp, avif, zoo/NAME=PATH ...",
     )
     parser.add_argument(
-        "-c", "--checkpoint", metavar="PATH", help="checkpoint for --streams (default: the shipped model)"
+        "-c", "--checkpoint", metavar="PATH", help="for --streams and --codec ugicm (default: the shipped model)"
     )
     parser.add_argument("--quality", type=float, default=0.5, help="setting of --codec (default: %(default)s)")
     parser.add_argument(
@@ -150,6 +150,8 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
 
 def source_from(args: argparse.Namespace, device: str) -> Source:
     """The source that :func:`add_source_arguments`'s options name. Raises UgicmError."""
+    if not 0 <= args.preference <= 1:
+        raise ConfigError(f"--preference {args.preference:g} is not from 0 (human) to 1 (machine)")
     if args.decoded:
         return DecodedFolder(args.decoded)
     if args.streams:
@@ -159,7 +161,8 @@ def source_from(args: argparse.Namespace, device: str) -> Source:
     if args.codec:
         from ugicm.evaluation.anchors import load_contender
 
-        contender = load_contender(args.codec, device, viewers=[args.preference])
+        text = f"ugicm={args.checkpoint}" if args.codec == "ugicm" and args.checkpoint else args.codec
+        contender = load_contender(text, device, viewers=[args.preference])
         if not contender.lowest <= args.quality <= contender.highest:
             raise ConfigError(
                 f"--quality {args.quality:g} is no setting of {contender.label}: "
