@@ -203,6 +203,16 @@ def test_objective_by_hand(monkeypatch):
     assert losses.counts["mse/low"] == 1 and losses.sums["mse/low"].item() == pytest.approx(1 / 3)
 
 
+def test_emphasis_weighs_samples_in_training_only(monkeypatch):
+    terms = {"mse": TermConfig(human=1.0)}
+    total = make_objective(monkeypatch, lambdas=(0.01, 0.16), terms=terms, emphasis=0.5)
+    x, x_hat = plain((0, 0, 0)).repeat(2, 1, 1, 1), plain((1 / 255, 0, 0)).repeat(2, 1, 1, 1)
+    batch = batch_of([0.0, 0.0], [0.0, 1.0])  # lambda 0.01, 0.16; in the middle 0.04
+    low, high = 0.5 + 0.01 / 3, 0.5 + 0.16 / 3
+    assert total(output(x_hat), x, batch).total.item() == pytest.approx(2 * low + high / 2, rel=1e-5)
+    assert total.eval()(output(x_hat), x, batch).total.item() == pytest.approx(low + high, rel=1e-5)
+
+
 def test_gradients_reach_the_picture_and_not_the_teacher(monkeypatch):
     total = make_objective(monkeypatch, terms=ALL)
     x = torch.rand(2, 3, 16, 16)

@@ -398,8 +398,8 @@ def test_full_size_trainings_start_and_step(tmp_path, make_picture, backbone):
         make_picture(280, 260, i).save(pictures / f"{i}.png")
     annotate(pictures, instances, propose, 2, "regions")
     small = [
-        f"data.train=[{{path: {pictures}, instances: {instances}}}]", "data.batch=2", "data.workers=0", "data.holdout=1",
-        "optim.steps=1", "optim.accumulate=1", "validation.every=0", "run.threads=1",
+        f"data.train=[{{path: {pictures}, instances: {instances}}}]", "data.batch=2", "data.workers=0",
+        "data.holdout=1", "optim.steps=1", "optim.accumulate=1", "validation.every=0", "run.threads=1",
     ]  # fmt: skip
     teacher = "objective.teacher={kind: open_clip, name: ViT-B-32, weights: random}"
     before = None

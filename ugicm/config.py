@@ -351,6 +351,9 @@ class ObjectiveConfig:
 
     rate: float = 1.0
     lambdas: tuple[float, ...] = (0.0067,)  # at evenly spaced qualities from 0 to 1, log-linear between them
+    # In training a sample counts (lambda(quality) / lambda(0.5)) ** -emphasis times: at 0 high rates, whose losses are
+    # larger, dominate the shared weights. What is best at each rate is the same for any value.
+    emphasis: float = 0.0
     terms: dict[str, TermConfig | None] = dataclasses.field(
         default_factory=lambda: {"mse": TermConfig(human=1.0, machine=1.0)}
     )

@@ -121,7 +121,11 @@ class Objective(nn.Module):
         beta, quality = batch["beta"], batch["quality"]
         groups, memo = group_members(beta, quality), {}
         bpp = bits_per_pixel(out["likelihoods"].values(), x.shape[2] * x.shape[3])
-        losses = Losses(self.config.rate * bpp.sum())
+        emphasis = torch.ones_like(quality)
+        if self.training and self.config.emphasis:
+            middle = log_linear(self.config.lambdas, torch.tensor([0.5]))
+            emphasis = (log_linear(self.config.lambdas, quality) / middle) ** -self.config.emphasis
+        losses = Losses(self.config.rate * (emphasis.to(bpp) * bpp).sum())
         losses.add("bpp", bpp, groups)
         for t, name in enumerate(self.names):
             weight = self.weights(name, beta, quality)
@@ -135,7 +139,7 @@ class Objective(nn.Module):
                 where = index.to(x.device)
                 chosen_hat, chosen = chosen_hat.index_select(0, where), chosen.index_select(0, where)
             values = self._values(name, chosen_hat, chosen, batch, index, memo).float()
-            weighted = (weight[index].to(values) * values).sum()
+            weighted = ((weight * emphasis)[index].to(values) * values).sum()
             if self.log_scales is not None:
                 scales = self.log_scales.detach()
                 weighted = weighted * (scales[0] - scales[t]).exp()

@@ -45,6 +45,7 @@ def validate(
     the objective that has a weight there (mean over the pictures that have it).
     """
     device = next(model.g_s.parameters()).device
+    objective.eval()
     table: dict[tuple[float, float], dict[str, list[float]]] = {}
     for start in range(0, len(pictures), CHUNK):
         x = pictures[start : start + CHUNK].to(device).float() / 255
@@ -67,6 +68,7 @@ def validate(
                     cell = row.setdefault(name, [0.0, 0])
                     cell[0] += total
                     cell[1] += count
+    objective.train()
     return [
         {"quality": q, "beta": b, **{name: total / count for name, (total, count) in row.items()}}
         for (q, b), row in table.items()
