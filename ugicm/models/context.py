@@ -4,7 +4,7 @@ Jiang, Yang, Zhai, Ning, Gao, Wang, "MLIC: Multi-Reference Entropy Model for Lea
 (ACM MM 2023), and "MLIC++: Linear Complexity Multi-Reference Entropy Modeling" (2023).
 
 All maps are at the latent's resolution, [B, channels, H, W] with H and W even, and C is a slice's channels.
-Everything works in float32 and float64: streams are parsed in the latter.
+Everything works in float32, in which streams are parsed, and in float64.
 """
 
 from __future__ import annotations
