@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ugicm import __version__, files
 from ugicm.coding import stream
 from ugicm.errors import CheckpointError, PictureError, StreamError, UgicmError
+from ugicm.evaluation.report import add_report_command
 
 if TYPE_CHECKING:
     from ugicm.codec import Codec
@@ -122,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("info", _info, "show what streams hold, without decoding them", _INFO_HELP)
     sub.add_argument("inputs", metavar="FILE", nargs="+", help="a .ugic file, or a folder of them")
+    add_report_command(commands)
     return parser
 
 
