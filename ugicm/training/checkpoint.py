@@ -7,7 +7,6 @@ seed and the step's number.
 from __future__ import annotations
 
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from ugicm import __version__
 from ugicm.config import DataConfig, ModelConfig, RunConfig, Source, TrainConfig, to_dict
 from ugicm.errors import CheckpointError, ConfigError
+from ugicm.evaluation.results import revision
 from ugicm.files import replacing
 
 STATE = "state.pt"
@@ -32,15 +32,10 @@ _FREE = {
 
 def provenance(step: int) -> dict[str, str]:
     """Metadata of a checkpoint: step, versions, git revision of the code (or "unknown")."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        revision = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or "unknown"
-    except (OSError, subprocess.SubprocessError):
-        revision = "unknown"
     return {
         "step": str(step),
         "ugicm": __version__,
-        "git_revision": revision,
+        "git_revision": revision() or "unknown",
         "python": platform.python_version(),
         "torch": str(torch.__version__),
     }
