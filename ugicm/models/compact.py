@@ -18,6 +18,7 @@ from ugicm.models.entropy_model import SliceEntropyModel
 from ugicm.models.fixed_point import FixedPointConv2d, activation
 
 FOLD = 8  # pixels folded into channels, each way
+STRIDE = 16  # of y
 
 
 def _rectify(x: Tensor) -> Tensor:
@@ -53,6 +54,51 @@ class PatchBlock(nn.Module):
         return x + self.narrow(_rectify(self.widen(x)))
 
 
+class MachineBranch(nn.Module):
+    """What only machines see beside a :class:`PatchBlock`: pointwise down to ``inner`` channels, depthwise, pointwise
+    up, times the preference. [B, C, H, W] -> same.
+
+    At preference 0 it adds nothing, so it can be trained alone without any change to the picture for people; an
+    untrained one adds nothing at any preference. (A parallel adapter: He et al., "Towards a Unified View of
+    Parameter-Efficient Transfer Learning", ICLR 2022; here with a depthwise convolution, for texture.)
+    """
+
+    def __init__(self, width: int, inner: int):
+        super().__init__()
+        self.reduce = nn.Conv2d(width, inner, 1)
+        self.depthwise = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
+        self.widen = nn.Conv2d(inner, width, 1)
+        nn.init.zeros_(self.widen.weight)
+        nn.init.zeros_(self.widen.bias)
+
+    def forward(self, x: Tensor, condition: Condition) -> Tensor:
+        h = _rectify(self.depthwise(_rectify(self.reduce(x))))
+        return self.widen(h).float() * condition.preference(x.shape[-2:])
+
+
+class DetailAnalysis(nn.Conv2d):
+    """Blocks of 16x16 pixels, [B, 3, H, W] about 0 -> ``width`` linear coefficients each, [B, width, H/16, W/16].
+
+    What the deep transform cannot carry at high rates; see :mod:`ugicm.training.widen` for where it begins.
+    """
+
+    def __init__(self, width: int):
+        super().__init__(3 * STRIDE**2, width, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pixel_unshuffle(x.float(), STRIDE))
+
+
+class DetailSynthesis(nn.Conv2d):
+    """The way back: coefficients [B, width, H/16, W/16] -> what they add to the picture, [B, 3, H, W]."""
+
+    def __init__(self, width: int):
+        super().__init__(width, 3 * STRIDE**2, 1, bias=False)
+
+    def forward(self, y_hat: Tensor) -> Tensor:
+        return F.pixel_shuffle(super().forward(y_hat), STRIDE)
+
+
 class PatchAnalysis(nn.Module):
     """g_a: picture [B, 3, H, W] in [0, 1] -> y [B, M, H/16, W/16].
 
@@ -65,21 +111,28 @@ class PatchAnalysis(nn.Module):
         self.blocks_8 = nn.ModuleList(PatchBlock(config.width_8) for _ in range(config.depth_8))
         self.down = nn.Conv2d(config.width_8, config.width_16, 2, stride=2)
         self.blocks_16 = nn.ModuleList(PatchBlock(config.width_16) for _ in range(config.depth_16))
-        self.head = nn.Conv2d(config.width_16, config.M, 1)
+        self.head = nn.Conv2d(config.width_16, config.M - config.detail_width, 1)
+        self.detail = DetailAnalysis(config.detail_width) if config.detail_width else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.stem(F.pixel_unshuffle(x - 0.5, FOLD)).float()
+        x = x - 0.5
+        h = self.stem(F.pixel_unshuffle(x, FOLD)).float()
         for block in self.blocks_8:
             h = block(h)
         h = self.down(h).float()
         for block in self.blocks_16:
             h = block(h)
         with torch.autocast(h.device.type, enabled=False):
-            return self.head(h)
+            y = self.head(h)
+            return y if self.detail is None else torch.cat([y, self.detail(x)], dim=1)
 
 
 class PatchSynthesis(nn.Module):
-    """g_s: y_hat [B, M, H/16, W/16] and a condition -> picture [B, 3, H, W], not clamped."""
+    """g_s: y_hat [B, M, H/16, W/16] and a condition -> picture [B, 3, H, W], not clamped.
+
+    With ``branch_width`` each block has a :class:`MachineBranch` beside it, which is left out where everyone who
+    looks is human.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -88,15 +141,30 @@ class PatchSynthesis(nn.Module):
         self.up = nn.Conv2d(config.width_16, 4 * config.width_8, 1)
         self.blocks_8 = nn.ModuleList(PatchBlock(config.width_8, config.beta_width) for _ in range(config.depth_8))
         self.head = nn.Conv2d(config.width_8, 3 * FOLD**2, 3, padding=1)
+        self.detail = DetailSynthesis(config.detail_width) if config.detail_width else None
+        inner = config.branch_width
+        self.branches_16 = nn.ModuleList(MachineBranch(config.width_16, inner) for _ in self.blocks_16 if inner)
+        self.branches_8 = nn.ModuleList(MachineBranch(config.width_8, inner) for _ in self.blocks_8 if inner)
 
     def forward(self, y_hat: Tensor, condition: Condition) -> Tensor:
         h = self.stem(y_hat).float()
-        for block in self.blocks_16:
-            h = block(h, condition)
+        h = self._blocks(h, condition, self.blocks_16, self.branches_16)
         h = F.pixel_shuffle(self.up(h), 2).float()
-        for block in self.blocks_8:
-            h = block(h, condition)
-        return F.pixel_shuffle(self.head(h), FOLD).float() + 0.5
+        h = self._blocks(h, condition, self.blocks_8, self.branches_8)
+        x = F.pixel_shuffle(self.head(h), FOLD).float() + 0.5
+        if self.detail is None:
+            return x
+        with torch.autocast(h.device.type, enabled=False):
+            return x + self.detail(y_hat[:, -self.detail.in_channels :].float())
+
+    def _blocks(self, h: Tensor, condition: Condition, blocks: nn.ModuleList, branches: nn.ModuleList) -> Tensor:
+        if not branches or (not self.training and condition.human):
+            for block in blocks:
+                h = block(h, condition)
+        else:
+            for block, branch in zip(blocks, branches, strict=True):
+                h = block(h, condition) + branch(h, condition)
+        return h
 
 
 class CompactHyperAnalysis(nn.Module):
@@ -104,7 +172,7 @@ class CompactHyperAnalysis(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.conv1 = nn.Conv2d(config.M, config.N, 3, padding=1)
+        self.conv1 = nn.Conv2d(config.M - config.detail_width, config.N, 3, padding=1)  # detail is known from the rest
         self.conv2 = nn.Conv2d(config.N, config.N, 3, stride=2, padding=1)
         self.conv3 = nn.Conv2d(config.N, config.N, 3, stride=2, padding=1)
         # z must rise above the quantisation noise from the start, or the rate term silences it for good.
@@ -112,6 +180,7 @@ class CompactHyperAnalysis(nn.Module):
             self.conv3.weight.mul_(8)
 
     def forward(self, y: Tensor) -> Tensor:
+        y = y[:, : self.conv1.in_channels]
         return self.conv3(activation(self.conv2(activation(self.conv1(y)))))
 
 

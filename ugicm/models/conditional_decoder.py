@@ -30,15 +30,28 @@ class Condition:
     map, and which level each pixel has: a projection is then a product with at most 256 rows and a gather.
     """
 
-    def __init__(self, vectors: Tensor, level_map: Tensor | None = None, lowest: int = 0):
-        """``vectors``: [B, D]; or for a map [L, D] or [B, L, D], the embeddings of levels ``lowest ...``.
+    def __init__(self, beta: Tensor, vectors: Tensor, level_map: Tensor | None = None, lowest: int = 0):
+        """``beta`` and ``vectors``: preferences [B] and their embeddings [B, D]; or for a map those of the levels
+        ``lowest ...``, [L] and [L, D] or [B, L, D].
 
         ``level_map``: the preference map [B, 1, H, W] in units of levels (0 ... 255, fractions allowed).
         """
+        self.beta = beta
         self.vectors = vectors
         self.level_map = level_map
         self.lowest = lowest
         self._index: dict[tuple[int, int], Tensor] = {}
+
+    @property
+    def human(self) -> bool:
+        """Whether the preference is known to be 0 everywhere; on a GPU nobody waits to find out."""
+        return self.beta.device.type == "cpu" and not bool(self.beta.any())
+
+    def preference(self, size: tuple[int, int]) -> Tensor:
+        """The preference itself, for features of ``size`` (h, w): [B, 1, 1, 1], or [B, 1, h, w] for a map."""
+        if self.level_map is None:
+            return self.beta[:, None, None, None]
+        return self.beta[self._indices(tuple(size))][:, None]
 
     def project(self, linear: nn.Linear, size: tuple[int, int]) -> Tensor:
         """Apply ``linear`` (D -> O) to the embedding, for features of ``size`` (h, w).
@@ -99,7 +112,7 @@ class PreferenceEmbedding(nn.Module):
         at such a step gives the same picture as the number. Raises ValueError for any other shape.
         """
         if beta.dim() == 1:
-            return Condition(self(beta, extra))
+            return Condition(beta.to(self.fc1.weight.dtype), self(beta, extra))
         if beta.dim() != 4 or beta.shape[1] != 1:
             raise ValueError(f"a preference is [B], a map [B, 1, H, W]; got shape {list(beta.shape)}")
         level_map = beta.to(self.fc1.weight.dtype) * MAP_STEPS
@@ -107,10 +120,10 @@ class PreferenceEmbedding(nn.Module):
         lowest, highest = (int(v) for v in torch.stack(level_map.aminmax()).round().tolist())
         levels = torch.arange(lowest, highest + 1, device=beta.device, dtype=level_map.dtype) / MAP_STEPS
         if extra is None:
-            return Condition(self(levels), level_map, lowest)
+            return Condition(levels, self(levels), level_map, lowest)
         pictures, rows = len(extra), len(levels)
         vectors = self(levels.repeat(pictures), extra.repeat_interleave(rows, dim=0))
-        return Condition(vectors.unflatten(0, (pictures, rows)), level_map, lowest)
+        return Condition(levels, vectors.unflatten(0, (pictures, rows)), level_map, lowest)
 
 
 class PCDM(nn.Module):

@@ -1,0 +1,119 @@
+"""The compact form's own parts: branches that only machines see, detail channels, and how these begin."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from small_models import CONFIGS, small_model
+
+from ugicm.errors import ConfigError
+from ugicm.models.codec import UGICM
+from ugicm.training import optim
+from ugicm.training.widen import optimal_step, reduced_rank, widen
+
+MACHINE_ONLY = [
+    "g_a", "h_a", "parser", "gain", "preference", "g_s.stem", "g_s.blocks_16", "g_s.up", "g_s.blocks_8", "g_s.head",
+    "g_s.detail",
+]  # fmt: skip
+
+
+def latents(model: UGICM) -> torch.Tensor:
+    return torch.randn(2, model.config.M, 6, 4, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def quality() -> torch.Tensor:
+    return torch.tensor([0.2, 0.9])
+
+
+@torch.no_grad()
+def test_branches_change_nothing_for_people_and_something_for_machines(quality):
+    model = small_model()
+    y_hat, human = latents(model), torch.zeros(2)
+    before = model.synthesize(y_hat, human, quality), model.synthesize(y_hat, human + 1, quality)
+    for branch in (*model.g_s.branches_16, *model.g_s.branches_8):
+        for parameter in branch.parameters():
+            parameter.mul_(1.5)
+    assert torch.equal(model.synthesize(y_hat, human, quality), before[0])
+    assert not torch.allclose(model.synthesize(y_hat, human + 1, quality), before[1])
+    # In one batch, too, where the branches run for everyone.
+    mixed = model.synthesize(y_hat, torch.tensor([0.0, 1.0]), quality)
+    assert torch.allclose(mixed[0], before[0][0], atol=1e-6)
+    assert not torch.allclose(mixed[1], before[0][1], atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_map_gives_each_place_its_preference(quality):
+    model = small_model()
+    y_hat = latents(model)
+    number = model.synthesize(y_hat, torch.tensor([51 / 255, 1.0]), quality)
+    constant = torch.ones(2, 1, 96, 64) * torch.tensor([51 / 255, 1.0])[:, None, None, None]
+    assert torch.allclose(model.synthesize(y_hat, constant, quality), number, atol=1e-5)
+
+
+def test_only_the_branches_learn_in_the_last_stage(quality):
+    model = small_model()
+    frozen = optim.freeze(model, MACHINE_ONLY)
+    optim.train_mode(model, frozen)
+    learning = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert learning and all(name.startswith(("g_s.branches_8.", "g_s.branches_16.")) for name in learning)
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    model(x, torch.ones(2), quality)["x_hat"].square().mean().backward()
+    assert all(p.grad.any() for p in model.parameters() if p.requires_grad)
+
+
+def test_the_optimal_step_is_where_rate_and_distortion_balance():
+    lambda_ = 0.01
+    # Per pixel: three coefficients, each of rate -log2(step) + constant; MSE is the mean over the three colours.
+    steps = np.geomspace(1, 300, 20001)
+    cost = -3 * np.log2(steps) + lambda_ * steps**2 / 12
+    assert optimal_step(torch.tensor(lambda_)).item() == pytest.approx(steps[cost.argmin()], rel=1e-3)
+
+
+def test_reduced_rank_regression_finds_what_is_there():
+    generator = torch.Generator().manual_seed(0)
+    blocks = torch.randn(4000, 12, generator=generator)
+    true = torch.randn(12, 3, generator=generator) @ torch.randn(3, 12, generator=generator)
+    errors = blocks @ true + 0.01 * torch.randn(4000, 12, generator=generator)
+    analysis, synthesis = reduced_rank(blocks, errors, 3)
+    assert torch.allclose(synthesis.T @ synthesis, torch.eye(3), atol=1e-5)
+    assert (blocks @ analysis.T @ synthesis.T - errors).square().mean() < 2e-4
+    analysis, synthesis = reduced_rank(blocks, errors, 2)
+    assert (blocks @ analysis.T @ synthesis.T - errors).square().mean() > 1e-2  # rank 2 is not enough
+
+
+@torch.no_grad()
+def test_widening_keeps_the_old_latents_and_lowers_the_error():
+    config = CONFIGS["compact"]
+    narrow = dataclasses.replace(
+        config, M=24, slices=2, slice_widths=(8, 16), detail_width=0, branch_width=0
+    )
+    torch.manual_seed(0)
+    model = UGICM(narrow).eval()
+    model.gain.log_gain.fill_(2.0)
+    crops = (255 * torch.rand(12, 3, 16, 16).repeat_interleave(8, 2).repeat_interleave(8, 3)).byte()
+    wider = widen(model, 8, crops, (0.001, 0.01)).eval()
+    assert wider.config.M == 32 and wider.config.slice_widths == (8, 16, 8) and wider.config.detail_width == 8
+    x, q, human = crops.float() / 255, torch.ones(12), torch.zeros(12)
+    y, old = wider.analyse(x, q), model.analyse(x, q)
+    assert torch.equal(y[:, :24], old)
+    error = [(m.synthesize(v, human, q) - x).square().mean() for m, v in ((model, old), (wider, y))]
+    assert error[1] < 0.8 * error[0]
+    expected = math.log(optimal_step(torch.tensor(math.sqrt(1e-5))) / optimal_step(torch.tensor(0.01)))
+    assert wider.gain.log_gain[-1, -1].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_cannot_be_widened_is_refused():
+    crops = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    with pytest.raises(ConfigError, match="detail channels"):
+        widen(small_model(), 8, crops, (0.01,))
+    with pytest.raises(ConfigError, match="compact"):
+        widen(small_model("bmshj2018"), 8, crops, (0.01,))
+
+
+@pytest.mark.parametrize("width", [4, -1, 32])
+def test_detail_is_the_last_slice(width):
+    with pytest.raises(ConfigError, match="detail_width"):
+        dataclasses.replace(CONFIGS["compact"], detail_width=width)
