@@ -71,6 +71,7 @@ class Objective(nn.Module):
         self.lpips = PerceptualDistance(config.lpips.net, config.lpips.backbone) if "lpips" in self.names else None
         semantic = any(name in SEMANTIC_TERMS for name in self.names)
         self.teacher = load_teacher(config.teacher) if semantic else None
+        self._own_size = self.teacher.size if semantic else 0
         self._semantic = {name: self._semantic_term(name) for name in self.names if name in SEMANTIC_TERMS}
         balanced = config.balance == "uncertainty"
         self.log_scales = nn.Parameter(torch.zeros(len(self.names))) if balanced else None
@@ -104,6 +105,13 @@ class Objective(nn.Module):
         weight = (1 - beta) * term.human + beta * term.machine
         return weight * log_linear(self.config.lambdas, quality) if term.by_quality else weight
 
+    def _teacher_size(self) -> int:
+        """Side of the pictures that the teacher sees in this batch."""
+        sizes = self.config.teacher.sizes
+        if not self.training or not sizes:
+            return self._own_size
+        return sizes[int(torch.randint(len(sizes), ()))]
+
     def _values(self, name: str, x_hat: Tensor, x: Tensor, batch: dict, index: Tensor, memo: dict) -> Tensor:
         if name == "mse":
             return squared_error(x_hat, x)
@@ -120,6 +128,8 @@ class Objective(nn.Module):
         """
         beta, quality = batch["beta"], batch["quality"]
         groups, memo = group_members(beta, quality), {}
+        if self.teacher is not None:
+            self.teacher.size = self._teacher_size()
         bpp = bits_per_pixel(out["likelihoods"].values(), x.shape[2] * x.shape[3])
         emphasis = torch.ones_like(quality)
         if self.training and self.config.emphasis:
