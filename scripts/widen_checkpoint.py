@@ -2,7 +2,7 @@
 """Give a trained compact model more latent channels for detail at high rates, to be trained on from there.
 
     python scripts/widen_checkpoint.py runs/a/model.safetensors wider.safetensors -d photos/ --width 64
-    python scripts/train.py -c configs/compact_3_detail.yaml
+    python scripts/train.py -c configs/compact_4_detail.yaml
 
 Exit status: 0 written, 2 unusable input.
 """

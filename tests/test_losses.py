@@ -346,3 +346,22 @@ def test_lite0_recognises():
 def test_unknown_lpips_net_is_refused():
     with pytest.raises(ConfigError, match="available: alex, vgg, squeeze"):
         LpipsConfig(net="resnet")
+
+
+def test_in_training_the_teacher_sees_drawn_sizes_and_in_validation_its_own(monkeypatch):
+    teacher = mean_colour(size=12)
+    monkeypatch.setattr(objective, "load_teacher", lambda config: teacher)
+    config = TeacherConfig(kind="timm", name="any", sizes=(8, 16, 24))
+    terms = {"global": TermConfig(machine=1.0)}
+    total = objective.Objective(ObjectiveConfig(teacher=config, terms=terms))
+    seen = []
+    teacher.network.register_forward_pre_hook(lambda _, pictures: seen.append(pictures[0].shape[-1]))
+    x = plain((0.2, 0.4, 0.6), 32)
+    for _ in range(30):
+        total(output(x), x, batch_of([1.0]))
+    assert set(seen) == {8, 16, 24} and seen[::2] == seen[1::2]  # the same for both pictures
+    seen.clear()
+    total.eval()(output(x), x, batch_of([1.0]))
+    assert seen == [12, 12]
+    with pytest.raises(ConfigError, match="sizes"):
+        TeacherConfig(kind="timm", name="any", sizes=(0,))
