@@ -23,7 +23,12 @@ from compressai.ans import BufferedRansEncoder, RansDecoder
 from torch import Tensor
 
 from ugicm.coding.stream import read_varint, varint
+from ugicm.errors import CheckpointError, StreamError
 from ugicm.models.checkerboard import Part, pack, unpack
+
+LONGEST = 8  # bytes a symbol: 16 bits and, escaped, 4 of length and up to 28 of value make 6
+MARGIN = 256  # words
+SYMBOL_LIMIT = 2**26  # the rANS encoder never ends for a symbol of 28 bits or more
 
 
 def straight_through_round(x: Tensor) -> Tensor:
@@ -143,6 +148,14 @@ class RansEncoderCoder(_SymbolCoder):
             where = np.flatnonzero(row != neighbour)
             listed.extend(zip((where + self._position).tolist(), (row[where] & 1).tolist()))
 
+    @staticmethod
+    def _integers(residual: Tensor) -> np.ndarray:
+        """Symbols of a batch, int32 [B, n]. Raises CheckpointError for those that no stream can hold."""
+        symbols = residual.flatten(1).cpu().numpy()
+        if not np.abs(symbols).max(initial=0) < SYMBOL_LIMIT:  # nor for what is not a number
+            raise CheckpointError("this model's latents are not finite, or too large for a stream: it is not usable")
+        return symbols.astype(np.int32)
+
     def _write(self, picture: int, symbols: np.ndarray, indexes: np.ndarray, tables: CodingTables) -> None:
         self._account(picture, symbols)
         self._encoders[picture].encode_with_indexes(
@@ -152,7 +165,7 @@ class RansEncoderCoder(_SymbolCoder):
     def code_hyper(self, z: Tensor) -> Tensor:
         residual = torch.round(z - self.medians)
         indexes = np.repeat(np.arange(z.shape[1]), z.shape[2] * z.shape[3])
-        for picture, symbols in enumerate(residual.flatten(1).cpu().numpy().astype(np.int32)):
+        for picture, symbols in enumerate(self._integers(residual)):
             self._write(picture, symbols, indexes, self.z_tables)
         return residual + self.medians
 
@@ -160,7 +173,7 @@ class RansEncoderCoder(_SymbolCoder):
         residual = torch.round(pack(y, part) - mean)
         indexes, coded = self._rows(scale)
         residual = residual * torch.from_numpy(coded).to(residual.device).view_as(residual)
-        symbols = residual.flatten(1).cpu().numpy().astype(np.int32)
+        symbols = self._integers(residual)
         for picture, (row, where) in enumerate(zip(symbols, coded)):
             self._write(picture, row[where], indexes[picture][where], self.y_tables)
         return residual + mean
@@ -183,9 +196,14 @@ class RansEncoderCoder(_SymbolCoder):
 class RansDecoderCoder(_SymbolCoder):
     """Reads the strings that :class:`RansEncoderCoder` wrote; ``hyper_size`` is z's height and width.
 
-    The rANS decoder does not check for the end of its string. Past the end it reads zeros, at most one 32-bit
-    word a symbol, so as many zeros as there can be symbols are appended: a damaged string decodes to garbage, in
-    bounded time, and never reads foreign memory.
+    The rANS decoder does not check for the end of its string, so zeros are appended to it: a damaged string decodes to
+    garbage, in bounded time, and never reads foreign memory. How many it may read: a symbol takes half a 32-bit word,
+    or one from a state of zero. But an escape says in groups of four bits how many such groups its value has, up to 15
+    in each, and goes on: a string claims up to 15 times its own length in one symbol. What the state still holds after
+    the string's end, 63 bits, may do so once more (:data:`MARGIN`), and escapes that chance makes of it take less than
+    two words a symbol. A string longer than any writer makes is refused: time and memory are bounded by the picture.
+
+    Raises StreamError for a guard list that does not end, or a string that is too long.
     """
 
     def __init__(self, parser: torch.nn.Module, strings: list[bytes], hyper_size: tuple[int, int], symbols: int):
@@ -196,8 +214,10 @@ class RansDecoderCoder(_SymbolCoder):
         for string in strings:
             if self.guard:
                 string = string[self._read_guard_list(string) :]
+            if len(string) > LONGEST * symbols + 4 * MARGIN:
+                raise StreamError(f"damaged stream: a string of {len(string)} bytes for {symbols} symbols")
             decoder = RansDecoder()
-            decoder.set_stream(string + bytes(4 * (symbols + 16)))
+            decoder.set_stream(string + bytes(15 * len(string) + 4 * (2 * symbols + MARGIN)))
             self._decoders.append(decoder)
 
     def _read_guard_list(self, string: bytes) -> int:

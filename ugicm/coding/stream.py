@@ -37,9 +37,9 @@ MAGIC = b"UGI"
 VERSION = 1
 QUALITY_STEPS = 65535
 STRIDE = 64  # pictures are padded to multiples of this; tiles are multiples of it
-# A decoder allocates in proportion to the declared size, so the size is believed only up to here. Raise it for
-# larger pictures: ugicm.coding.stream.MAX_PIXELS = ...
-MAX_PIXELS = 2**26
+# A decoder allocates in proportion to the padded picture, so a declared size is believed only up to here. Raise it for
+# larger pictures: ugicm.coding.stream.MAX_PIXELS = ... (None: no limit), as Pillow's Image.MAX_IMAGE_PIXELS.
+MAX_PIXELS: int | None = 2**26
 _CHECKSUM = struct.Struct("<I")
 _QUALITY_AND_TILE = struct.Struct("<HB")
 _DIGEST = struct.Struct("<H")
@@ -134,10 +134,11 @@ def parse(data: bytes) -> Stream:
     position += _QUALITY_AND_TILE.size
     if not width or not height:
         raise StreamError(f"damaged stream: it declares a picture of {width}x{height}")
-    if width * height > MAX_PIXELS:
+    padded = padded_box(width, height)  # of a picture one pixel high it is 64 times the picture
+    if MAX_PIXELS is not None and padded.width * padded.height > MAX_PIXELS:
         raise StreamError(
-            f"the stream declares {width}x{height} pixels, more than the limit of {MAX_PIXELS}; "
-            "raise ugicm.coding.stream.MAX_PIXELS if this is intended"
+            f"the stream declares {width}x{height} pixels, {padded.width}x{padded.height} as coded: more than the "
+            f"limit of {MAX_PIXELS}; raise ugicm.coding.stream.MAX_PIXELS if this is intended"
         )
     tile *= STRIDE
     count = -(-width // tile) * -(-height // tile) if tile else 1

@@ -1,0 +1,76 @@
+#!/usr/bin/env python3
+"""Decode mutated streams and report every one that ends in anything but StreamError or a picture of its size.
+
+    python scripts/fuzz_streams.py --count 100000 -o docs/results/fuzz.json   # the shipped model: 15 minutes
+    python scripts/fuzz_streams.py --seed 7 --max-minutes 5
+    python scripts/fuzz_streams.py -c model.safetensors --count 2000
+
+Mutants are numbered and follow from the seed. Streams of findings are saved; exit status 1 if there are any. Ctrl-C
+ends the run and writes what is known. Linux only: peak memory is read from /proc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-c", "--checkpoint", help="model (default: the shipped one)")
+    parser.add_argument("--count", type=int, default=100_000, help="how many mutants")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-minutes", type=float, help="stop after so long")
+    parser.add_argument("--block", type=int, default=20_000, help="mutants that one process decodes")
+    parser.add_argument("--claims", type=int, nargs="*", default=[256, 512, 1024],
+                        help="sides of pictures claimed falsely, whose cost is measured")  # fmt: skip
+    parser.add_argument("--findings", default="experiments/fuzz", help="folder for streams of findings")
+    parser.add_argument("-o", "--output", default="experiments/fuzz.json")
+    args = parser.parse_args()
+
+    import json
+
+    from tqdm import tqdm
+
+    import ugicm
+    from ugicm import files
+    from ugicm.evaluation import fuzz, results
+
+    codec = ugicm.load(args.checkpoint)
+    known = fuzz.corpus(codec)
+    with tqdm(total=args.count, unit="stream", smoothing=0.05, disable=None) as bar:
+
+        def progress(tally: fuzz.Tally) -> None:
+            bar.update(1)
+            if tally.findings:
+                bar.set_postfix_str(f"{len(tally.findings)} findings", refresh=False)
+
+        tally, stopped = fuzz.run(args.checkpoint, known, args.seed, args.count, Path(args.findings), args.block,
+                                  args.max_minutes, progress)  # fmt: skip
+    claims = fuzz.measure_claims(args.checkpoint, known, [] if stopped == "interrupted" else args.claims)
+    report = {
+        **tally.as_json(),
+        "claims": claims,
+        "seed": args.seed,
+        "stopped": stopped,
+        "granted": {"seconds": fuzz.SECONDS, "memory_bytes": fuzz.MEMORY, "per": "stream, and padded pixel"},
+        "limit_on_pixels": fuzz.LIMIT,
+        "model": codec.describe(),
+        "environment": results.environment(),
+    }
+    files.write(args.output, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
+    outcomes = sorted(tally.outcomes)
+    rows = [[kind, *(counter.get(o) for o in outcomes)] for kind, counter in sorted(tally.counts.items())]
+    print(results.table(rows, ["", *(o.removeprefix("refused: ") for o in outcomes)]))
+    print(f"\n{tally.done} streams, {len(tally.findings)} findings; slowest {tally.slowest['seconds']:.2f} s, most "
+          f"memory {tally.largest['memory_bytes'] / 2**20:.0f} MiB; {args.output}")  # fmt: skip
+    for finding in tally.findings[:20]:
+        print(f"  {finding['number']} {finding['kind']}: {finding['outcome']}: {finding['details'][:150]}")
+    return 1 if tally.findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,338 @@
+"""Hostile input and hostile circumstances, beyond what the tests of each part already cover.
+
+Damaged files, refused checkpoints of others and killed compress runs are in test_stream, test_released, test_codec
+and test_cli.
+"""
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_models import small_model
+
+import ugicm
+from ugicm.codec import Codec
+from ugicm.coding import coders, stream
+from ugicm.evaluation import fuzz, large
+from ugicm.evaluation.memory import memory, reset_peak
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return Codec(small_model())
+
+
+@pytest.fixture(scope="module")
+def known(codec):
+    return fuzz.corpus(codec)
+
+
+# Mutated streams
+
+
+@pytest.mark.parametrize("backbone", ["compact", "bmshj2018"])
+def test_mutants_end_in_stream_error_or_a_picture(backbone, monkeypatch):
+    monkeypatch.setattr(stream, "MAX_PIXELS", 2**16)
+    codec = Codec(small_model(backbone))
+    known, outcomes = fuzz.corpus(codec), set()
+    for number in range(250):
+        subject = fuzz.mutant(known, 3, number)
+        data = subject.data
+        if subject.repaired:  # forge the digests of all that can be: what is garbage must reach the synthesis
+            try:
+                data = fuzz.forged(codec, data)
+            except ugicm.StreamError:
+                pass
+        outcome, details = fuzz.attempt(codec, data)
+        assert not outcome.startswith("finding"), (number, subject.kind, outcome, details)
+        outcomes.add(outcome)
+    assert {"picture", "refused: checksum", "refused: damaged", "refused: truncated"} <= outcomes
+
+
+def test_a_mutant_follows_from_its_number(known):
+    assert all(fuzz.mutant(known, 1, i) == fuzz.mutant(known, 1, i) for i in range(50))
+    assert len({fuzz.mutant(known, seed, 7).data for seed in range(20)}) > 10
+    assert {fuzz.mutant(known, 1, i).kind for i in range(300)} == set(fuzz.MUTATIONS)
+
+
+def test_an_outcome_that_should_not_be_is_a_finding(codec, known, monkeypatch):
+    assert fuzz.attempt(codec, known[0]) == ("picture", "")
+    monkeypatch.setattr(codec, "decompress", lambda data, preference: Image.new("RGB", (5, 5)))
+    assert fuzz.attempt(codec, known[0])[0] == "finding: wrong picture"
+    monkeypatch.setattr(codec, "decompress", lambda data, preference: 1 / 0)
+    assert fuzz.attempt(codec, known[0])[0] == "finding: ZeroDivisionError"
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_the_death_of_the_decoding_process_is_a_finding(number, known, tmp_path, monkeypatch):
+    """A stand-in for the decoder dies of SIGSEGV at its first task's stream ``number``, and decodes all of the rest."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(f"#!{sys.executable}\n" + textwrap.dedent(f"""
+        import json, os, signal, sys
+        task = json.loads(sys.stdin.read())
+        print('["ready"]')
+        for i in range(task["first"], task["last"]):
+            if i == {number}:
+                sys.stdout.flush()
+                os.kill(os.getpid(), signal.SIGSEGV)
+            print(json.dumps([i, "kind", "picture", "", 0.5, i, 4096]))
+    """))
+    stand_in.chmod(0o755)
+    monkeypatch.setattr(fuzz.sys, "executable", str(stand_in))
+    tally, stopped = fuzz.run(None, known, 0, 5, tmp_path / "findings", block=5)
+    assert (tally.done, stopped) == (5, "")
+    (finding,) = tally.findings
+    assert finding["number"] == number and finding["outcome"] == "finding: crash, SIGSEGV"
+    (saved,) = (tmp_path / "findings").iterdir()
+    assert saved.read_bytes() == fuzz.mutant(known, 0, number).data
+
+
+@linux
+def test_claims_are_weighed(codec):
+    empty, full = (fuzz.claim(codec, 128, full) for full in (False, True))
+    assert empty["outcome"] == full["outcome"] == "picture"
+    assert empty["bytes"] < 30 < full["bytes"] and empty["memory_bytes"] >= 0
+
+
+@linux
+def test_a_run_as_a_process(checkpoint, run_python, tmp_path):
+    script, output = Path(__file__).resolve().parents[1] / "scripts" / "fuzz_streams.py", tmp_path / "fuzz.json"
+    options = ("-c", checkpoint, "--count", 60, "--claims", "-o", output)
+    done = run_python(script, *options, "--findings", tmp_path / "findings")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(output.read_text())
+    assert (report["streams"], report["findings"], report["stopped"]) == (60, [], "")
+    assert report["environment"]["command"].endswith(f"-o {output} --findings {tmp_path / 'findings'}")
+    assert not (tmp_path / "findings").exists()
+
+
+# Strings that make the entropy decoder read on
+
+
+def test_escapes_do_not_read_beyond_the_string(checkpoint, run_python):
+    """An escape's length is in the string's hand: this read megabytes of foreign memory, and crashed."""
+    program = textwrap.dedent(f"""
+        import ugicm
+        from ugicm.coding import coders, stream
+        codec = ugicm.load({str(checkpoint)!r})
+        longest = coders.LONGEST * 64 * (16 * codec.config.M + codec.config.N)
+        for size in (300, 20000, longest):
+            forged = stream.Stream(512, 512, codec.model.fingerprint, 0.5, 0, (0,), (b"\\xff" * size,)).pack()
+            try:
+                codec.decompress(forged)
+            except ugicm.StreamError as error:
+                print(error)
+    """)
+    done = run_python("-c", program)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == 3 * ["damaged stream: its symbols do not match their digest"]
+
+
+@pytest.mark.parametrize("size", [300, 4000])
+def test_as_many_zeros_follow_a_string_as_it_can_claim(codec, size, monkeypatch):
+    given = []
+
+    class Decoder:
+        def set_stream(self, string):
+            given.append(string)
+
+    monkeypatch.setattr(coders, "RansDecoder", Decoder)
+    coders.RansDecoderCoder(codec.model.parser, [b"\xff" * size], (1, 1), symbols=528)
+    assert given[0].startswith(b"\xff" * size) and not any(given[0][size:])
+    assert len(given[0]) >= 16 * size + 4 * 528
+
+
+def test_a_string_longer_than_any_writer_makes_is_refused(codec):
+    parsed = stream.parse(codec.compress(Image.new("RGB", (64, 64))))
+    with pytest.raises(ugicm.StreamError, match="a string of 1000000 bytes for"):
+        codec.decompress(replace(parsed, strings=(bytes(10**6),)).pack())
+
+
+def test_a_writer_never_reaches_that_length(codec):
+    """The worst of symbols: every one an escape."""
+    parser, count = codec.model.parser, 528
+    tables = coders.CodingTables.of(parser.gaussian)
+    encoder = coders.BufferedRansEncoder()
+    symbols = [coders.SYMBOL_LIMIT - 1] * count
+    encoder.encode_with_indexes(symbols, [0] * count, tables.cdf, tables.length, tables.offset)
+    assert 4 * count < len(encoder.flush()) <= coders.LONGEST * count
+
+
+# Headers that lie
+
+
+@linux
+@pytest.mark.parametrize("size", [(2**31, 2**31), (2**32 - 1, 1), (2**26, 1), (1, 2**26), (2**16, 2**16)])
+@pytest.mark.parametrize("tile", [0, 64])
+def test_a_claim_of_a_huge_picture_costs_nothing(codec, size, tile):
+    body = b"UGI\x01" + codec.model.fingerprint + stream.varint(size[0]) + stream.varint(size[1])
+    data = fuzz.with_checksum(body + b"\x00\x80" + bytes([tile // 64]) + bytes(300))
+    reset_peak()
+    before, start = memory("VmRSS"), time.process_time()
+    with pytest.raises(ugicm.StreamError, match="more than the limit of"):
+        codec.decompress(data)
+    assert time.process_time() - start < 0.2
+    assert memory("VmHWM") - before < 8 * 2**20
+
+
+def test_a_table_longer_than_the_file_is_not_believed(codec):
+    body = b"UGI\x01" + codec.model.fingerprint + stream.varint(8192) + stream.varint(8192)
+    with pytest.raises(ugicm.StreamError, match="end inside the header"):
+        stream.parse(fuzz.with_checksum(body + b"\x00\x80\x01" + bytes(16384 * 3 - 5)))
+
+
+def test_the_limit_on_pixels_is_the_users(codec, monkeypatch):
+    data = codec.compress(Image.new("RGB", (100, 70)))  # 128x128 as coded
+    monkeypatch.setattr(stream, "MAX_PIXELS", 128 * 128 - 1)
+    with pytest.raises(ugicm.StreamError, match="100x70 pixels, 128x128 as coded: more than the limit of 16383"):
+        codec.decompress(data)
+    for limit in (128 * 128, None):
+        monkeypatch.setattr(stream, "MAX_PIXELS", limit)
+        assert codec.decompress(data).size == (100, 70)
+    huge = stream.Stream(2**20, 2**20, b"abc", 1.0, 0, (0,), (b"",))
+    assert stream.parse(huge.pack()) == huge
+
+
+# Checkpoints
+
+
+def test_a_pickle_that_calls_itself_safetensors_is_not_executed(tmp_path):
+    class Malicious:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    path = tmp_path / "evil.safetensors"
+    path.write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(ugicm.CheckpointError, match="evil.safetensors: cannot be read as a safetensors checkpoint"):
+        ugicm.load(path)
+    assert not (tmp_path / "executed").exists()
+    pickle.loads(path.read_bytes())
+    assert (tmp_path / "executed").exists()  # it would have
+
+
+@pytest.mark.parametrize("value", [1e9, float("inf"), float("nan")])
+def test_latents_that_no_stream_can_hold_are_refused(value):
+    """The encoder would not end."""
+    codec = Codec(small_model())
+    last = [p for n, p in codec.model.g_a.named_parameters() if n == "head.bias"][0]
+    last.data.fill_(value)
+    with pytest.raises(ugicm.CheckpointError, match="latents are not finite, or too large"):
+        codec.compress(Image.new("RGB", (64, 64)))
+
+
+# Circumstances
+
+
+@linux
+def test_files_that_may_not_grow(run_python, checkpoint, photos, tmp_path):
+    """A real refusal by the system in the middle of writing a file."""
+    program = (
+        "import resource, sys; from ugicm import cli\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    options = ("compress", photos, tmp_path / "streams", "-c", checkpoint)
+    done = run_python("-c", program, *options)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr and "Traceback" not in done.stderr
+    assert [p for p in (tmp_path / "streams").rglob("*") if p.is_file()] == []
+    assert run_python("-m", "ugicm", *options).stdout.splitlines()[-1] == "3 done"
+
+
+def test_a_killed_decompress_is_completed_by_the_next(run_python, checkpoint, tmp_path, make_picture):
+    streams, pictures = tmp_path / "streams", tmp_path / "pictures"
+    streams.mkdir()
+    data = ugicm.load(checkpoint).compress(make_picture(200, 200))
+    for i in range(40):
+        (streams / f"{i:02}.ugic").write_bytes(data)
+    command = [sys.executable, "-m", "ugicm", "decompress", streams, pictures, "-c", checkpoint]
+    root = str(Path(__file__).resolve().parents[1])
+    process = subprocess.Popen(list(map(str, command)), env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root})
+    while process.poll() is None and len(list(pictures.glob("*.png"))) < 3:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    there = list(pictures.glob("*.png"))
+    assert len(there) >= 3
+    for path in there:
+        assert Image.open(path).convert("RGB").size == (200, 200)
+    done = run_python("-m", "ugicm", "decompress", streams, pictures, "-c", checkpoint)
+    assert done.returncode == 0 and f"{40 - len(there)} done" in done.stdout
+    assert sorted(p.name for p in pictures.iterdir()) == [f"{i:02}.png" for i in range(40)]
+    assert len({path.read_bytes() for path in pictures.iterdir()}) == 1
+
+
+def test_many_threads_get_what_one_gets(codec, make_picture):
+    """Streams and pictures, in tiles and in one piece, for people and machines, all at once."""
+    jobs = [(make_picture(70 + 9 * i, 140, i), 0.1 + 0.05 * i, 64 * (i % 2), i % 3 / 2) for i in range(12)]
+
+    def work(job):
+        image, quality, tile, preference = job
+        data = codec.compress(image, quality, tile)
+        return data, codec.decompress(data, preference).tobytes()
+
+    alone = list(map(work, jobs))
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(work, jobs * 3)) == alone * 3
+
+
+# Large pictures
+
+
+def test_the_band_around_borders_of_tiles():
+    band = large.border_band(300, 200, 128)
+    columns = [*range(120, 136), *range(248, 264)]
+    assert np.flatnonzero(band[0]).tolist() == columns
+    assert np.flatnonzero(band[:, 0]).tolist() == list(range(120, 136))
+    assert not large.border_band(128, 128, 128).any()
+    original = Image.new("RGB", (300, 200))
+    seen = np.zeros((200, 300, 3), np.uint8)
+    seen[band] = 10
+    seen[~band] = 5
+    measured = large.seam(original, Image.fromarray(seen), 128)
+    assert measured == pytest.approx({"band_psnr": 28.1308, "rest_psnr": 34.1514}, abs=1e-3)
+
+
+def test_the_mosaic_is_the_same_everywhere(photos):
+    sources = sorted(photos.rglob("*.png")) + sorted(photos.rglob("*.bmp"))
+    first, second = (large.mosaic(500, 300, sources) for _ in range(2))
+    assert first.size == (500, 300) and first.tobytes() == second.tobytes()
+    assert first.tobytes() != large.mosaic(500, 300, sources, seed=1).tobytes()
+
+
+@linux
+def test_large_pictures_at_a_small_size(checkpoint, photos, tmp_path, monkeypatch):
+    apart, modes = large._run, []
+
+    def run(task):
+        """The first task in a process of its own, the others here: importing PyTorch takes seconds."""
+        modes.append(task["mode"])
+        if len(modes) == 1:
+            return apart(task)
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            large.work(json.dumps(task))
+        return json.loads(out.getvalue())
+
+    monkeypatch.setattr(large, "_run", run)
+    report = large.check(str(checkpoint), sorted(photos.rglob("*.png")), tmp_path, (512, 384), (256, 256), tile=128)
+    assert modes == ["compress", *4 * ["decompress"], *2 * ["compress", "decompress"]]
+    assert report["compress"]["memory_mib"] > 0 and report["compress"]["processor_seconds"] > 0
+    assert [r["region"][2:] for r in report["regions"]] == [[256, 192], [128, 96], [64, 48]]
+    assert all(r["area_share"] <= r["tiles_share"] <= 1 for r in report["regions"])
+    assert report["one_piece"]["tiles"]["bpp"] > report["one_piece"]["one piece"]["bpp"] > 0
+    assert [c["holds"] for c in report["checks"]] == [c["value"] <= c["limit"] for c in report["checks"]]
