@@ -15,10 +15,12 @@ import pytest
 from PIL import Image
 
 import ugicm
-from ugicm import cli, files
+from ugicm import cli, files, workers
 from ugicm.codec import Codec
 from ugicm.coding import stream
 from ugicm.errors import PictureError
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -173,7 +175,7 @@ def test_ctrl_c_ends_with_the_summary_and_the_next_run_completes(command, photos
         return compress(self, *arguments)
 
     monkeypatch.setattr(Codec, "compress", impatient)
-    status, out, _ = command("compress", photos, tmp_path / "streams")
+    status, out, _ = command("compress", photos, tmp_path / "streams", "--workers", 1)
     assert status == 130
     assert out.splitlines()[-1] == "stopped: 1 done, 2 not tried: interrupted"
     assert command("compress", photos, tmp_path / "streams")[1].endswith("2 done, 1 skipped (already there)\n")
@@ -187,7 +189,7 @@ def test_ctrl_c_while_a_file_is_written_leaves_nothing(command, photos, tmp_path
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "write_bytes", interrupted)
-    assert command("compress", photos, tmp_path / "streams")[0] == 130
+    assert command("compress", photos, tmp_path / "streams", "--workers", 1)[0] == 130
     assert tree(tmp_path / "streams") == []
 
 
@@ -248,6 +250,126 @@ def test_hidden_files_and_extensions_in_capitals(command, photos, tmp_path):
     assert tree(tmp_path / "streams") == ["cats/c.ugic", "dogs/A.ugic", "dogs/b.ugic"]
 
 
+# Side by side
+
+side_by_side = pytest.mark.skipif(not workers.available(), reason="processes are not forked here")
+
+
+@side_by_side
+def test_workers_write_the_same_files(command, photos, tmp_path, make_picture):
+    for i in range(4):
+        make_picture(70 + 40 * i, 90, i).save(photos / f"{i}.png")
+    (photos / "dogs" / "0_broken.png").write_text("no picture")
+    ends = []
+    for count in (1, 3):
+        streams, pictures = tmp_path / f"streams{count}", tmp_path / f"pictures{count}"
+        ends.append(command("compress", photos, streams, "--workers", count))
+        ends[-1] += command("decompress", streams, pictures, "-p", 0.5, "--workers", count)
+        again = command("compress", photos, streams, "--workers", count)
+        assert "0 done, 7 skipped (already there), 1 failed" in again[1]
+    assert ends[0] == ends[1]
+    status, out, err = ends[1][:3]
+    assert status == 1
+    assert err == f"ugicm: {photos / 'dogs' / '0_broken.png'}: not a picture that Pillow can read\n"
+    assert out.splitlines()[-1].startswith("7 done, 1 failed: ") and "0_broken.png" in out
+    for kind in ("streams", "pictures"):
+        one, three = tmp_path / f"{kind}1", tmp_path / f"{kind}3"
+        assert len(tree(one)) == 7 and tree(one) == tree(three)
+        assert all((one / name).read_bytes() == (three / name).read_bytes() for name in tree(one))
+
+
+def _folder_at_work(folder, make_picture, checkpoint):
+    """A process that compresses many pictures with two workers, once the first outputs are there."""
+    photos, streams = folder / "photos", folder / "streams"
+    photos.mkdir()
+    for i in range(200):
+        make_picture(200, 200, i).save(photos / f"{i:03}.bmp")
+    arguments = ["-m", "ugicm", "compress", photos, streams, "-c", checkpoint, "--workers", 2]
+    process = subprocess.Popen(
+        [sys.executable, *map(str, arguments)], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, start_new_session=True,
+    )  # fmt: skip
+    while process.poll() is None and len(list(streams.glob("*.ugic"))) < 3:
+        time.sleep(0.005)
+    return process, streams
+
+
+@side_by_side
+def test_ctrl_c_stops_all_workers(tmp_path, make_picture, checkpoint):
+    process, streams = _folder_at_work(tmp_path, make_picture, checkpoint)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everyone
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    there = tree(streams)
+    assert 3 <= len(there) < 200
+    assert all(name.endswith(".ugic") and stream.parse((streams / name).read_bytes()) for name in there)
+    assert out.splitlines()[-1] == f"stopped: {len(there)} done, {200 - len(there)} not tried: interrupted"
+
+
+@side_by_side
+def test_workers_do_not_outlive_the_run(tmp_path, make_picture, checkpoint):
+    process, streams = _folder_at_work(tmp_path, make_picture, checkpoint)
+    process.kill()
+    process.communicate(timeout=60)  # ends when the last process that has our pipes does
+    there = tree(streams)
+    assert 3 <= len(there) < 200
+    assert all(name.endswith(".ugic") and stream.parse((streams / name).read_bytes()) for name in there)
+
+
+@side_by_side
+def test_a_worker_that_is_killed_costs_one_picture(command, photos, tmp_path, monkeypatch):
+    compress = Codec.compress
+
+    def fatal(self, image, *arguments):
+        if image.size == (20, 20):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return compress(self, image, *arguments)
+
+    monkeypatch.setattr(Codec, "compress", fatal)
+    status, out, err = command("compress", photos, tmp_path / "streams", "--workers", 2)
+    assert status == 1
+    assert err == f"ugicm: {photos / 'cats' / 'c.bmp'}: its process was ended by SIGKILL (out of memory?)\n"
+    assert "2 done, 1 failed" in out
+    assert tree(tmp_path / "streams") == ["dogs/a.ugic", "dogs/b.ugic"]
+
+
+@side_by_side
+def test_workers_warn_once(command, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for i in range(6):
+        Image.new("RGBA", (40, 40 + i)).save(tmp_path / "photos" / f"{i}.png")
+    status, _, err = command("compress", tmp_path / "photos", tmp_path / "streams", "--workers", 3)
+    assert (status, err) == (0, "ugicm: warning: transparent pictures are composited on white\n")
+
+
+@side_by_side
+def test_workers_stop_where_nothing_can_be_written(tmp_path):
+    jobs = [files.Job(tmp_path / f"{i}", tmp_path / f"{i}.out") for i in range(50)]
+
+    def work(job):
+        time.sleep(0.01)
+        raise files.WriteError(job.target, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    summary = files.run(jobs, work, lambda job: None, workers=2)
+    assert summary.status == 1 and summary.stopped
+    assert 1 <= len(summary.failed) <= 2 and summary.untried == 50 - len(summary.failed)
+
+
+@side_by_side
+def test_a_mistake_in_a_worker_is_not_hidden(tmp_path):
+    def work(job):
+        raise TypeError("ours")
+
+    jobs = [files.Job(tmp_path / name, tmp_path / f"{name}.out") for name in "abc"]
+    with pytest.raises(RuntimeError, match="TypeError: ours"):
+        files.run(jobs, work, lambda job: None, workers=2)
+
+
+def test_numbers_of_workers_that_make_no_sense(command, photos, tmp_path):
+    for count in ("0", "-1", "two", "1.5"):
+        assert usage_error(command("compress", photos, tmp_path / "out", f"--workers={count}"), count, "1 or more")
+
+
 # Trouble with writing
 
 
@@ -256,7 +378,7 @@ def test_a_full_disk_stops_the_run_with_one_line(command, photos, tmp_path, monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    status, out, err = command("compress", photos, tmp_path / "streams")
+    status, out, err = command("compress", photos, tmp_path / "streams", "--workers", 1)
     assert status == 1
     target = tmp_path / "streams" / "cats" / "c.ugic"
     assert err == f"ugicm: {photos / 'cats' / 'c.bmp'}: {target}: cannot be written: No space left on device\n"
@@ -437,7 +559,7 @@ def test_run_reports_what_libraries_raise_on_one_line(tmp_path):
     def work(job):
         if job.source.name in reasons:
             raise reasons[job.source.name]
-        return 1
+        return files.Made(1)
 
     summary = files.run(jobs, work, lambda job: None, say=said.append)
     assert said == [f"{tmp_path / name}" for name in ("a: CUDA out of memory", "b: broken", "c: MemoryError")]

@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from ugicm.errors import UgicmError
 
@@ -213,11 +214,29 @@ def pair(sources: Iterable[Path], root: Path, folder: Path, suffix: str) -> list
         targets.update((s, Path(f"{s.relative_to(root)}{suffix}")) for s in shared)
 
 
+class Made(NamedTuple):
+    """What was made for one job."""
+
+    pixels: int
+    size: int = 0  # bytes of the file
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one job ended; without anything made and without a reason, its output was there already."""
+
+    made: Made | None = None
+    reason: str = ""  # why it failed
+    hopeless: bool = False  # its neighbours would fail as well
+
+
 @dataclass
 class Summary:
     """How a run ended."""
 
     done: int = 0
+    pixels: int = 0
+    size: int = 0  # bytes of the files made
     skipped: int = 0
     failed: list[tuple[Path, str]] = field(default_factory=list)
     untried: int = 0
@@ -245,47 +264,72 @@ class Summary:
 
 def run(
     jobs: Sequence[Job],
-    work: Callable[[Job], int],
+    work: Callable[[Job], Made],
     incomplete: Callable[[Job], str | None],
     overwrite: bool = False,
     say: Callable[[str], None] = lambda line: None,
+    workers: int = 1,
+    begin: Callable[[], object] = lambda: None,
 ) -> Summary:
     """Do every job whose output is not there yet; one that fails is remembered and does not stop the others.
 
     Args:
-        work: makes the output and returns the number of pixels it dealt with, for the progress bar.
+        work: makes the output.
         incomplete: says what is wrong with an output that is already there; None if it is what is wanted.
         overwrite: replace outputs that are already there.
         say: takes one line for each failure as it happens.
+        workers: with more than one, jobs are done side by side in that many processes, forked from this one.
+        begin: runs first in each of them.
     """
     from tqdm import tqdm
 
-    summary, pixels, start = Summary(), 0, time.perf_counter()
+    summary, start, failed = Summary(), time.perf_counter(), {}
+
+    def attempt(number: int) -> Outcome:
+        job = jobs[number]
+        try:
+            if not job.taken or overwrite:
+                return Outcome(work(job))
+            complaint = incomplete(job)
+            return Outcome(reason=f"{job.target}: {complaint}; --overwrite replaces it" if complaint else "")
+        except (UgicmError, OSError, MemoryError, RuntimeError, ValueError) as error:
+            return Outcome(reason=first_line(error), hopeless=getattr(error, "hopeless", False))
+
     # disable=None: no bar where stderr is not a terminal
     with tqdm(total=len(jobs), unit="picture", disable=True if len(jobs) == 1 else None) as bar:
+
+        def report(number: int, outcome: Outcome) -> bool:
+            source = jobs[number].source
+            if outcome.reason:
+                failed[number] = (source, outcome.reason)
+                with bar.external_write_mode():
+                    say(outcome.reason if str(source) in outcome.reason else f"{source}: {outcome.reason}")
+                if outcome.hopeless:
+                    summary.stopped = "no file can be written there" if len(jobs) > 1 else ""
+                    return True
+            elif outcome.made:
+                summary.done += 1
+                summary.pixels += outcome.made.pixels
+                summary.size += outcome.made.size
+                pace = summary.pixels / (time.perf_counter() - start) / 1e6
+                bar.set_postfix_str(f"{pace:.2f} MP/s", refresh=False)
+            else:
+                summary.skipped += 1
+            bar.update()
+            return False
+
         try:
-            for job in jobs:
-                try:
-                    if job.taken and not overwrite:
-                        complaint = incomplete(job)
-                        if complaint is not None:
-                            raise UgicmError(f"{job.target}: {complaint}; --overwrite replaces it")
-                        summary.skipped += 1
-                    else:
-                        pixels += work(job)
-                        summary.done += 1
-                        bar.set_postfix_str(f"{pixels / (time.perf_counter() - start) / 1e6:.2f} MP/s", refresh=False)
-                except (UgicmError, OSError, MemoryError, RuntimeError, ValueError) as error:
-                    reason = first_line(error)
-                    summary.failed.append((job.source, reason))
-                    with bar.external_write_mode():
-                        say(reason if str(job.source) in reason else f"{job.source}: {reason}")
-                    if getattr(error, "hopeless", False):
-                        summary.stopped = "no file can be written there" if len(jobs) > 1 else ""
+            if workers > 1:
+                from ugicm.workers import share
+
+                share(len(jobs), attempt, workers, begin, lambda reason: Outcome(reason=reason), report)
+            else:
+                for number in range(len(jobs)):
+                    if report(number, attempt(number)):
                         break
-                bar.update()
         except KeyboardInterrupt:
             summary.stopped = "interrupted"
+    summary.failed = [failed[number] for number in sorted(failed)]
     summary.untried = len(jobs) - summary.done - summary.skipped - len(summary.failed)
     return summary
 

@@ -1,0 +1,152 @@
+"""Numbered tasks on several processes, forked from this one, so that what it has loaded is there without loading.
+
+Needs a system that forks. Ctrl-C is the main process's affair: the others are told to leave, and clean up as they do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+PATIENCE = 10  # seconds that a process gets to clean up before it is killed
+
+
+def available() -> bool:
+    """Whether this system can fork processes that go on computing (macOS can, but its libraries then crash)."""
+    return sys.platform == "linux"
+
+
+def share(
+    count: int,
+    task: Callable[[int], T],
+    workers: int,
+    begin: Callable[[], object],
+    lost: Callable[[str], T],
+    report: Callable[[int, T], bool],
+) -> None:
+    """Do tasks 0 ... ``count`` - 1, in this order, as processes become free.
+
+    Args:
+        task: runs in a worker; what it returns is pickled. An exception in it ends everything with a RuntimeError.
+        begin: runs once in each worker before its first task.
+        lost: makes the outcome of a task whose process has died, from a line saying so.
+        report: runs here, for each task as it ends; True stops the rest.
+
+    Raises KeyboardInterrupt after what is done has been reported and the workers have left. Warnings of the workers
+    are issued here.
+    """
+    context = multiprocessing.get_context("fork")
+    crew: dict[Connection, BaseProcess] = {}
+    busy: dict[Connection, int] = {}
+    numbers = iter(range(count))
+
+    def hand_out(channel: Connection) -> None:
+        number = next(numbers, None)
+        if number is not None:
+            busy[channel] = number
+            with contextlib.suppress(BrokenPipeError):  # it has died: reading from it will tell
+                channel.send(number)
+
+    def collect(channel: Connection) -> bool:
+        number = busy.pop(channel)
+        try:
+            outcome, mistake, warned = channel.recv()
+        except (EOFError, ConnectionError):
+            process = crew[channel]
+            process.join(PATIENCE)
+            return report(number, lost(_how_it_ended(process)))
+        for text in warned:
+            warnings.warn(text, stacklevel=1)  # from one place: filters show each text once, whoever met it
+        if mistake:
+            raise RuntimeError(f"in a worker process:\n{mistake}")
+        hand_out(channel)
+        return report(number, outcome)
+
+    try:
+        with _interrupts_blocked():  # until a new process has its own handlers
+            for _ in range(min(workers, count)):
+                here, there = context.Pipe()
+                process = context.Process(target=_serve, args=(there, [*crew, here], task, begin), daemon=True)
+                process.start()
+                there.close()  # so that the end of the process is the end of the stream
+                crew[here] = process
+        for channel in crew:
+            hand_out(channel)
+        while busy:
+            for channel in wait(list(busy)):
+                if collect(channel):
+                    return
+    except KeyboardInterrupt:
+        _dismiss(crew)
+        for channel, number in busy.items():  # what was ready a moment before
+            with contextlib.suppress(EOFError, ConnectionError):
+                outcome, mistake, _ = channel.recv()
+                if not mistake:
+                    report(number, outcome)
+        raise
+    finally:
+        _dismiss(crew)
+        for channel in crew:
+            channel.close()
+
+
+def _serve(channel: Connection, foreign: list[Connection], task: Callable[[int], Any], begin: Callable) -> None:
+    """The life of a worker: until there is nothing more to read, which is also what happens when the main one dies."""
+    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    for other in foreign:
+        other.close()  # held open here, it would hide the main process's end from the others
+    warned: list[str] = []
+    warnings.showwarning = lambda message, *_, **__: warned.append(str(message))
+    begin()
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            number = channel.recv()
+            outcome, mistake = None, ""
+            try:
+                outcome = task(number)
+            except Exception:
+                mistake = traceback.format_exc()
+            channel.send((outcome, mistake, warned))
+            warned.clear()
+
+
+def _leave(*_: object) -> None:
+    sys.exit(1)  # an exception, so that half-written files are removed on the way
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _dismiss(crew: dict[Connection, BaseProcess]) -> None:
+    for process in crew.values():
+        process.terminate()
+    for process in crew.values():
+        process.join(PATIENCE)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _how_it_ended(process: BaseProcess) -> str:
+    code = process.exitcode
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        return f"its process was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    return f"its process ended with status {code}"
