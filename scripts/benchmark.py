@@ -1,90 +1,261 @@
 #!/usr/bin/env python3
-"""Time the codec, as ratios to codecs of CompressAI timed in the same run.
+"""Measure speed and memory: of coding, of commands on a folder, of training. Close other programs first.
 
-    python scripts/benchmark.py codec                          # shipped model and the full 117.78 M-parameter form
-    python scripts/benchmark.py codec --size 512x768 1080x1920 --no-full --repeats 9
-    python scripts/benchmark.py codec -c model.safetensors -o experiments/benchmark.json
+    python scripts/benchmark.py codec                  # one picture, beside three codecs of CompressAI
+    python scripts/benchmark.py folder                 # 100 pictures one by one, and side by side
+    python scripts/benchmark.py train -c configs/smoke.yaml      # variants of a configuration
 
-Medians of warm, repeated runs. The full form gets random weights whose latents are as lively as trained ones;
-speed does not depend on the rest. Close other programs first.
+Each prints a table and writes a JSON file; "COMMAND --help" says what is in it.
+Exit status: 0 measured, 1 something failed, 2 it cannot be measured as asked for.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
+import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+_CODEC_HELP = """\
+examples:
+  benchmark.py codec                                       shipped model and the full 117.78 M-parameter form
+  benchmark.py codec --size 256x256 512x768 2160x3840 --no-full --peers Elic2022Official
+  benchmark.py codec --threads 1 2 --dtype fast float32 -c model.safetensors
+Seconds are medians of warm runs, from Pillow picture to bytes and back. Columns:
+  write, parse   entropy part of compress and of decompress, networks included
+  one, both      decompress to one picture; to the human and the machine picture, parsed once
+  ratio          compress, and decompress to both, over Elic2022Official's compress and decompress in the same run
+  over floor     analysis and synthesis, over counted multiply-accumulates / the highest rate of convolutions here
+  MiB            peak memory above the loaded model, in a fresh process (of the GPU, on a GPU)
+The JSON file also has the time of every stage and every module, and start-up times of the commands. The full form gets
+random weights whose latents are as lively as trained ones, the other codecs random weights: speed does not depend on
+them. cheng2020_anchor codes point by point: leave it out (--peers) for large pictures.
+"""
+_FOLDER_HELP = """\
+examples:
+  benchmark.py folder                                      100 pictures of 512x768, as many workers as cores
+  benchmark.py folder --count 20 --size 256x256 --workers 4
+  benchmark.py folder -d photos/ -c model.safetensors
+Runs "ugicm compress" and "ugicm decompress" as users do. Columns: a folder of one picture (mostly loading), the folder
+one by one on all cores (--workers 1), side by side; how many times faster that is, for the whole command and without
+the start; whether the files are the same.
+"""
+_TRAIN_HELP = """\
+examples:
+  benchmark.py train -c configs/smoke.yaml --steps 10
+  benchmark.py train -c configs/compact_2_all_rates.yaml --set init_from=ugicm/weights/compact.safetensors
+  benchmark.py train -c configs/compact_1_one_rate.yaml --variants fp32 bf16 compile --threads 1 2
+Runs the training loop itself, in a temporary folder, once for each variant and number of threads: --steps steps to
+warm up, then --repeats times as many, of which the medians count. Shares are of the time of a step: waiting for data,
+forward with the loss, backward, optimiser (clipping, averaging), other (records). Variants change precision only:
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["codec"], help="what to time")
-    parser.add_argument("-c", "--checkpoint", help="model to time (default: the shipped one)")
-    parser.add_argument("--size", nargs="+", default=["512x768"], metavar="HxW", help="picture sizes, height x width")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of which the median counts")
-    parser.add_argument("--threads", type=int, help="threads of PyTorch (default: its own choice)")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--peers", nargs="*", default=["Elic2022Official"], help="CompressAI models to compare with")
-    parser.add_argument("--no-full", dest="full", action="store_false", help="leave out the 117.78 M-parameter form")
-    parser.add_argument("-o", "--output", default="experiments/benchmark.json", help="where to write the results")
-    args = parser.parse_args()
+    args = _parser().parse_args()
+    warnings.simplefilter("ignore", FutureWarning)  # of libraries about each other; also in the processes started here
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
+    from ugicm.errors import CheckpointError, ConfigError, PictureError, UgicmError
+    from ugicm.files import UsageError
 
-    import json
-    from importlib import resources
-
-    import torch
-    from PIL import Image
-
-    import ugicm
-    from ugicm import files
-    from ugicm.codec import Codec
-    from ugicm.config import MLICPP
-    from ugicm.evaluation import benchmark, results
-    from ugicm.models.codec import UGICM
-
-    if args.threads:
-        torch.set_num_threads(args.threads)
     try:
-        sizes = [tuple(map(int, size.split("x"))) for size in args.size]
-    except ValueError:
-        parser.error(f"--size: expected HEIGHTxWIDTH such as 512x768, got {' '.join(args.size)}")
-    source = Image.open(str(resources.files("ugicm") / "samples" / "kodim23.png")).convert("RGB")
-    shipped = ugicm.load(args.checkpoint, args.device)
-    codecs = {"ugicm": shipped}
+        report, table = args.run(args)
+    except (CheckpointError, ConfigError, PictureError, UsageError) as error:
+        print(f"benchmark.py: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"benchmark.py: this needs {error.name}: pip install 'ugicm[train]'", file=sys.stderr)
+        return 2
+    except (UgicmError, OSError, RuntimeError) as error:
+        print(f"benchmark.py: {error}", file=sys.stderr)
+        return 1
+    from ugicm import files
+
+    files.write(args.output, (json.dumps(report, indent=2) + "\n").encode())
+    print(f"{table}\n\n{args.output}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    shape = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = _Parser(description=__doc__, **shape)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    sub = commands.add_parser("codec", help="one picture, stage by stage", epilog=_CODEC_HELP, **shape)
+    sub.set_defaults(run=codec)
+    sub.add_argument("-c", "--checkpoint", help="model to time (default: the shipped one)")
+    sub.add_argument("--size", nargs="+", type=_size, default=[(512, 768)], metavar="HxW",
+                     help="picture sizes, height x width (default: 512x768)")  # fmt: skip
+    sub.add_argument("--repeats", type=_positive, default=5, help="timed runs of which the median counts (default: 5)")
+    sub.add_argument("--threads", nargs="+", type=_positive, help="threads of PyTorch (default: its own choice)")
+    sub.add_argument("--dtype", nargs="+", choices=["fast", "float32"], default=["fast"],
+                     help="fast (default): bfloat16 for the compact model's transforms where that pays")  # fmt: skip
+    sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
+    sub.add_argument("--peers", nargs="*", default=None, metavar="NAME", help="CompressAI models to compare with "
+                     "(Elic2022Official mbt2018_mean cheng2020_anchor; default: all)")  # fmt: skip
+    sub.add_argument("--no-full", dest="full", action="store_false", help="leave out the 117.78 M-parameter form")
+    sub.add_argument("-o", "--output", default="experiments/benchmark.json", help="results file (default: %(default)s)")
+
+    sub = commands.add_parser("folder", help="commands on a folder", epilog=_FOLDER_HELP, **shape)
+    sub.set_defaults(run=folder)
+    sub.add_argument("-c", "--checkpoint", help="model to use (default: the shipped one)")
+    sub.add_argument("-d", "--data", help="a folder of pictures (default: made from the sample pictures)")
+    sub.add_argument("--count", type=_positive, default=100, help="how many to make (default: 100)")
+    sub.add_argument("--size", type=_size, default=(512, 768), metavar="HxW", help="their size (default: 512x768)")
+    sub.add_argument("--workers", type=_positive, default=len(os.sched_getaffinity(0)) if hasattr(
+        os, "sched_getaffinity") else os.cpu_count(), help="side by side (default: the number of cores)")  # fmt: skip
+    sub.add_argument("-o", "--output", default="experiments/folder_speed.json",
+                     help="results file (default: %(default)s)")  # fmt: skip
+
+    from ugicm.evaluation.training_speed import VARIANTS
+
+    variants = "".join(f"  {name:18}{' '.join(settings)}\n" for name, settings in VARIANTS.items())
+    sub = commands.add_parser("train", help="training steps", epilog=_TRAIN_HELP + variants, **shape)
+    sub.set_defaults(run=train)
+    sub.add_argument("-c", "--config", required=True, help="yaml file, see configs/")
+    sub.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys")
+    sub.add_argument("--variants", nargs="+", choices=VARIANTS, metavar="NAME",
+                     default=[name for name in VARIANTS if name != "compile"],
+                     help="see below (default: all but compile, which takes minutes to warm up on a CPU)")  # fmt: skip
+    sub.add_argument("--steps", type=_positive, default=10, help="to warm up, and in each repeat (default: 10)")
+    sub.add_argument("--repeats", type=_positive, default=3, help="measured stretches of --steps steps (default: 3)")
+    sub.add_argument("--threads", nargs="+", type=_positive, default=[0], help="default: PyTorch's own choice")
+    sub.add_argument("--device", nargs="+", choices=["cpu", "cuda"], default=["cpu"], help="default: cpu")
+    sub.add_argument("-o", "--output", default="experiments/train_speed.json",
+                     help="results file (default: %(default)s)")  # fmt: skip
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got {text}")
+    return int(text)
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    try:
+        return _positive(height), _positive(width)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 512x768, got {text}") from None
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    from ugicm.files import UsageError, first_line
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {name!r} cannot be used: {first_line(error)}") from None
+
+
+def codec(args: argparse.Namespace) -> tuple[dict, str]:
+    import torch
+
+    from ugicm.evaluation import benchmark, folder_speed, results
+    from ugicm.files import UsageError
+
+    _check_device(args.device)
+    peers = list(benchmark.PEERS) if args.peers is None else args.peers
+    for name in peers:
+        if name not in benchmark.PEERS:
+            raise UsageError(f"--peers: {name} not found; available: {' '.join(benchmark.PEERS)}")
+    subjects = [(name, None, True) for name in peers]
+    subjects += [("ugicm" + ", float32" * (d != "fast"), args.checkpoint, d == "fast") for d in args.dtype]
     if args.full:
-        torch.manual_seed(0)
-        codecs["ugicm, 117.78 M form"] = Codec(benchmark.lively(UGICM(MLICPP)), args.device)
-    timings, breakdowns = [], {}
-    for height, width in sizes:
-        image = source.resize((width, height), Image.Resampling.LANCZOS)
-        for name in args.peers:
-            timings.append(benchmark.time_peer(name, image, args.repeats, args.device))
-        for name, codec in codecs.items():
-            timings.append(benchmark.time_codec(name, codec, image, args.repeats))
-            breakdowns[f"{name} {height}x{width}"] = benchmark.breakdown(codec, image, args.repeats)
+        subjects.append(("ugicm, 117.78 M form", benchmark.FULL, True))
+    timings, details = [], {}
+    # The codec and its reference under like conditions, one soon after the other: other load changes with time.
+    for threads in args.threads or [torch.get_num_threads()]:
+        for height, width in args.size:
+            for name, checkpoint, fast in subjects:
+                print(f"{name}, {height}x{width}, {threads} threads ...", file=sys.stderr, flush=True)
+                setting = benchmark.Setting(name, width, height, threads, args.device, checkpoint, fast)
+                timing, detail = benchmark.time_setting(setting, args.repeats)
+                timings.append(timing)
+                if detail:
+                    details[f"{name} {height}x{width}, {threads} threads"] = detail
     records = benchmark.as_records(timings)
+    heads = ("", "size", "threads", "dtype", "compress s", "write s", "one s", "parse s", "both s", "MP/s", "MP/s back",
+             "ratio", "ratio both", "over floor", "MiB")  # fmt: skip
+    keys = ("compress", "entropy_write", "decompress", "entropy_read", "decompress_both", "compress_mp_per_s",
+            "decompress_mp_per_s", "compress_ratio", "decompress_ratio", "time_over_floor", "memory_mib")  # fmt: skip
     rows = [
-        (r["name"], f"{r['height']}x{r['width']}", *(r[k] and round(r[k], 3) for k in (
-            "compress", "decompress", "decompress_both")), r.get("compress_ratio"), r.get("decompress_ratio"),
-         round(r["memory_mib"]))
+        (r["name"], f"{r['height']}x{r['width']}", r["threads"], r["dtype"],
+         *(r.get(key) and f"{r[key]:.3g}" for key in keys))
         for r in records
     ]  # fmt: skip
-    heads = ("", "size", "compress s", "one s", "both s", "ratio", "ratio both", "MiB")
-    print(results.table(rows, heads))
-    for name, seconds in breakdowns.items():
-        print(f"\n{name}: " + ", ".join(f"{step} {1000 * s:.0f} ms" for step, s in seconds.items()))
-    report = {
-        "timings": records,
-        "breakdown_seconds": breakdowns,
-        "kmac_per_pixel": {name: benchmark.count_macs(codec.model) for name, codec in codecs.items()},
-        "gmac_per_second_pointwise": benchmark.measured_rate(),
-        "environment": results.environment(),
-    }
-    files.write(args.output, (json.dumps(report, indent=2) + "\n").encode())
-    print(f"\n{args.output}")
-    return 0
+    lines = [results.table(rows, heads)]
+    for name, detail in details.items():
+        lines.append(f"\n{name}: " + ", ".join(f"{step} {1000 * s:.0f} ms" for step, s in detail["seconds"].items()))
+        slowest = sorted(detail["modules_seconds"].items(), key=lambda item: -item[1])[:6]
+        lines.append("  slowest modules: " + ", ".join(f"{label} {1000 * s:.0f} ms" for label, s in slowest))
+        shown = (f"{part} {over:.2f} ({detail['kmac_per_pixel'][part]:g} kMAC a pixel, floor "
+                 f"{1000 * detail['floor_seconds'][part]:.0f} ms)" for part, over in detail["time_over_floor"].items())
+        rate = max(detail["gmac_per_second"].values())
+        lines.append(f"  transforms over floor: {', '.join(shown)}, at {rate:g} GMAC/s")
+    starts = folder_speed.start_seconds(args.repeats)
+    lines.append("\nstart-up: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in starts.items()))
+    report = {"timings": records, "details": details, "start_seconds": starts,
+              "environment": results.environment(args.device)}  # fmt: skip
+    return report, "\n".join(lines)
+
+
+def folder(args: argparse.Namespace) -> tuple[dict, str]:
+    import tempfile
+
+    from ugicm.evaluation import folder_speed, results
+
+    with tempfile.TemporaryDirectory() as made:
+        photos = Path(args.data or made)
+        if not args.data:
+            folder_speed.make_pictures(photos, args.count, args.size[1], args.size[0])
+        report = folder_speed.time_folder(photos, args.workers, args.checkpoint)
+    report["size"] = None if args.data else list(args.size)
+    rows = [
+        (name, report["pictures"], *(f"{report[name][key]:.2f}" for key in (
+            "start_seconds", "one_by_one_seconds", "side_by_side_seconds", "ratio", "ratio_without_start")),
+         "yes" if report[name]["same_files"] else "NO")
+        for name in ("compress", "decompress")
+    ]  # fmt: skip
+    heads = ("", "pictures", "start s", "one by one s", f"{args.workers} workers s", "ratio", "without start", "same")
+    report["environment"] = results.environment()
+    return report, results.table(rows, heads)
+
+
+def train(args: argparse.Namespace) -> tuple[dict, str]:
+    from ugicm.evaluation import results, training_speed
+
+    for device in args.device:
+        _check_device(device)
+    runs = []
+    for device in args.device:
+        for threads in args.threads:
+            for variant in args.variants:
+                print(f"{variant}, {device} ...", file=sys.stderr, flush=True)
+                runs.append(training_speed.time_variant(
+                    args.config, args.set, variant, args.steps, args.repeats, device, threads
+                ))  # fmt: skip
+    rows = [
+        (r["variant"], r["device"], r["threads"], f"{r['samples_per_s']:.2f}", f"{r['seconds_per_step']:.3f}",
+         *(f"{100 * r['shares'][phase]:.0f} %" for phase in training_speed.PHASES))
+        for r in runs
+    ]  # fmt: skip
+    report = {"config": args.config, "set": args.set, "steps": args.steps, "repeats": args.repeats, "runs": runs,
+              "environment": results.environment(args.device[-1])}  # fmt: skip
+    heads = ("", "device", "threads", "samples/s", "s/step", *training_speed.PHASES)
+    return report, results.table(rows, heads)
 
 
 if __name__ == "__main__":

@@ -1,59 +1,149 @@
-"""How long coding takes, as ratios to codecs of CompressAI timed in the same run on the same machine."""
+"""How long coding takes and how much memory, beside codecs of CompressAI in the same run on the same machine."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import resource
+import multiprocessing
 import statistics
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from importlib import resources
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from ugicm import pictures
-from ugicm.codec import Codec
+from ugicm.codec import Codec, load
 from ugicm.coding import stream
+from ugicm.config import MLICPP
+from ugicm.evaluation.memory import memory, reset_peak
+from ugicm.evaluation.roofline import count_macs, measured_rates, median_seconds, synchronize
 from ugicm.models.codec import UGICM
 
-# CompressAI's codecs to compare with, and the sizes their papers use at medium rates.
-PEERS = {
-    "Elic2022Official": {},
-    "MeanScaleHyperprior": {"N": 192, "M": 320},  # mbt2018_mean
-    "Cheng2020Anchor": {"N": 192},
+# CompressAI's codecs to compare with: their classes, and the sizes their papers use at medium rates.
+PEERS: dict[str, tuple[str, dict[str, int]]] = {
+    "Elic2022Official": ("Elic2022Official", {}),
+    "mbt2018_mean": ("MeanScaleHyperprior", {"N": 192, "M": 320}),
+    "cheng2020_anchor": ("Cheng2020Anchor", {"N": 192}),
 }
 REFERENCE = "Elic2022Official"
+FULL = "full"  # stands for a checkpoint: the 117.78 M-parameter form with random weights
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Seconds (medians) for one picture of ``width`` x ``height``."""
+class Setting:
+    """What is timed, and under which conditions: enough to build it again in another process.
+
+    ``checkpoint``: of ours, None for the shipped one, or :data:`FULL`; unused where ``name`` is one of :data:`PEERS`.
+    """
 
     name: str
     width: int
     height: int
+    threads: int
+    device: str = "cpu"
+    checkpoint: str | None = None
+    fast: bool = True  # reduced precision where the device is quick at it
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Medians of warm runs, in seconds, for one picture."""
+
+    name: str
+    width: int
+    height: int
+    threads: int
+    device: str
+    dtype: str  # of the transforms
     compress: float
     decompress: float  # to one picture
     decompress_both: float | None  # to the human and the machine picture from one parse; None for peers
+    entropy_write: float | None  # of compress, all after analysis and hyper-analysis
+    entropy_read: float | None  # of decompress, all before synthesis
     bytes: int
-    memory_mib: float  # peak resident memory above the loaded model
+    memory_mib: float  # peak above the loaded model, in a process that has done nothing else
+    time_over_floor: float | None  # of the transforms
 
 
-def median_seconds(work: Callable[[], object], repeats: int) -> float:
-    """Median wall-clock seconds of ``work``, after one warm-up call."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+class Ours:
+    """Our codec on one picture."""
+
+    def __init__(self, setting: Setting, quality: float = 0.5):
+        self.codec, self.quality = _codec(setting.checkpoint, setting.device, setting.fast), quality
+        self.image = sample(setting.width, setting.height)
+        self.data = b""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.codec.model.transform_dtype or torch.float32
+
+    def compress(self) -> None:
+        self.data = self.codec.compress(self.image, self.quality)
+
+    def decompress(self) -> None:
+        self.codec.decompress(self.data, 0.0)
+
+    def decompress_both(self) -> None:
+        self.codec.decompress(self.data, [0.0, 1.0])
+
+
+class Peer:
+    """A CompressAI model with random weights, on which its speed does not depend."""
+
+    dtype = torch.float32
+
+    def __init__(self, setting: Setting):
+        import compressai.models
+
+        torch.manual_seed(0)
+        name, sizes = PEERS[setting.name]
+        self.model = getattr(compressai.models, name)(**sizes).eval().to(setting.device)
+        self.model.update(force=True)
+        self.x = pictures.pad_to(pictures.to_tensor(sample(setting.width, setting.height)).to(setting.device), 64)
+        self.out: dict[str, Any] = {}
+
+    @torch.inference_mode()
+    def compress(self) -> None:
+        self.out = self.model.compress(self.x)
+
+    @torch.inference_mode()
+    def decompress(self) -> None:
+        self.model.decompress(self.out["strings"], self.out["shape"])
+
+    decompress_both = decompress
+
+    @property
+    def data(self) -> bytes:
+        return b"".join(_flat(self.out["strings"]))
+
+
+def _flat(strings: Any) -> list[bytes]:
+    """CompressAI nests its strings differently from model to model."""
+    return [strings] if isinstance(strings, bytes) else [s for inner in strings for s in _flat(inner)]
+
+
+def subject(setting: Setting) -> Ours | Peer:
+    return Peer(setting) if setting.name in PEERS else Ours(setting)
+
+
+def sample(width: int, height: int) -> Image.Image:
+    """A photograph from the package, scaled."""
+    with resources.as_file(resources.files("ugicm") / "samples" / "kodim23.png") as path:
+        return pictures.open_rgb(path).resize((width, height), Image.Resampling.LANCZOS)
+
+
+@functools.lru_cache(maxsize=1)  # sizes and thread counts follow each other with the same model
+def _codec(checkpoint: str | None, device: str, fast: bool) -> Codec:
+    if checkpoint == FULL:
+        torch.manual_seed(0)
+        return Codec(lively(UGICM(MLICPP)), device, fast)
+    return load(checkpoint, device, fast)
 
 
 def lively(model: UGICM, seed: int = 0) -> UGICM:
@@ -69,162 +159,163 @@ def lively(model: UGICM, seed: int = 0) -> UGICM:
     return model
 
 
-def time_codec(name: str, codec: Codec, image: Image.Image, repeats: int, quality: float = 0.5) -> Timing:
-    """Time ``codec`` from Pillow picture to bytes and back."""
-    data = codec.compress(image, quality)
-    codec.decompress(data, [0.0, 1.0])
-    with peak_memory() as peak:
-        codec.decompress(codec.compress(image, quality), [0.0, 1.0])
-    return Timing(
-        name, *image.size,
-        compress=median_seconds(lambda: codec.compress(image, quality), repeats),
-        decompress=median_seconds(lambda: codec.decompress(data, 0.0), repeats),
-        decompress_both=median_seconds(lambda: codec.decompress(data, [0.0, 1.0]), repeats),
-        bytes=len(data), memory_mib=peak(),
-    )  # fmt: skip
+def peak_memory(setting: Setting) -> float:
+    """MiB above the loaded model that one compress and one decompress (to both) need, in a process of their own.
 
-
-@torch.inference_mode()
-def time_peer(name: str, image: Image.Image, repeats: int, device: str = "cpu") -> Timing:
-    """Time a CompressAI model with random weights (its speed does not depend on them) on the same picture."""
-    import compressai.models
-
-    torch.manual_seed(0)
-    model = getattr(compressai.models, name)(**PEERS[name]).eval().to(device)
-    model.update(force=True)
-    x = pictures.pad_to(pictures.to_tensor(image).to(device), 64)
-    out = model.compress(x)
-    with peak_memory() as peak:
-        model.decompress(out["strings"], out["shape"])
-    return Timing(
-        name, *image.size,
-        compress=median_seconds(lambda: model.compress(x), repeats),
-        decompress=median_seconds(lambda: model.decompress(out["strings"], out["shape"]), repeats),
-        decompress_both=None, bytes=_total_bytes(out["strings"]), memory_mib=peak(),
-    )  # fmt: skip
-
-
-def _total_bytes(strings: object) -> int:
-    """CompressAI nests its strings differently from model to model."""
-    return len(strings) if isinstance(strings, bytes) else sum(map(_total_bytes, strings))
-
-
-@contextlib.contextmanager
-def peak_memory() -> Iterator[Callable[[], float]]:
-    """Peak resident memory inside the block above that at its start, MiB, sampled every 2 ms from /proc."""
-    page = resource.getpagesize() / 2**20
-
-    def resident() -> float:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * page
-
-    start, highest, stop = resident(), [0.0], threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.002):
-            highest[0] = max(highest[0], resident() - start)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield lambda: highest[0]
-    finally:
-        stop.set()
-        thread.join()
-
-
-def count_macs(model: UGICM, side: int = 256) -> dict[str, float]:
-    """Thousand multiply-accumulates of convolutions and linear layers per pixel: analysis, entropy, synthesis.
-
-    Layers on packed halves are counted as they run; products inside attention are not counted.
+    A process that has coded before would show nothing: it keeps what it once had. On a GPU, of the GPU's memory.
     """
-    parts = {"g_a": [model.g_a], "entropy": [model.h_a, model.parser], "g_s": [model.g_s]}
-    counts = dict.fromkeys(parts, 0.0)
-    hooks = []
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        return fresh.submit(_peak_memory, setting).result()
 
-    def count(part: str, layer: nn.Module) -> Callable:
-        def hook(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
-            channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-            counts[part] += output.numel() / channels * layer.weight.numel()
 
-        return hook
+def _peak_memory(setting: Setting) -> float:
+    torch.set_num_threads(setting.threads)
+    it = subject(setting)
+    on_gpu = torch.device(setting.device).type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(setting.device)
+        before = torch.cuda.memory_allocated(setting.device)
+    else:
+        reset_peak()
+        before = memory("VmRSS")
+    it.compress()
+    it.decompress_both()
+    return ((torch.cuda.max_memory_allocated(setting.device) if on_gpu else memory("VmHWM")) - before) / 2**20
 
-    for part, modules in parts.items():
-        for layer in (layer for module in modules for layer in module.modules()):
-            if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                hooks.append(layer.register_forward_hook(count(part, layer)))
-    was_training = model.training
-    with torch.no_grad():
-        quality = torch.full((1,), 0.5) if model.has_quality else None
-        model.eval()(torch.rand(1, 3, side, side), torch.zeros(1), quality)
-    model.train(was_training)
-    for hook in hooks:
-        hook.remove()
-    return {part: round(n / side**2 / 1e3, 2) for part, n in counts.items()}
+
+def time_setting(setting: Setting, repeats: int) -> tuple[Timing, dict]:
+    """Time one setting here, and weigh it in another process. Returns the timing, and where the time goes (for ours).
+    """
+    torch.set_num_threads(setting.threads)
+    it, device = subject(setting), setting.device
+    compress = median_seconds(it.compress, repeats, device)
+    decompress = median_seconds(it.decompress, repeats, device)
+    both = write = read = over = None
+    detail: dict[str, Any] = {}
+    if isinstance(it, Ours):
+        both = median_seconds(it.decompress_both, repeats, device)
+        stages = stage_seconds(it, repeats)
+        write, read = stages["write, all"], stages["parse, all"]
+        rates = measured_rates(it.dtype, device)
+        kmac = count_macs(it.codec.model)
+        padded = stream.padded_box(setting.width, setting.height)
+        area = padded.width * padded.height
+        floors = {part: 1e3 * kmac[part] * area / (1e9 * max(rates.values())) for part in ("g_a", "g_s")}
+        over = round(sum(stages[part] for part in floors) / sum(floors.values()), 2)
+        detail = {
+            "seconds": stages, "modules_seconds": module_seconds(it, repeats), "kmac_per_pixel": kmac,
+            "gmac_per_second": rates, "floor_seconds": floors,
+            "time_over_floor": {part: round(stages[part] / floor, 2) for part, floor in floors.items()},
+        }  # fmt: skip
+    timing = Timing(
+        setting.name, setting.width, setting.height, setting.threads, device, str(it.dtype).removeprefix("torch."),
+        compress, decompress, both, write, read, len(it.data), round(peak_memory(setting), 1), over,
+    )  # fmt: skip
+    return timing, detail
 
 
 @torch.inference_mode()
-def breakdown(codec: Codec, image: Image.Image, repeats: int, quality: float = 0.5) -> dict[str, float]:
+def stage_seconds(it: Ours, repeats: int) -> dict[str, float]:
     """Median seconds by stage of one compress and one decompress."""
-    model, data = codec.model, codec.compress(image, quality)
-    parsed = stream.parse(data)
+    codec, model, image = it.codec, it.codec.model, it.image
+    parsed = stream.parse(it.data)
     x = pictures.pad_to(pictures.to_tensor(image).to(codec.device), model.stride)
     x = x.contiguous(memory_format=torch.channels_last)
-    _, q = codec._quality(quality)
+    _, q = codec._quality(it.quality)
     y = model.analyse(x, q)
+    z = model.h_a(y)
     y_hat: Tensor = codec.parse(parsed)
-    z_hat = torch.zeros_like(model.h_a(y)).to(model.parser.dtype)
+    z_hat = torch.zeros_like(z).to(model.parser.dtype)
     hyper = model.parser.h_s(z_hat)
+    tiles = parsed.tiles if parsed.tile else [parsed.padded]
 
     class Free:
         """A coder that costs nothing: what remains is the networks' time."""
 
-        def code(self, scale, mean, part, y):
+        def code(self, scale: Tensor, mean: Tensor, part: Any, y: Tensor) -> Tensor:
             return mean
 
-    steps = {
+    def write() -> None:
+        for box in tiles:
+            model.write(y[..., *box.slices(16)], z[..., *box.slices(64)])
+
+    steps: dict[str, Callable[[], object]] = {
         "open, pad": lambda: pictures.pad_to(pictures.to_tensor(image), model.stride),
         "g_a": lambda: model.analyse(x, q),
         "h_a": lambda: model.h_a(y),
         "h_s": lambda: model.parser.h_s(z_hat),
         "contexts and parameters": lambda: model.parser.slices(hyper, Free()),
+        "write, all": write,
         "parse, all": lambda: codec.parse(parsed),
         "g_s": lambda: model.synthesize(y_hat, torch.zeros(1, device=codec.device), q),
         "picture out": lambda: pictures.from_tensor(x),
     }
-    seconds = {name: median_seconds(work, repeats) for name, work in steps.items()}
-    rans = seconds["parse, all"] - seconds["h_s"] - seconds["contexts and parameters"]
-    return {**seconds, "entropy coder (difference)": rans}
+    seconds = {name: median_seconds(work, repeats, codec.device) for name, work in steps.items()}
+    networks = seconds["h_s"] + seconds["contexts and parameters"]
+    return {**seconds, "entropy coder, reading (difference)": seconds["parse, all"] - networks}
 
 
-def measured_rate(side: int = 64, channels: int = 192, repeats: int = 9) -> dict[str, float]:
-    """What this machine's pointwise convolutions reach, in 10^9 multiply-accumulates a second, by precision.
+def module_seconds(it: Ours, repeats: int) -> dict[str, float]:
+    """Median seconds in each module of the networks during one compress and one decompress to both pictures.
 
-    The floor of a roofline: counted MACs divided by this rate is the least time the transforms can take.
+    Modules are the children of g_a, h_a, h_s, the slices' model and g_s; those in a list (blocks of one kind, the same
+    network of every slice) are added up. What is computed between them, and the rANS coder, is not in it.
     """
-    rates = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        layer = nn.Conv2d(channels, channels, 1).to(dtype).to(memory_format=torch.channels_last)
-        x = torch.rand(1, channels, side, 2 * side, dtype=dtype).contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode():
-            seconds = median_seconds(functools.partial(layer, x), repeats)
-        rates[str(dtype).removeprefix("torch.")] = round(2 * side * side * channels**2 / seconds / 1e9, 1)
-    return rates
+    model, device = it.codec.model, it.codec.device
+    parts = {"g_a": model.g_a, "h_a": model.h_a, "h_s": model.parser.h_s, "slices": model.parser.slices,
+             "g_s": model.g_s}  # fmt: skip
+    taken: dict[str, float] = defaultdict(float)
+    started: dict[str, float] = {}
+    hooks = []
+
+    def watch(label: str, module: nn.Module) -> None:
+        def enter(*_: object) -> None:
+            synchronize(device)
+            started[label] = time.perf_counter()
+
+        def leave(*_: object) -> None:
+            synchronize(device)
+            taken[label] += time.perf_counter() - started[label]
+
+        hooks.extend([module.register_forward_pre_hook(enter), module.register_forward_hook(leave)])
+
+    for part, network in parts.items():
+        for name, child in network.named_children():
+            members = list(child) if isinstance(child, nn.ModuleList) else [child]
+            kinds = ", ".join(sorted({type(member).__name__ for member in members}))
+            for member in members:
+                watch(f"{part}.{name} ({kinds})", member)
+    runs = []
+    try:
+        for _ in range(repeats + 1):
+            taken.clear()
+            it.compress()
+            it.decompress_both()
+            runs.append(dict(taken))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {label: statistics.median(run[label] for run in runs[1:]) for label in runs[-1]}
 
 
-def as_records(timings: list[Timing]) -> list[dict]:
-    """Timings as plain dictionaries, with ratios to the reference peer's at the same size.
+def as_records(timings: Sequence[Timing]) -> list[dict[str, Any]]:
+    """Timings as plain dictionaries, with megapixels a second and ratios to the reference peer's under like conditions.
 
     ``decompress_ratio`` is the time to *both* pictures over the peer's time to its one.
     """
-    references = {(t.width, t.height): t for t in timings if t.name == REFERENCE}
+    def conditions(t: Timing) -> tuple:
+        return t.width, t.height, t.threads, t.device
+
+    references = {conditions(t): t for t in timings if t.name == REFERENCE}
     records = []
     for timing in timings:
-        record = asdict(timing)
-        peer = references.get((timing.width, timing.height))
+        record, megapixels = asdict(timing), timing.width * timing.height / 1e6
+        both = timing.decompress_both or timing.decompress
+        for name, seconds in (("compress", timing.compress), ("decompress", timing.decompress)):
+            record[f"{name}_mp_per_s"] = round(megapixels / seconds, 3)
+        peer = references.get(conditions(timing))
         if peer is not None:
             record["compress_ratio"] = round(timing.compress / peer.compress, 3)
-            both = timing.decompress_both or timing.decompress
             record["decompress_ratio"] = round(both / peer.decompress, 3)
         records.append(record)
     return records

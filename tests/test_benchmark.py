@@ -1,0 +1,163 @@
+"""Measurements of speed: that they are taken, and mean what their names say. How fast anything is, is not tested."""
+
+import dataclasses
+import json
+import os
+import time
+from importlib import util
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from small_models import CONFIGS, small_model
+
+from ugicm import workers
+from ugicm.config import to_dict
+from ugicm.evaluation import benchmark, folder_speed, roofline, training_speed
+from ugicm.evaluation.benchmark import Setting, Timing
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def keep_threads():
+    """Measurements set the number of threads; what runs after them should not notice."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_median_seconds_is_of_warm_calls():
+    waits = iter([0.3, 0.02, 0.05, 0.02])
+    assert 0.02 <= roofline.median_seconds(lambda: time.sleep(next(waits)), 3) < 0.05
+
+
+def test_macs_are_counted():
+    model = small_model()
+    config, counts = model.config, roofline.count_macs(model)
+    wider = small_model()
+    wider.g_a.stem = torch.nn.Sequential(wider.g_a.stem, torch.nn.Conv2d(config.width_8, config.width_8, 1))
+    more = roofline.count_macs(wider)
+    assert more["g_a"] - counts["g_a"] == pytest.approx(config.width_8**2 / 64 / 1e3, abs=0.011)
+    assert (more["entropy"], more["g_s"]) == (counts["entropy"], counts["g_s"])
+
+
+def test_one_setting(checkpoint):
+    setting = Setting("small", 128, 64, threads=1, checkpoint=str(checkpoint), fast=False)
+    timing, detail = benchmark.time_setting(setting, repeats=2)
+    assert (timing.dtype, timing.threads, timing.width, timing.height) == ("float32", 1, 128, 64)
+    assert 0 < timing.entropy_read < timing.decompress * 2 and 0 < timing.entropy_write < timing.compress * 2
+    larger = dataclasses.replace(setting, width=1024, height=1024)
+    assert benchmark.peak_memory(larger) > timing.memory_mib + 10 > 10  # the picture as floats is 12 MiB
+    seconds, floors = detail["seconds"], detail["floor_seconds"]
+    assert timing.time_over_floor == pytest.approx(
+        (seconds["g_a"] + seconds["g_s"]) / (floors["g_a"] + floors["g_s"]), abs=0.01
+    )
+    rate = max(detail["gmac_per_second"].values())
+    assert floors["g_a"] == pytest.approx(detail["kmac_per_pixel"]["g_a"] * 1e3 * 128 * 64 / rate / 1e9)
+    modules = detail["modules_seconds"]
+    assert {"g_a.blocks_8 (PatchBlock)", "g_s.stem (Conv2d)", "slices.rest_params (Sequential)"} <= modules.keys()
+    assert all(value > 0 for value in modules.values())
+
+
+def test_ratios_are_to_the_reference_under_like_conditions():
+    def timing(name, threads, compress, decompress, both=None):
+        return Timing(name, 1000, 500, threads, "cpu", "float32", compress, decompress, both, None, None, 1, 1.0, None)
+
+    records = benchmark.as_records([
+        timing(benchmark.REFERENCE, 1, 4.0, 2.0), timing("ours", 1, 1.0, 0.5, 0.8),
+        timing(benchmark.REFERENCE, 2, 2.0, 1.0), timing("ours", 2, 1.0, 0.5, 0.8), timing("ours", 3, 1.0, 0.5),
+    ])  # fmt: skip
+    assert [r.get("compress_ratio") for r in records] == [1.0, 0.25, 1.0, 0.5, None]
+    assert [r.get("decompress_ratio") for r in records] == [1.0, 0.4, 1.0, 0.8, None]
+    assert (records[1]["compress_mp_per_s"], records[1]["decompress_mp_per_s"]) == (0.5, 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not workers.available(), reason="processes are not forked here")
+def test_a_folder(checkpoint, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    folder_speed.make_pictures(photos, 4, 96, 64)
+    contents = {path.read_bytes() for path in photos.iterdir()}
+    assert len(contents) == 4
+    report = folder_speed.time_folder(photos, 2, str(checkpoint))
+    assert (report["pictures"], report["workers"]) == (4, 2)
+    for command in ("compress", "decompress"):
+        figures = report[command]
+        assert figures["same_files"] is True
+        assert figures["ratio"] == pytest.approx(
+            figures["one_by_one_seconds"] / figures["side_by_side_seconds"], abs=0.01
+        )
+
+
+def test_a_command_that_fails_is_not_timed(tmp_path):
+    with pytest.raises(RuntimeError, match="no files to work on"):
+        folder_speed._seconds("-m", "ugicm", "compress", tmp_path, tmp_path / "out")
+
+
+def test_start_seconds():
+    found = folder_speed.start_seconds(1)
+    assert list(found) == ["python", "import ugicm", "ugicm info FILE"]
+    assert 0 < found["python"] < found["ugicm info FILE"]
+
+
+def test_training_speed_is_read_from_the_records_of_a_run(tmp_path, make_picture, run_python):
+    (tmp_path / "pictures").mkdir()
+    for i in range(4):
+        make_picture(96, 80, i).save(tmp_path / "pictures" / f"{i}.png")
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({
+        "run": {"dir": str(tmp_path / "run")},
+        "data": {"train": [str(tmp_path / "pictures")], "crop": 64, "batch": 2, "holdout": 1},
+        "model": to_dict(CONFIGS["compact"]),
+        "quality": {"range": [0, 1]},
+        "objective": {"lambdas": [0.001, 0.01], "terms": {"mse": {"human": 1.0, "machine": 0.5}}},
+        "optim": {"steps": 1000, "lr": 1e-3, "warmup": 100},
+    }))  # fmt: skip
+    output = tmp_path / "speed.json"
+    done = run_python("scripts/benchmark.py", "train", "-c", config, "--variants", "fp32", "--threads", 1, "--steps", 2,
+                      "--repeats", 2, "-o", output)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (run,) = json.loads(output.read_text())["runs"]
+    assert (run["variant"], run["device"], run["threads"]) == ("fp32", "cpu", 1)
+    assert run["samples_per_s"] * run["seconds_per_step"] == pytest.approx(2, rel=0.01)
+    assert sum(run["shares"].values()) == pytest.approx(1, abs=0.1)
+    assert run["shares"]["forward"] > 0.05 and run["shares"]["backward"] > 0.05
+    assert "samples/s" in done.stdout and "fp32" in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_first_stretch_is_warm_up():
+    def event(pace, forward):
+        return {"event": "train", "samples_per_s": pace, "time/forward": forward, "time/backward": 1 - forward}
+
+    found = training_speed.summarise([{"event": "start"}, event(1, 0.9), event(8, 0.4), event(10, 0.2)], batch=18)
+    assert (found["samples_per_s"], found["seconds_per_step"], found["slowest_samples_per_s"]) == (9, 2, 8)
+    assert (found["shares"]["forward"], found["shares"]["backward"]) == (0.3, 0.7)
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["codec", "--size", "512"], ["HEIGHTxWIDTH"]),
+    (["codec", "--peers", "JPEG"], ["JPEG", "mbt2018_mean"]),
+    (["codec", "-c", "gone.safetensors", "--peers", "--no-full"], ["gone.safetensors: no such file"]),
+    (["train", "-c", "gone.yaml"], ["gone.yaml"]),
+    (["train", "-c", "configs/smoke.yaml", "--variants", "fp8"], ["fp8", "bf16"]),
+    (["folder", "--workers", "0"], ["1 or more"]),
+])  # fmt: skip
+def test_wrong_usage_is_one_line(arguments, words, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    spec = util.spec_from_file_location("benchmark_script", ROOT / "scripts" / "benchmark.py")
+    script = util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr("sys.argv", ["benchmark.py", *arguments])
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    try:
+        status = script.main()
+    except SystemExit as end:
+        status = end.code
+    _, err = capsys.readouterr()
+    error = [line for line in err.splitlines() if not line.endswith("...")]
+    assert status == 2 and len(error) == 1
+    assert all(word in error[0] for word in words)

@@ -1,0 +1,99 @@
+"""How long commands take as users run them: over a folder one by one and side by side, and until they begin."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ugicm import files, pictures
+
+
+def make_pictures(folder: Path, count: int, width: int, height: int, sources: Sequence[Path] = ()) -> None:
+    """``count`` different pictures of one size: photographs (the package's samples by default), each moved round."""
+    if not sources:
+        with resources.as_file(resources.files("ugicm") / "samples") as samples:
+            return make_pictures(folder, count, width, height, files.find(samples, [".png"]))
+    for i in range(count):
+        image = pictures.open_rgb(sources[i % len(sources)]).resize((width, height), Image.Resampling.LANCZOS)
+        moved = np.roll(np.asarray(image), (37 * i % height, 101 * i % width), axis=(0, 1))
+        pictures.save_picture(Image.fromarray(moved), folder / f"{i:04}.png")
+
+
+def _seconds(*arguments: object) -> float:
+    """Of one command in a process of its own. Raises RuntimeError with what it said where it fails."""
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]).rstrip(":")}
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, *map(str, arguments)], env=environment, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, arguments))}: {done.stderr.strip() or done.stdout.strip()}")
+    return seconds
+
+
+def start_seconds(repeats: int) -> dict[str, float]:
+    """Medians over fresh processes, after one that fills the disk cache: Python alone, ``import ugicm``, and
+    ``ugicm info`` on a stream."""
+    from ugicm.coding.stream import Stream
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "x.ugic")
+        file.write_bytes(Stream(768, 512, b"abc", 0.5, 0, (0,), (bytes(20000),)).pack())
+        commands = {"python": ("-c", "pass"), "import ugicm": ("-c", "import ugicm"),
+                    "ugicm info FILE": ("-m", "ugicm", "info", file)}  # fmt: skip
+        return {
+            name: round(statistics.median([_seconds(*command) for _ in range(repeats + 1)][1:]), 4)
+            for name, command in commands.items()
+        }
+
+
+def time_folder(photos: Path, workers: int, checkpoint: str | None = None) -> dict[str, Any]:
+    """``ugicm compress`` and ``decompress`` of a folder with one worker (on all cores) and with ``workers``.
+
+    ``ratio`` is of whole commands; ``ratio_without_start`` leaves out what a folder of one picture takes, which is
+    mostly loading PyTorch and the model.
+    """
+    sources = files.find(photos, files.PICTURE_SUFFIXES)
+    model = ("-c", checkpoint) if checkpoint else ()
+    report: dict[str, Any] = {"pictures": len(sources), "workers": workers}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "single").mkdir()
+        single = folder / "single" / sources[0].name
+        single.write_bytes(sources[0].read_bytes())
+        _seconds("-m", "ugicm", "compress", single, folder / "warm.ugic", *model)  # fills the disk cache
+        inputs = {"single": folder / "single", "one": photos, "side": photos}
+        for command in ("compress", "decompress"):
+            outputs = {run: folder / f"{command}-{run}" for run in inputs}
+            taken = {
+                run: _seconds("-m", "ugicm", command, inputs[run], outputs[run], *model,
+                              "--workers", workers if run == "side" else 1, "--device", "cpu")
+                for run in inputs
+            }  # fmt: skip
+            report[command] = {
+                "start_seconds": round(taken["single"], 3),
+                "one_by_one_seconds": round(taken["one"], 3),
+                "side_by_side_seconds": round(taken["side"], 3),
+                "ratio": round(taken["one"] / taken["side"], 3),
+                "ratio_without_start": round(
+                    (taken["one"] - taken["single"]) / (taken["side"] - taken["single"]), 3
+                ),
+                "same_files": _contents(outputs["one"]) == _contents(outputs["side"]),
+            }
+            inputs = outputs
+    return report
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
