@@ -5,7 +5,8 @@
     python scripts/make_tables.py --check    # exit status 1 if a table is not what its file says
 
 A table stands between ``<!-- table: NAME docs/results/FILE.json -->`` and ``<!-- end of table -->``. NAME is one of
-rate (results.json of tests/test.py) and speed (of scripts/benchmark.py).
+rate (results.json of tests/test.py), speed, folder and train (of scripts/benchmark.py codec, folder and train), scores
+(a folder of what classification/test.py wrote), fuzz (scripts/fuzz_streams.py) and large (scripts/check_large.py).
 """
 
 from __future__ import annotations
@@ -33,18 +34,77 @@ def rate(document: dict) -> list[list[str]]:
 
 
 def speed(document: dict) -> list[list[str]]:
-    """Seconds, and ratios to the reference codec in the same run."""
-    rows = [["codec", "size", "compress", "decompress to one", "to both", "ratio of compress", "of decompress"]]
+    """Seconds, ratios to the reference codec in the same run, distance from the machine's limit, memory."""
+    rows = [["codec", "size", "compress", "decompress to one", "to both", "ratio of compress", "of decompress",
+             "transforms: time / floor", "peak memory"]]  # fmt: skip
+
+    def shown(record: dict, key: str, digits: int = 2, unit: str = "") -> str:
+        return "-" if record.get(key) is None else f"{record[key]:.{digits}f}{unit}"
+
     for r in document["timings"]:
-        both = f"{r['decompress_both']:.2f} s" if r["decompress_both"] else "-"
         rows.append([
-            r["name"], f"{r['height']}×{r['width']}", f"{r['compress']:.2f} s", f"{r['decompress']:.2f} s", both,
-            f"{r['compress_ratio']:.2f}", f"{r['decompress_ratio']:.2f}",
+            r["name"], f"{r['height']}×{r['width']}",
+            *(shown(r, key, unit=" s") for key in ("compress", "decompress", "decompress_both")),
+            shown(r, "compress_ratio"), shown(r, "decompress_ratio"),
+            shown(r, "time_over_floor"), shown(r, "memory_mib", 0, " MiB"),
         ])  # fmt: skip
     return rows
 
 
-TABLES = {"rate": rate, "speed": speed}
+def folder(document: dict) -> list[list[str]]:
+    """A folder one by one and side by side."""
+    rows = [["command", "pictures", "one by one", f"{document['workers']} workers", "ratio", "without start-up"]]
+    for name in ("compress", "decompress"):
+        r = document[name]
+        rows.append([
+            f"`ugicm {name}`", str(document["pictures"]), f"{r['one_by_one_seconds']:.1f} s",
+            f"{r['side_by_side_seconds']:.1f} s", f"{r['ratio']:.2f}", f"{r['ratio_without_start']:.2f}",
+        ])  # fmt: skip
+    return rows
+
+
+def train(document: dict) -> list[list[str]]:
+    """Speed of training by variant, and where the time of a step goes."""
+    phases = list(document["runs"][0]["shares"])
+    rows = [["variant", "device", "threads", "samples a second", *phases]]
+    for r in document["runs"]:
+        shares = [f"{100 * r['shares'][phase]:.0f} %" for phase in phases]
+        rows.append([r["variant"], r["device"], str(r["threads"]), f"{r['samples_per_s']:.2f}", *shares])
+    return rows
+
+
+def scores(documents: dict[str, dict]) -> list[list[str]]:
+    """One row a file, named as the file."""
+    titles = [key for key in next(iter(documents.values()))["results"] if key != "bpp"]
+    rows = [["", "bpp", *titles]]
+    for name, document in sorted(documents.items()):
+        bpp, *values = (document["results"].get(key) for key in ("bpp", *titles))
+        rows.append([name, f"{bpp[0]:.3f}" if bpp else "-", *(f"{v[0]:.1f}" if v else "-" for v in values)])
+    return rows
+
+
+def fuzz(document: dict) -> list[list[str]]:
+    """What became of mutated streams."""
+    rows = [["outcome", "streams"], *([name, f"{count:,}"] for name, count in document["outcomes"].items())]
+    return [*rows, ["anything else", f"{len(document['findings']):,}"], ["all", f"{document['streams']:,}"]]
+
+
+def large(document: dict) -> list[list[str]]:
+    """Checks of a picture in tiles, against their limits."""
+    rows = [["check", "value", "limit"]]
+    for check in document["checks"]:
+        rows.append([check["what"], f"{check['value']:.4g}", f"{check['limit']:g}"])
+    return rows
+
+
+TABLES = {
+    "rate": rate, "speed": speed, "folder": folder, "train": train, "scores": scores, "fuzz": fuzz, "large": large,
+}  # fmt: skip
+
+
+def read(path: Path) -> dict:
+    """A results file; or of a folder all of them, by name."""
+    return {p.stem: read(p) for p in path.glob("*.json")} if path.is_dir() else json.loads(path.read_text())
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -55,7 +115,7 @@ def markdown(rows: list[list[str]]) -> str:
 def rewritten(text: str) -> str:
     def block(match: re.Match) -> str:
         begin, name, path, end = match.groups()
-        return begin + markdown(TABLES[name](json.loads((ROOT / path).read_text()))) + end
+        return begin + markdown(TABLES[name](read(ROOT / path))) + end
 
     return BLOCK.sub(block, text)
 
