@@ -75,7 +75,8 @@ def train(document: dict) -> list[list[str]]:
 
 def scores(documents: dict[str, dict]) -> list[list[str]]:
     """One row a file, named as the file."""
-    titles = [key for key in next(iter(documents.values()))["results"] if key != "bpp"]
+    first = next(iter(documents.values()))["results"]
+    titles = [key for key, values in first.items() if key != "bpp" and values[0] is not None]
     rows = [["", "bpp", *titles]]
     for name, document in sorted(documents.items()):
         bpp, *values = (document["results"].get(key) for key in ("bpp", *titles))
