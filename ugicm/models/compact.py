@@ -16,6 +16,7 @@ from ugicm.models.checkerboard import REST, pack_neighbours
 from ugicm.models.conditional_decoder import Condition
 from ugicm.models.entropy_model import SliceEntropyModel
 from ugicm.models.fixed_point import FixedPointConv2d, activation
+from ugicm.models.layers import full_precision
 
 FOLD = 8  # pixels folded into channels, each way
 STRIDE = 16  # of y
@@ -86,7 +87,7 @@ class DetailAnalysis(nn.Conv2d):
         super().__init__(3 * STRIDE**2, width, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pixel_unshuffle(x.float(), STRIDE))
+        return super().forward(F.pixel_unshuffle(x, STRIDE))
 
 
 class DetailSynthesis(nn.Conv2d):
@@ -122,9 +123,8 @@ class PatchAnalysis(nn.Module):
         h = self.down(h).float()
         for block in self.blocks_16:
             h = block(h)
-        with torch.autocast(h.device.type, enabled=False):
-            y = self.head(h)
-            return y if self.detail is None else torch.cat([y, self.detail(x)], dim=1)
+        y = full_precision(self.head, h)
+        return y if self.detail is None else torch.cat([y, full_precision(self.detail, x)], dim=1)
 
 
 class PatchSynthesis(nn.Module):
@@ -152,10 +152,7 @@ class PatchSynthesis(nn.Module):
         h = F.pixel_shuffle(self.up(h), 2).float()
         h = self._blocks(h, condition, self.blocks_8, self.branches_8)
         x = F.pixel_shuffle(self.head(h), FOLD).float() + 0.5
-        if self.detail is None:
-            return x
-        with torch.autocast(h.device.type, enabled=False):
-            return x + self.detail(y_hat[:, -self.detail.in_channels :].float())
+        return x if self.detail is None else x + full_precision(self.detail, y_hat[:, -self.detail.in_channels :])
 
     def _blocks(self, h: Tensor, condition: Condition, blocks: nn.ModuleList, branches: nn.ModuleList) -> Tensor:
         if not branches or (not self.training and condition.human):
