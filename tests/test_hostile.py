@@ -4,8 +4,6 @@ Damaged files, refused checkpoints of others and killed compress runs are in tes
 and test_cli.
 """
 
-import contextlib
-import io
 import json
 import os
 import pickle
@@ -317,18 +315,14 @@ def test_the_mosaic_is_the_same_everywhere(photos):
 
 @linux
 def test_large_pictures_at_a_small_size(checkpoint, photos, tmp_path, monkeypatch):
-    apart, modes = large._run, []
+    apart, modes = large.in_fresh_process, []
 
-    def run(task):
+    def run(work, task):
         """The first task in a process of its own, the others here: importing PyTorch takes seconds."""
         modes.append(task["mode"])
-        if len(modes) == 1:
-            return apart(task)
-        with contextlib.redirect_stdout(io.StringIO()) as out:
-            large.work(json.dumps(task))
-        return json.loads(out.getvalue())
+        return apart(work, task) if len(modes) == 1 else work(task)
 
-    monkeypatch.setattr(large, "_run", run)
+    monkeypatch.setattr(large, "in_fresh_process", run)
     report = large.check(str(checkpoint), sorted(photos.rglob("*.png")), tmp_path, (512, 384), (256, 256), tile=128)
     assert modes == ["compress", *4 * ["decompress"], *2 * ["compress", "decompress"]]
     assert report["compress"]["memory_mib"] > 0 and report["compress"]["processor_seconds"] > 0

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any
@@ -21,7 +19,7 @@ from ugicm import pictures
 from ugicm.codec import Codec, load
 from ugicm.coding import stream
 from ugicm.config import MLICPP
-from ugicm.evaluation.memory import memory, reset_peak
+from ugicm.evaluation.memory import in_fresh_process, memory, reset_peak
 from ugicm.evaluation.roofline import count_macs, measured_rates, median_seconds, synchronize
 from ugicm.models.codec import UGICM
 
@@ -164,8 +162,7 @@ def peak_memory(setting: Setting) -> float:
 
     A process that has coded before would show nothing: it keeps what it once had. On a GPU, of the GPU's memory.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-        return fresh.submit(_peak_memory, setting).result()
+    return in_fresh_process(_peak_memory, setting)
 
 
 def _peak_memory(setting: Setting) -> float:

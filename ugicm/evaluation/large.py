@@ -6,11 +6,7 @@ and counts memory from there: the picture, its stream and all that coding needs.
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from ugicm import pictures
-from ugicm.codec import HALO, TILE
+from ugicm.codec import HALO, TILE, load
 from ugicm.coding import stream
-from ugicm.evaluation.memory import memory, reset_peak
+from ugicm.evaluation.memory import in_fresh_process, memory, reset_peak
 from ugicm.tiling import Box, cut
 
 MEMORY_LIMIT = 3 * 2**30  # bytes above the model
@@ -151,11 +147,11 @@ class _Subject:
 
     def compress(self, tile: int) -> dict[str, float]:
         """Seconds and memory of one compress to the stream's file."""
-        return _run(self.task | {"mode": "compress", "tile": tile})
+        return in_fresh_process(work, self.task | {"mode": "compress", "tile": tile})
 
     def decompress(self, region: tuple[int, int, int, int] | None = None) -> dict[str, float]:
         """Seconds and memory of one decompress; of the whole, the picture is kept."""
-        return _run(self.task | {"mode": "decompress", "region": region})
+        return in_fresh_process(work, self.task | {"mode": "decompress", "region": region})
 
     def region(self, part: int, seconds: float) -> dict[str, float]:
         """Decode 1/part of the width and of the height, off the tiles' grid; as shares of the whole's processor
@@ -174,25 +170,9 @@ class _Subject:
         }
 
 
-def _run(task: dict[str, Any]) -> dict[str, float]:
-    """Do a task in a new process. Raises RuntimeError with what it said if it fails."""
-    program = "import sys; from ugicm.evaluation.large import work; work(sys.stdin.read())"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    process = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program], input=json.dumps(task), capture_output=True, text=True,
-        env=environment, check=False,
-    )  # fmt: skip
-    if process.returncode:
-        raise RuntimeError(f"{task['mode']} ended with status {process.returncode}: {process.stderr.strip()[-800:]}")
-    return json.loads(process.stdout.splitlines()[-1])
-
-
-def work(text: str) -> None:
-    """In the new process: do the task given as JSON, print as JSON the seconds of the clock and of the processor, and
-    the MiB above the warm model."""
-    from ugicm.codec import load
-
-    task = json.loads(text)
+def work(task: dict[str, Any]) -> dict[str, float]:
+    """In the new process: do a task. Returns the seconds of the clock and of the processor, and the MiB above the warm
+    model."""
     codec = load(task["checkpoint"])
     codec.decompress(codec.compress(Image.effect_noise((128, 128), 60), task["quality"]))
     reset_peak()
@@ -207,4 +187,4 @@ def work(text: str) -> None:
     elif task["region"] is None:
         done.save(task["seen"])
     measured = {"seconds": round(seconds, 2), "processor_seconds": round(cpu, 2)}
-    print(json.dumps({**measured, "memory_mib": round(grown / 2**20, 1)}))
+    return {**measured, "memory_mib": round(grown / 2**20, 1)}

@@ -1,6 +1,21 @@
-"""What Linux knows about the memory of this process."""
+"""What a piece of work needs: processes of its own to do it in, and what Linux knows of a process's memory."""
 
 from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def in_fresh_process(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call ``work``, a function of a module, in a new process: nothing that this one has loaded, compiled or kept
+    serves it. Raises what it raises, and BrokenProcessPool if the process dies."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        return fresh.submit(work, *args, **kwargs).result()
 
 
 def memory(key: str) -> int:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import statistics
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ugicm.config import load_config
+from ugicm.evaluation.memory import in_fresh_process
 
 # What each variant sets over the configuration as it is given.
 VARIANTS: dict[str, list[str]] = {
@@ -40,9 +39,7 @@ def time_variant(
             f"optim.steps={steps * (repeats + 1)}", "optim.warmup=0", "validation.every=0",
         ]  # fmt: skip
         batch = load_config(config, settings).data.batch
-        # A new process for each: threads, compiled code and memory of one variant must not serve the next.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-            fresh.submit(_train, config, settings).result()
+        in_fresh_process(_train, config, settings)  # threads and compiled code of one variant must not serve the next
         lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
     (start,) = (event for event in events if event["event"] == "start")
