@@ -16,6 +16,7 @@ from ugicm import workers
 from ugicm.config import to_dict
 from ugicm.evaluation import benchmark, folder_speed, roofline, training_speed
 from ugicm.evaluation.benchmark import Setting, Timing
+from ugicm.models.layers import Conv2d
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,6 +42,15 @@ def test_macs_are_counted():
     more = roofline.count_macs(wider)
     assert more["g_a"] - counts["g_a"] == pytest.approx(config.width_8**2 / 64 / 1e3, abs=0.011)
     assert (more["entropy"], more["g_s"]) == (counts["entropy"], counts["g_s"])
+
+
+def test_macs_are_counted_however_convolutions_are_done(monkeypatch):
+    model = small_model("mlicpp").float().requires_grad_(False)
+    monkeypatch.setattr(Conv2d, "WORTHWHILE", 10**9)
+    expected = roofline.count_macs(model)
+    monkeypatch.setattr(Conv2d, "WORTHWHILE", 1)
+    monkeypatch.setattr(Conv2d, "WORTHWHILE_TILES", 1)
+    assert roofline.count_macs(model) == expected
 
 
 def test_one_setting(checkpoint):
