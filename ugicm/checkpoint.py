@@ -13,6 +13,7 @@ import os
 import safetensors
 import safetensors.torch
 import torch
+from torch.overrides import TorchFunctionMode
 
 from ugicm import files
 from ugicm.config import ModelConfig, from_dict, to_dict
@@ -76,9 +77,43 @@ def load_model(path: str | os.PathLike) -> UGICM:
         config = from_dict(ModelConfig, json.loads(metadata["config"]), f"{path}: config")
     except (ConfigError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
-    model = UGICM(config)
-    load_state(model, safetensors.torch.load_file(path), str(path))
+    try:
+        state = safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read as a safetensors checkpoint: {error}") from None
+    model = blank_model(config, str(path))
+    load_state(model, state, str(path))
     return model.eval()
+
+
+def blank_model(config: ModelConfig, where: str) -> UGICM:
+    """A model whose parameters have yet to be loaded: they hold whatever the memory held.
+
+    Drawing random values that are overwritten at once takes seconds for the large forms; and memory that nobody has
+    written to costs nothing, so that a checkpoint of a few bytes whose configuration asks for more than the machine
+    has is found out by its shapes before it does harm.
+
+    Raises CheckpointError, with ``where`` in its message, for a configuration that describes no model.
+    """
+    try:
+        with _WithoutInitialValues():
+            return UGICM(config)
+    except (RuntimeError, MemoryError, ValueError) as error:
+        raise CheckpointError(
+            f"{where}: a model of its configuration cannot be built here: {files.first_line(error)}"
+        ) from None
+
+
+class _WithoutInitialValues(TorchFunctionMode):
+    """While it is active, what would change a parameter in place leaves it as it is."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        target = args[0] if args else kwargs.get("tensor")
+        in_place = func.__name__.endswith("_") and not func.__name__.endswith("__")
+        if in_place and isinstance(target, torch.nn.Parameter):
+            return target
+        return func(*args, **kwargs)
 
 
 def load_state(model: UGICM, state: dict[str, torch.Tensor], where: str) -> None:
@@ -88,22 +123,14 @@ def load_state(model: UGICM, state: dict[str, torch.Tensor], where: str) -> None
     """
     own = {k: v for k, v in model.state_dict().items() if not k.endswith(_DERIVED)}
     expected = {k: v for k, v in own.items() if not k.endswith(_TABLES)}
-    missing = [k for k in expected if k not in state]
-    unexpected = [k for k in state if k not in own]
-    shapes = [
+    _refuse(where, "missing tensors", [k for k in expected if k not in state])
+    _refuse(where, "unexpected tensors", [k for k in state if k not in own])
+    _refuse(where, "wrong shapes", [
         f"{k} is {list(state[k].shape)}, expected {list(v.shape)}"
-        for k, v in expected.items() if k in state and state[k].shape != v.shape
-    ]  # fmt: skip
+        for k, v in expected.items() if state[k].shape != v.shape
+    ])  # fmt: skip
     infinite = [k for k, v in state.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
-    for problem, found in (
-        ("missing tensors", missing),
-        ("unexpected tensors", unexpected),
-        ("wrong shapes", shapes),
-        ("values that are not finite", infinite),
-    ):
-        if found:
-            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-            raise CheckpointError(f"{where}: {problem}: {', '.join(found[:3])}{more}")
+    _refuse(where, "values that are not finite", infinite)
     for prior in ("bottleneck", "gaussian"):
         _check_tables(state, f"parser.{prior}", model, where)
     with torch.no_grad():
@@ -113,6 +140,12 @@ def load_state(model: UGICM, state: dict[str, torch.Tensor], where: str) -> None
                 setattr(model.get_submodule(module_name), leaf, tensor.to(torch.int32))
             else:
                 own[name].copy_(tensor)
+
+
+def _refuse(where: str, problem: str, found: list[str]) -> None:
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise CheckpointError(f"{where}: {problem}: {', '.join(found[:3])}{more}")
 
 
 def _check_tables(state: dict, prior: str, model: UGICM, where: str) -> None:

@@ -23,6 +23,9 @@ from ugicm.errors import ConfigError
 BACKBONES = ("compact", "mlicpp", "bmshj2018")
 LRP_FORMS = ("full", "slim", "none")
 PARSING = ("fixed", "float64", "float32")
+# A checkpoint brings its own configuration: what it asks for is bounded before anything is built.
+WIDEST = 2**14  # channels, and any other size
+MOST_PARTS = 128  # slices, blocks, layers
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,17 @@ class ModelConfig:
         )
         for name in ("N", "M", "slices", "beta_width", "scale_levels"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("slices", "depth_8", "depth_16", "window", "beta_frequencies", "quality_points"):
+            require(0 <= getattr(self, name) <= MOST_PARTS, f"{name} must be from 0 to {MOST_PARTS}, "
+                    f"got {getattr(self, name)}")  # fmt: skip
+        for name in ("slice_widths", "parameter_widths", "channel_widths"):
+            widths = getattr(self, name)
+            require(len(widths) <= MOST_PARTS, f"{name} has {len(widths)} entries, may have {MOST_PARTS}")
+            require(all(0 < width <= WIDEST for width in widths), f"{name} must lie between 1 and {WIDEST}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if type(value) is int:
+                require(0 <= value <= WIDEST, f"{field.name} must be from 0 to {WIDEST}, got {value}")
         if self.slice_widths:
             require(
                 len(self.slice_widths) == self.slices and sum(self.slice_widths) == self.M,

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from ugicm.checkpoint import blank_model
 from ugicm.config import MLICPP, ModelConfig
 from ugicm.errors import CheckpointError, ConfigError
 from ugicm.models.codec import UGICM
@@ -188,7 +189,7 @@ def _has_condition(state: Iterable[str]) -> bool:
 
 def build(state: dict[str, Tensor], where: str = "checkpoint") -> UGICM:
     """The model that a state dict with reference names describes, in eval mode. Raises CheckpointError."""
-    model = UGICM(infer_config(state, where))
+    model = blank_model(infer_config(state, where), where)
     tensors = {name: tensor for name, tensor in state.items() if not _DERIVED.search(name)}
     named = {our_name(name): name for name in tensors}
     expected = dict(model.named_parameters())
