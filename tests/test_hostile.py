@@ -4,6 +4,7 @@ Damaged files, refused checkpoints of others and killed compress runs are in tes
 and test_cli.
 """
 
+import dataclasses
 import json
 import os
 import pickle
@@ -13,15 +14,17 @@ import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 from PIL import Image
 from small_models import small_model
 
 import ugicm
+from ugicm import cli
+from ugicm.checkpoint import save_model
 from ugicm.codec import Codec
 from ugicm.coding import coders, stream
 from ugicm.evaluation import fuzz, large
@@ -158,7 +161,7 @@ def test_as_many_zeros_follow_a_string_as_it_can_claim(codec, size, monkeypatch)
 def test_a_string_longer_than_any_writer_makes_is_refused(codec):
     parsed = stream.parse(codec.compress(Image.new("RGB", (64, 64))))
     with pytest.raises(ugicm.StreamError, match="a string of 1000000 bytes for"):
-        codec.decompress(replace(parsed, strings=(bytes(10**6),)).pack())
+        codec.decompress(dataclasses.replace(parsed, strings=(bytes(10**6),)).pack())
 
 
 def test_a_writer_never_reaches_that_length(codec):
@@ -206,7 +209,50 @@ def test_the_limit_on_pixels_is_the_users(codec, monkeypatch):
     assert stream.parse(huge.pack()) == huge
 
 
+def test_nothing_is_written_that_readers_would_refuse(codec, monkeypatch):
+    monkeypatch.setattr(stream, "MAX_PIXELS", 128 * 128 - 1)
+    with pytest.raises(ValueError, match="the picture has 100x70 pixels, 128x128 as coded: more than the limit"):
+        codec.compress(Image.new("RGB", (100, 70)))
+
+
+def test_the_limit_on_pixels_is_an_option_of_the_commands(codec, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stream, "MAX_PIXELS", 64 * 64)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # Pillow refuses twice as many
+    picture, model = tmp_path / "photo.png", tmp_path / "model.safetensors"
+    Image.new("RGB", (100, 70)).save(picture)
+    save_model(model, small_model())
+    run = ["compress", str(picture), "-c", str(model)]
+    assert cli.main(run) == 1 and "bomb" in capsys.readouterr().err
+    assert cli.main([*run, "--max-pixels", "10000"]) == 1
+    assert "more than the limit of 10000; if this is intended raise it" in capsys.readouterr().err
+    assert cli.main([*run, "--max-pixels", "16384"]) == 0
+    made = str(tmp_path / "photo.ugic")
+    for command in (["info", made], ["decompress", made, "--overwrite", "-c", str(model)]):
+        assert cli.main([*command, "--max-pixels", "4096"]) == 1
+        assert "100x70 pixels" in capsys.readouterr().err
+        assert cli.main([*command, "--max-pixels", "0"]) == 0
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["info", made, "--max-pixels", "-1"])
+
+
 # Checkpoints
+
+
+@linux
+@pytest.mark.parametrize("field", ["N", "hyper_width", "beta_width", "width_8", "depth_8", "branch_width"])
+@pytest.mark.parametrize("value", [128, 16384, 10**9])
+def test_a_configuration_that_asks_for_everything_gets_nothing(tmp_path, field, value):
+    model = small_model()
+    path = tmp_path / "model.safetensors"
+    save_model(path, model)
+    config = dataclasses.asdict(model.config) | {field: value}
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file(tensors, path, {"format": "ugicm", "config": json.dumps(config)})
+    reset_peak()
+    before = memory("VmRSS")
+    with pytest.raises(ugicm.CheckpointError, match="missing tensors|unexpected|wrong shapes|must be|cannot be built"):
+        ugicm.load(path)
+    assert memory("VmHWM") - before < 100 * 2**20
 
 
 def test_a_pickle_that_calls_itself_safetensors_is_not_executed(tmp_path):

@@ -65,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = _show_warning
     warnings.simplefilter("ignore", FutureWarning)
     warnings.filterwarnings("ignore", module="torch")  # hints for developers
+    if hasattr(args, "max_pixels"):
+        stream.MAX_PIXELS = args.max_pixels
     try:
         return args.command(args)
     except (files.UsageError, CheckpointError) as error:
@@ -109,6 +111,11 @@ def _parser() -> argparse.ArgumentParser:
                          "memory of N pictures. On a CPU, under Linux. 1: one after another, each on all cores "
                          f"(default: as many as there are cores, at most {_MOST_WORKERS})")  # fmt: skip
 
+    def limit_option(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--max-pixels", type=_max_pixels, metavar="N", default=stream.MAX_PIXELS,
+                         help="refuse pictures of more pixels, counted as coded, in multiples of 64 a side; 0: refuse "
+                         f"none, for streams that you trust (default: {stream.MAX_PIXELS})")  # fmt: skip
+
     sub = command("compress", _compress, "compress a picture, or a folder of pictures", _COMPRESS_HELP)
     sub.add_argument("input", metavar="IN", help="a picture (any that Pillow reads), or a folder of them")
     sub.add_argument("output", metavar="OUT", nargs="?", help="a .ugic file or a folder (default: IN with .ugic)")
@@ -116,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
                      help="from 0 (small) to 1 (good), default 0.5")  # fmt: skip
     sub.add_argument("--verify", action="store_true", help="parse each stream again before it is written")
     model_options(sub)
+    limit_option(sub)
 
     sub = command("decompress", _decompress, "decompress a stream, or a folder of streams", _DECOMPRESS_HELP)
     sub.add_argument("input", metavar="IN", help="a .ugic file, or a folder of them")
@@ -126,9 +134,11 @@ def _parser() -> argparse.ArgumentParser:
                      "is bright where the machine should be served (default: human)")  # fmt: skip
     sub.add_argument("--format", metavar="EXT", help="picture format where OUT does not say it (default: png)")
     model_options(sub)
+    limit_option(sub)
 
     sub = command("info", _info, "show what streams hold, without decoding them", _INFO_HELP)
     sub.add_argument("inputs", metavar="FILE", nargs="+", help="a .ugic file, or a folder of them")
+    limit_option(sub)
     add_report_command(commands)
     return parser
 
@@ -141,6 +151,12 @@ def _quality(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"quality is {text}, must be from 0 (small) to 1 (good)")
     return value
+
+
+def _max_pixels(text: str) -> int | None:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"number of pixels is {text}, must be 0 (no limit) or more")
+    return int(text) or None
 
 
 def _workers(text: str) -> int:
@@ -160,8 +176,14 @@ def _compress(args: argparse.Namespace) -> int:
             raise files.UsageError(f"{jobs[0].target}: a compressed picture is not a picture file; name it .ugic")
     files.prepare(jobs)
     codec = _load(args)
+    from PIL import Image
+
     from ugicm import pictures
     from ugicm.codec import ONE_RATE
+
+    # Pillow has a limit of its own, against small files that unfold to large pictures.
+    if args.max_pixels is None or args.max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = args.max_pixels
 
     quality = args.quality if codec.has_quality else ONE_RATE
 

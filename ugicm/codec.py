@@ -19,7 +19,7 @@ from ugicm import pictures
 from ugicm.checkpoint import load_model
 from ugicm.coding import stream
 from ugicm.coding.coders import LikelihoodCoder
-from ugicm.errors import CheckpointError, StreamError
+from ugicm.errors import CheckpointError, PictureError, StreamError
 from ugicm.released import load_released
 from ugicm.tiling import Box, cut
 
@@ -113,9 +113,12 @@ class Codec:
 
         Raises:
             ValueError: a quality outside [0, 1], or a tile that is no multiple of 64.
-            PictureError: a file that cannot be read as a picture.
+            PictureError: a file that cannot be read as a picture, or one with more pixels than
+                ``ugicm.coding.stream.MAX_PIXELS``, which readers would refuse.
         """
         image = pictures.open_rgb(image)
+        if complaint := stream.too_large(*image.size):
+            raise PictureError(f"the picture has {complaint}")
         quality, batched = self._quality(quality)
         if tile is None:
             tile = TILE if image.width * image.height > TILED_FROM else 0
@@ -251,7 +254,7 @@ class Codec:
         if not 0 <= quality <= 1:
             raise ValueError(f"quality is {quality}, must be from 0 (small) to 1 (good)")
         if not self.has_quality:
-            if quality != ONE_RATE and not self._warned.is_set():
+            if stream.quantise_quality(quality) != stream.quantise_quality(ONE_RATE) and not self._warned.is_set():
                 self._warned.set()
                 warnings.warn("this model has one rate: quality has no effect", stacklevel=4)
             return ONE_RATE, None

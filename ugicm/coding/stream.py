@@ -37,8 +37,9 @@ MAGIC = b"UGI"
 VERSION = 1
 QUALITY_STEPS = 65535
 STRIDE = 64  # pictures are padded to multiples of this; tiles are multiples of it
-# A decoder allocates in proportion to the padded picture, so a declared size is believed only up to here. Raise it for
-# larger pictures: ugicm.coding.stream.MAX_PIXELS = ... (None: no limit), as Pillow's Image.MAX_IMAGE_PIXELS.
+# A decoder allocates in proportion to the padded picture, so a declared size is believed only up to here, and a writer
+# makes nothing larger. Raise it for larger pictures: ugicm.coding.stream.MAX_PIXELS = ... (None: no limit), as Pillow's
+# Image.MAX_IMAGE_PIXELS; on the command line, --max-pixels.
 MAX_PIXELS: int | None = 2**26
 _CHECKSUM = struct.Struct("<I")
 _QUALITY_AND_TILE = struct.Struct("<HB")
@@ -107,6 +108,20 @@ def padded_box(width: int, height: int) -> Box:
     return Box(0, 0, width, height).aligned(STRIDE)
 
 
+def too_large(width: int, height: int) -> str | None:
+    """What is wrong with a picture of more pixels than ``MAX_PIXELS``, None for a smaller one.
+
+    Padded pixels count: those of a picture one pixel high are 64 times its own.
+    """
+    padded = padded_box(width, height)
+    if MAX_PIXELS is None or padded.width * padded.height <= MAX_PIXELS:
+        return None
+    return (
+        f"{width}x{height} pixels, {padded.width}x{padded.height} as coded: more than the limit of {MAX_PIXELS}; if "
+        "this is intended raise it, ugicm.coding.stream.MAX_PIXELS or --max-pixels"
+    )
+
+
 def quantise_quality(quality: float) -> float:
     """The nearest quality that a header can hold; the writer must code with this one."""
     return round(quality * QUALITY_STEPS) / QUALITY_STEPS
@@ -134,12 +149,8 @@ def parse(data: bytes) -> Stream:
     position += _QUALITY_AND_TILE.size
     if not width or not height:
         raise StreamError(f"damaged stream: it declares a picture of {width}x{height}")
-    padded = padded_box(width, height)  # of a picture one pixel high it is 64 times the picture
-    if MAX_PIXELS is not None and padded.width * padded.height > MAX_PIXELS:
-        raise StreamError(
-            f"the stream declares {width}x{height} pixels, {padded.width}x{padded.height} as coded: more than the "
-            f"limit of {MAX_PIXELS}; raise ugicm.coding.stream.MAX_PIXELS if this is intended"
-        )
+    if complaint := too_large(width, height):
+        raise StreamError(f"the stream declares {complaint}")
     tile *= STRIDE
     count = -(-width // tile) * -(-height // tile) if tile else 1
     _require(data, position + 3 * count)  # the least that the table of a stream of so many tiles takes
