@@ -2,6 +2,7 @@
 """Measure speed and memory: of coding, of commands on a folder, of training. Close other programs first.
 
     python scripts/benchmark.py codec                  # one picture, beside three codecs of CompressAI
+    python scripts/benchmark.py levers                 # what makes it faster and what does not
     python scripts/benchmark.py folder                 # 100 pictures one by one, and side by side
     python scripts/benchmark.py train -c configs/smoke.yaml      # variants of a configuration
 
@@ -34,6 +35,13 @@ Seconds are medians of warm runs, from Pillow picture to bytes and back. Columns
 The JSON file also has the time of every stage and every module, and start-up times of the commands. The full form gets
 random weights whose latents are as lively as trained ones, the other codecs random weights: speed does not depend on
 them. cheng2020_anchor codes point by point: leave it out (--peers) for large pictures.
+"""
+_LEVERS_HELP = """\
+examples:
+  benchmark.py levers                                      the shipped model
+  benchmark.py levers --full --repeats 3                   the 117.78 M-parameter form
+Each row is one way to be faster: seconds without and with it (medians, taking turns), their ratio, seconds it costs
+once, how far the two pictures are apart (PSNR; "same" where no value differs), and whether the codec does it here.
 """
 _FOLDER_HELP = """\
 examples:
@@ -104,6 +112,16 @@ def _parser() -> argparse.ArgumentParser:
                      "(Elic2022Official mbt2018_mean cheng2020_anchor; default: all)")  # fmt: skip
     sub.add_argument("--no-full", dest="full", action="store_false", help="leave out the 117.78 M-parameter form")
     sub.add_argument("-o", "--output", default="experiments/benchmark.json", help="results file (default: %(default)s)")
+
+    sub = commands.add_parser("levers", help="one way to be faster after the other", epilog=_LEVERS_HELP, **shape)
+    sub.set_defaults(run=levers)
+    sub.add_argument("-c", "--checkpoint", help="model to time (default: the shipped one)")
+    sub.add_argument("--full", action="store_true", help="the 117.78 M-parameter form with random weights instead")
+    sub.add_argument("--size", type=_size, default=(512, 768), metavar="HxW", help="picture size (default: 512x768)")
+    sub.add_argument("--repeats", type=_positive, default=7, help="timed runs of each (default: 7)")
+    sub.add_argument("--threads", type=_positive, help="threads of PyTorch (default: its own choice)")
+    sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
+    sub.add_argument("-o", "--output", default="experiments/levers.json", help="results file (default: %(default)s)")
 
     sub = commands.add_parser("folder", help="commands on a folder", epilog=_FOLDER_HELP, **shape)
     sub.set_defaults(run=folder)
@@ -210,6 +228,34 @@ def codec(args: argparse.Namespace) -> tuple[dict, str]:
     report = {"timings": records, "details": details, "start_seconds": starts,
               "environment": results.environment(args.device)}  # fmt: skip
     return report, "\n".join(lines)
+
+
+def levers(args: argparse.Namespace) -> tuple[dict, str]:
+    import torch
+
+    from ugicm.evaluation import benchmark, results
+    from ugicm.evaluation import levers as ways
+
+    _check_device(args.device)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    codec = benchmark.build(benchmark.FULL if args.full else args.checkpoint, args.device)
+    records = []
+    for lever in ways.levers(codec, args.size[1], args.size[0]):
+        print(f"{lever.name} ...", file=sys.stderr, flush=True)
+        records.append(ways.measure(lever, args.repeats))
+    report = {
+        "levers": records, "size": list(args.size), "threads": torch.get_num_threads(), "model": codec.describe(),
+        "environment": results.environment(args.device),
+    }  # fmt: skip
+    heads = ("", "without s", "with s", "ratio", "once s", "PSNR between", "used")
+    rows = [
+        (r["lever"], *([r["error"], "", "", "", ""] if "error" in r else [
+            f"{r['seconds_without']:.3f}", f"{r['seconds_with']:.3f}", f"{r['ratio']:.2f}", f"{r['seconds_once']:.1f}",
+            r["psnr_between"] or "same"]), "yes" if r["used"] else "no")
+        for r in records
+    ]  # fmt: skip
+    return report, results.table(rows, heads)
 
 
 def folder(args: argparse.Namespace) -> tuple[dict, str]:

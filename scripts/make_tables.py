@@ -5,8 +5,9 @@
     python scripts/make_tables.py --check    # exit status 1 if a table is not what its file says
 
 A table stands between ``<!-- table: NAME docs/results/FILE.json -->`` and ``<!-- end of table -->``. NAME is one of
-rate (results.json of tests/test.py), speed, folder and train (of scripts/benchmark.py codec, folder and train), scores
-(a folder of what classification/test.py wrote), fuzz (scripts/fuzz_streams.py) and large (scripts/check_large.py).
+rate (results.json of tests/test.py), speed, levers, folder and train (of scripts/benchmark.py codec, levers, folder and
+train), scores (a folder of what classification/test.py wrote), fuzz (scripts/fuzz_streams.py), large
+(scripts/check_large.py) and portability (a folder of what scripts/check_portability.py wrote).
 """
 
 from __future__ import annotations
@@ -47,6 +48,33 @@ def speed(document: dict) -> list[list[str]]:
             *(shown(r, key, unit=" s") for key in ("compress", "decompress", "decompress_both")),
             shown(r, "compress_ratio"), shown(r, "decompress_ratio"),
             shown(r, "time_over_floor"), shown(r, "memory_mib", 0, " MiB"),
+        ])  # fmt: skip
+    return rows
+
+
+def levers(document: dict) -> list[list[str]]:
+    """Ways to be faster, one by one."""
+    rows = [["way", "without", "with", "ratio", "PSNR between, dB", "used", "why"]]
+    for r in document["levers"]:
+        used = "yes" if r["used"] else "no"
+        if "error" in r:
+            rows.append([r["lever"], "-", "-", "-", "-", used, f"cannot be measured here: {r['error']}"])
+            continue
+        once = f"; {r['seconds_once']:.0f} s once" if r["seconds_once"] >= 1 else ""
+        rows.append([
+            r["lever"], f"{1000 * r['seconds_without']:.0f} ms", f"{1000 * r['seconds_with']:.0f} ms",
+            f"{r['ratio']:.2f}", str(r["psnr_between"] or "same"), used, r["why"] + once,
+        ])  # fmt: skip
+    return rows
+
+
+def portability(documents: dict[str, dict]) -> list[list[str]]:
+    """One row a model: how many readings, of how many settings in pairs, and how many went wrong."""
+    rows = [["", "pictures × rates", "settings", "readings", "wrong", "settled by the guard list", "closest approach"]]
+    for name, d in sorted(documents.items()):
+        rows.append([
+            name, f"{d['pictures']} × {len(d['qualities'])}", str(len(d["versions"])), f"{d['streams']:,}",
+            str(d["mismatches"]), str(max(d["settled_by_guard"].values())), f"{d['closest_to_a_bound']:.2g}",
         ])  # fmt: skip
     return rows
 
@@ -99,7 +127,8 @@ def large(document: dict) -> list[list[str]]:
 
 
 TABLES = {
-    "rate": rate, "speed": speed, "folder": folder, "train": train, "scores": scores, "fuzz": fuzz, "large": large,
+    "rate": rate, "speed": speed, "levers": levers, "folder": folder, "train": train, "scores": scores, "fuzz": fuzz,
+    "large": large, "portability": portability,
 }  # fmt: skip
 
 

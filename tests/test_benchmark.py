@@ -13,8 +13,9 @@ import yaml
 from small_models import CONFIGS, small_model
 
 from ugicm import workers
+from ugicm.codec import Codec
 from ugicm.config import to_dict
-from ugicm.evaluation import benchmark, folder_speed, roofline, training_speed
+from ugicm.evaluation import benchmark, folder_speed, levers, roofline, training_speed
 from ugicm.evaluation.benchmark import Setting, Timing
 from ugicm.models.layers import Conv2d
 
@@ -171,3 +172,26 @@ def test_wrong_usage_is_one_line(arguments, words, monkeypatch, capsys):
     error = [line for line in err.splitlines() if not line.endswith("...")]
     assert status == 2 and len(error) == 1
     assert all(word in error[0] for word in words)
+
+
+# Levers
+
+
+@pytest.mark.parametrize("backbone", ["compact", "mlicpp"])
+def test_both_versions_of_a_lever_make_the_same_picture(backbone):
+    codec = Codec(small_model(backbone))
+    found = levers.levers(codec, 128, 64)
+    for lever in found:
+        if lever.name != "compiled synthesis":  # takes a minute
+            record = levers.measure(lever, 1)
+            assert record["seconds_without"] > 0 and record["seconds_with"] > 0
+            assert record["psnr_between"] is None or record["psnr_between"] > (40 if "bfloat16" in lever.name else 90)
+    assert ("Winograd convolutions" in {lever.name for lever in found}) == (backbone == "mlicpp")
+
+
+def test_a_lever_that_cannot_be_measured_says_why():
+    def no_compiler():
+        raise RuntimeError("no compiler here\nand a long trace")
+
+    lever = levers.Lever("compiled synthesis", False, "", torch.ones, torch.ones, prepare=no_compiler)
+    assert levers.measure(lever, 1)["error"] == "no compiler here"

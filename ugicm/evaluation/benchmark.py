@@ -73,7 +73,7 @@ class Ours:
     """Our codec on one picture."""
 
     def __init__(self, setting: Setting, quality: float = 0.5):
-        self.codec, self.quality = _codec(setting.checkpoint, setting.device, setting.fast), quality
+        self.codec, self.quality = build(setting.checkpoint, setting.device, setting.fast), quality
         self.image = sample(setting.width, setting.height)
         self.data = b""
 
@@ -137,7 +137,8 @@ def sample(width: int, height: int) -> Image.Image:
 
 
 @functools.lru_cache(maxsize=1)  # sizes and thread counts follow each other with the same model
-def _codec(checkpoint: str | None, device: str, fast: bool) -> Codec:
+def build(checkpoint: str | None, device: str, fast: bool = True) -> Codec:
+    """The codec of a checkpoint (None: the shipped one), or of random weights in the large form for :data:`FULL`."""
     if checkpoint == FULL:
         torch.manual_seed(0)
         return Codec(lively(UGICM(MLICPP)), device, fast)
@@ -153,7 +154,8 @@ def lively(model: UGICM, seed: int = 0) -> UGICM:
         spread = 2.0 / model.eval().analyse(x, quality).std()
         last = [m for m in model.g_a.modules() if isinstance(m, nn.Conv2d)][-1]
         last.weight.mul_(spread)
-        last.bias.mul_(spread)
+        if last.bias is not None:
+            last.bias.mul_(spread)
     return model
 
 
