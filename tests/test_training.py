@@ -1,5 +1,6 @@
 """The loop: it learns, resumes exactly, keeps frozen parts, stops cleanly, and refuses bad input before it starts."""
 
+import dataclasses
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from small_models import CONFIGS, small_model
 from ugicm.checkpoint import load_model, save_model
 from ugicm.config import OptimConfig, load_config, to_dict
 from ugicm.errors import ConfigError, UgicmError
+from ugicm.models.codec import UGICM
 from ugicm.training import checkpoint, loop, optim
 from ugicm.training.loop import NonFiniteError, train
 
@@ -222,6 +224,21 @@ def test_starting_from_a_model_of_another_form(setup, start, capsys):
     with pytest.raises(ConfigError, match="is of another form"):
         train(setup(f"run.dir={start.parent / 'other'}", model=to_dict(CONFIGS["bmshj2018"]), init_from=str(start),
                     quality={"fixed": 0.5}))  # fmt: skip
+
+
+def test_what_a_model_lacks_may_come_from_another(setup, start, tmp_path, capsys):
+    wide = dataclasses.replace(CONFIGS["compact"], branch_width=11)
+    form = to_dict(wide)
+    torch.manual_seed(5)
+    save_model(tmp_path / "wider.safetensors", UGICM(wide))
+    train(setup("optim.steps=1", "optim.lr=1e-12", model=form, init_from=str(start),
+                init_also=str(tmp_path / "wider.safetensors")))  # fmt: skip
+    assert "tensors that it lacks" in capsys.readouterr().err
+    made, wider, first = (safetensors.torch.load_file(path) for path in (
+        Path(setup().run.dir) / "model.safetensors", tmp_path / "wider.safetensors", start))  # fmt: skip
+    names = [name for name in made if "branches" in name and "weight" in name and made[name].shape != first[name].shape]
+    assert names and all(torch.allclose(made[name], wider[name], atol=1e-6) for name in names)
+    assert torch.allclose(made["g_a.stem.weight"], first["g_a.stem.weight"], atol=1e-6)
 
 
 @pytest.mark.parametrize("backbone", ["mlicpp", "bmshj2018"])

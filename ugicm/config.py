@@ -483,6 +483,8 @@ class TrainConfig:
     data: DataConfig
     model: ModelConfig | None = None  # None: that of init_from
     init_from: str | None = _path(None)  # a checkpoint whose weights training starts from
+    # Another one, for what init_from lacks: the machine side that was trained on an earlier model, for example.
+    init_also: str | None = _path(None)
     freeze: tuple[str, ...] = ()  # submodules that keep their weights, e.g. g_a, h_a, parser, gain
     quality: Draw = Draw(fixed=0.5)
     beta: Draw = Draw(choices=(0.0, 1.0))

@@ -64,7 +64,8 @@ def comparable(config: TrainConfig) -> dict[str, Any]:
     for section, names in _FREE.items():
         for name in names:
             values[section].pop(name)
-    values.pop("init_from")
+    for name in ("init_from", "init_also"):
+        values.pop(name)
     values["validation"].pop("path")
     for source in values["data"]["train"]:
         source.pop("path")

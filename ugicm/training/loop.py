@@ -41,17 +41,17 @@ def build_model(config: TrainConfig) -> tuple[UGICM, str]:
     """The model to train, and a line on where its weights come from."""
     if config.init_from is None:
         return UGICM(config.model), "weights: random"
-    if config.init_from.endswith(".safetensors"):
-        start = load_model(config.init_from)
-    else:
-        from ugicm.released import load_released
-
-        start = load_released(config.init_from)
+    start = _load(config.init_from)
     if config.model is None or config.model == start.config:
         return start, f"weights: {config.init_from}"
     model = UGICM(config.model)
     own, given = model_state(model), start.state_dict()
     fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+    also = ""
+    if config.init_also is not None:
+        more = {k: v for k, v in _load(config.init_also).state_dict().items() if k in own and own[k].shape == v.shape}
+        also = f" and, for {len(more.keys() - fitting.keys())} tensors that it lacks, {config.init_also}"
+        fitting = {**more, **fitting}
     anew = [k for k, _ in model.named_parameters() if k not in fitting]
     if len(anew) > 0.5 * len(list(model.parameters())):
         raise ConfigError(
@@ -60,7 +60,15 @@ def build_model(config: TrainConfig) -> tuple[UGICM, str]:
         )
     load_state(model, {**own, **fitting}, config.init_from)
     shown = ", ".join(anew[:4]) + (f" and {len(anew) - 4} more" if len(anew) > 4 else "")
-    return model, f"weights: {config.init_from}, except {shown}"
+    return model, f"weights: {config.init_from}{also}" + (f", except {shown}" if anew else "")
+
+
+def _load(path: str) -> UGICM:
+    if path.endswith(".safetensors"):
+        return load_model(path)
+    from ugicm.released import load_released
+
+    return load_released(path)
 
 
 def drop_tables(model: UGICM) -> None:
