@@ -86,8 +86,9 @@ class Preprocess:
 
 
 @dataclass
-class Judge:
-    """A classifier. ``model``: normalised pictures [B, 3, h, w] -> class scores [B, classes]."""
+class Network:
+    """A trained network as a scorer uses it. ``model`` takes normalised pictures [B, 3, h, w]; ``classes``: how many
+    it tells apart; ``origin``: library, architecture and what was changed in it."""
 
     name: str
     model: nn.Module
@@ -100,6 +101,10 @@ class Judge:
     def identity(self) -> str:
         """What its verdicts depend on: architecture, weights, changed attributes, preprocessing."""
         return f"{self.origin} weights {digest_of(self.model)} {self.preprocess}"
+
+
+class Judge(Network):
+    """A classifier. ``model``: -> class scores [B, classes]."""
 
     @torch.inference_mode()
     def scores(self, pictures: Tensor) -> Tensor:

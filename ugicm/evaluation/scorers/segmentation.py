@@ -5,8 +5,7 @@ pictures).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,29 +16,17 @@ from torch import Tensor, nn
 
 from ugicm.errors import ConfigError, PictureError
 from ugicm.evaluation.scorers.base import Evaluator, Item
-from ugicm.evaluation.scorers.judges import Preprocess
+from ugicm.evaluation.scorers.judges import Network, Preprocess
 from ugicm.evaluation.scorers.sources import find_picture, index_pictures, some
-from ugicm.evaluation.scorers.weights import digest_of, downloaded, load_state, read_state
+from ugicm.evaluation.scorers.weights import downloaded, load_state, read_state
 from ugicm.evaluation.specs import parse_spec, set_attributes
 from ugicm.files import PICTURE_SUFFIXES, find
 
 IGNORE = 255  # unlabelled pixels, and the borders of objects in VOC
 
 
-@dataclass
-class Segmenter:
-    """A network that names every pixel. ``classes``: how many names, background counted."""
-
-    name: str
-    model: nn.Module
-    preprocess: Preprocess
-    classes: int
-    device: str
-    origin: str
-
-    @cached_property
-    def identity(self) -> str:
-        return f"{self.origin} weights {digest_of(self.model)} {self.preprocess}"
+class Segmenter(Network):
+    """A network that names every pixel. Of its ``classes`` one is background."""
 
     @torch.inference_mode()
     def __call__(self, picture: Tensor, size: tuple[int, int]) -> Tensor:
