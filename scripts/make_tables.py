@@ -4,10 +4,15 @@
     python scripts/make_tables.py            # rewrite
     python scripts/make_tables.py --check    # exit status 1 if a table is not what its file says
 
-A table stands between ``<!-- table: NAME docs/results/FILE.json -->`` and ``<!-- end of table -->``. NAME is one of
-rate (results.json of tests/test.py), speed, levers, folder and train (of scripts/benchmark.py codec, levers, folder and
-train), scores (a folder of what classification/test.py wrote), fuzz (scripts/fuzz_streams.py), large
-(scripts/check_large.py) and portability (a folder of what scripts/check_portability.py wrote).
+A table stands between ``<!-- table: NAME docs/results/FILE.json -->`` and ``<!-- end of table -->``. The names, and
+what writes their files:
+
+  rate                  tests/test.py (results.json)
+  speed, sizes          scripts/benchmark.py codec; with several --size
+  levers, folder, train scripts/benchmark.py levers, folder, train
+  scores                classification/test.py; a folder of its files
+  fuzz, large           scripts/fuzz_streams.py, scripts/check_large.py
+  portability           scripts/check_portability.py; a folder of its files
 """
 
 from __future__ import annotations
@@ -48,6 +53,20 @@ def speed(document: dict) -> list[list[str]]:
             *(shown(r, key, unit=" s") for key in ("compress", "decompress", "decompress_both")),
             shown(r, "compress_ratio"), shown(r, "decompress_ratio"),
             shown(r, "time_over_floor"), shown(r, "memory_mib", 0, " MiB"),
+        ])  # fmt: skip
+    return rows
+
+
+def sizes(document: dict) -> list[list[str]]:
+    """One codec at several sizes and numbers of threads."""
+    rows = [["size", "threads", "compress", "decompress to one", "to both", "compress, ns a pixel",
+             "to both, ns a pixel", "peak memory"]]  # fmt: skip
+    for r in document["timings"]:
+        pixels = r["height"] * r["width"]
+        rows.append([
+            f"{r['height']}×{r['width']}", str(r["threads"]),
+            *(f"{r[key]:.2f} s" for key in ("compress", "decompress", "decompress_both")),
+            *(f"{1e9 * r[key] / pixels:.0f}" for key in ("compress", "decompress_both")), f"{r['memory_mib']:.0f} MiB",
         ])  # fmt: skip
     return rows
 
@@ -126,10 +145,7 @@ def large(document: dict) -> list[list[str]]:
     return rows
 
 
-TABLES = {
-    "rate": rate, "speed": speed, "levers": levers, "folder": folder, "train": train, "scores": scores, "fuzz": fuzz,
-    "large": large, "portability": portability,
-}  # fmt: skip
+TABLES = {f.__name__: f for f in (rate, speed, sizes, levers, folder, train, scores, fuzz, large, portability)}
 
 
 def read(path: Path) -> dict:
