@@ -127,7 +127,9 @@ def scores(documents: dict[str, dict]) -> list[list[str]]:
     rows = [["", "bpp", *titles]]
     for name, document in sorted(documents.items()):
         bpp, *values = (document["results"].get(key) for key in ("bpp", *titles))
-        rows.append([name, f"{bpp[0]:.3f}" if bpp else "-", *(f"{v[0]:.1f}" if v else "-" for v in values)])
+        digits = [3 if "loss" in title else 1 for title in titles]
+        shown = [f"{v[0]:.{d}f}" if v else "-" for v, d in zip(values, digits, strict=True)]
+        rows.append([name, f"{bpp[0]:.3f}" if bpp else "-", *shown])
     return rows
 
 

@@ -75,11 +75,20 @@ def test_top_1_top_5_and_agreement_by_hand():
     targets = {"a": 1, "b": 2, "c": 3, "d": 4}
     tops = {"a": [1, 0, 2, 3, 4], "b": [0, 2, 1, 3, 4], "c": [0, 1, 2, 4, 5], "d": [4, 1, 2, 3, 0]}
     evaluator = classification.ClassificationEvaluator(brightness_judge(), targets)
-    scores = evaluator.summarise({key: {"top": top} for key, top in tops.items()})
-    assert scores == {"top-1": 50, "top-5": 75, "agreement": None}
+    scores = evaluator.summarise({key: {"top": top, "loss": len(key) / 2} for key, top in tops.items()})
+    assert scores == {"top-1": 50, "top-5": 75, "agreement": None, "log-loss": 0.5}
     evaluator.reference = {key: {"top": [0]} for key in targets}
     assert evaluator.summarise({key: {"top": top} for key, top in tops.items()})["agreement"] == 50
-    assert evaluator.summarise({}) == {"top-1": None, "top-5": None, "agreement": None}
+    assert evaluator.summarise({}) == {"top-1": None, "top-5": None, "agreement": None, "log-loss": None}
+
+
+def test_log_loss_is_that_of_the_true_class():
+    judge = brightness_judge()
+    judge.scores = lambda pictures: torch.log(torch.tensor([[0.1, 0.7, 0.2]])).expand(len(pictures), 3)
+    judge.classes = 3
+    evaluator = classification.ClassificationEvaluator(judge, {"a": 1, "b": 2})
+    evaluator.process([base.Item(key, None) for key in "ab"], [torch.zeros(3, 8, 8)] * 2)
+    assert evaluator.evaluate()["log-loss"] == pytest.approx(-(math.log(0.7) + math.log(0.2)) / 2, abs=1e-6)
 
 
 def test_truth_scores_100_and_shuffled_labels_score_chance(greys):
