@@ -11,8 +11,9 @@ what writes their files:
   speed, sizes          scripts/benchmark.py codec; with several --size
   levers, folder, train scripts/benchmark.py levers, folder, train
   scores                classification/test.py; a folder of its files
-  fuzz, large           scripts/fuzz_streams.py, scripts/check_large.py
-  portability           scripts/check_portability.py; a folder of its files
+  fuzz                  scripts/fuzz_streams.py
+  robustness            scripts/fuzz_streams.py, check_portability.py, check_concurrency.py, check_large.py, and
+                        scripts/benchmark.py folder; the folder of all their files
 """
 
 from __future__ import annotations
@@ -87,14 +88,31 @@ def levers(document: dict) -> list[list[str]]:
     return rows
 
 
-def portability(documents: dict[str, dict]) -> list[list[str]]:
-    """One row a model: how many readings, of how many settings in pairs, and how many went wrong."""
-    rows = [["", "pictures × rates", "settings", "readings", "wrong", "settled by the guard list", "closest approach"]]
-    for name, d in sorted(documents.items()):
-        rows.append([
-            name, f"{d['pictures']} × {len(d['qualities'])}", str(len(d["versions"])), f"{d['streams']:,}",
-            str(d["mismatches"]), str(max(d["settled_by_guard"].values())), f"{d['closest_to_a_bound']:.2g}",
-        ])  # fmt: skip
+def robustness(documents: dict) -> list[list[str]]:
+    """Everything that must hold of streams, from all results files: what was tried, how often, how often it failed."""
+    rows = [["what", "tried", "measured", "must be"]]
+
+    def row(*cells: str) -> None:
+        rows.append(list(cells))
+
+    for name, d in sorted(documents["portability"].items()):
+        settings, versions = len(d["versions"]), sorted({version.split("+")[0] for version in d["versions"].values()})
+        tried = f"{d['streams']:,} readings: {d['pictures']} pictures, {settings} × {settings} settings"
+        row(f"{name} form, read under another setting", f"{tried}, PyTorch {' and '.join(versions)}",
+            f"{d['mismatches']} wrong", "0")  # fmt: skip
+        row("… closest that a scale came to a bound of its table", "", f"{d['closest_to_a_bound']:.1e} of it", "-")
+    d = documents["fuzz"]
+    row("damaged and forged streams", f"{d['streams']:,} mutants", f"{len(d['findings'])} findings", "0")
+    d = documents["concurrency"]
+    differ = f"{d['streams_that_differ']} streams and {d['pictures_that_differ']} pictures differ"
+    row(f"one codec in {d['threads']} threads", f"{d['calls']:,} calls", differ, "0")
+    d = documents["folder_speed"]
+    for name in ("compress", "decompress"):
+        same = "the same files as one by one" if d[name]["same_files"] else "OTHER files"
+        row(f"`ugicm {name} --workers {d['workers']}`", f"{d['pictures']} pictures", same, "the same")
+    width, height = documents["large"]["size"]
+    for check in documents["large"]["checks"]:
+        row(f"{width}×{height}: {check['what']}", "", f"{check['value']:.3g}", f"≤ {check['limit']:g}")
     return rows
 
 
@@ -139,20 +157,14 @@ def fuzz(document: dict) -> list[list[str]]:
     return [*rows, ["anything else", f"{len(document['findings']):,}"], ["all", f"{document['streams']:,}"]]
 
 
-def large(document: dict) -> list[list[str]]:
-    """Checks of a picture in tiles, against their limits."""
-    rows = [["check", "value", "limit"]]
-    for check in document["checks"]:
-        rows.append([check["what"], f"{check['value']:.4g}", f"{check['limit']:g}"])
-    return rows
-
-
-TABLES = {f.__name__: f for f in (rate, speed, sizes, levers, folder, train, scores, fuzz, large, portability)}
+TABLES = {f.__name__: f for f in (rate, speed, sizes, levers, folder, train, scores, fuzz, robustness)}
 
 
 def read(path: Path) -> dict:
-    """A results file; or of a folder all of them, by name."""
-    return {p.stem: read(p) for p in path.glob("*.json")} if path.is_dir() else json.loads(path.read_text())
+    """A results file; or of a folder all that it holds, by name."""
+    if path.is_dir():
+        return {p.stem: read(p) for p in path.iterdir() if p.is_dir() or p.suffix == ".json"}
+    return json.loads(path.read_text())
 
 
 def markdown(rows: list[list[str]]) -> str:

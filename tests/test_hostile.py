@@ -5,6 +5,7 @@ and test_cli.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import pickle
@@ -27,7 +28,7 @@ from ugicm import cli
 from ugicm.checkpoint import save_model
 from ugicm.codec import Codec
 from ugicm.coding import coders, stream
-from ugicm.evaluation import fuzz, large
+from ugicm.evaluation import concurrency, fuzz, large
 from ugicm.evaluation.memory import memory, reset_peak
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -333,6 +334,18 @@ def test_many_threads_get_what_one_gets(codec, make_picture):
     alone = list(map(work, jobs))
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(work, jobs * 3)) == alone * 3
+
+
+def test_what_threads_get_wrong_is_counted(photos, monkeypatch):
+    codec = Codec(small_model())
+    sources = sorted(photos.rglob("*.png"))[:2]
+    same = concurrency.check(codec, sources, [0.2, 0.8], [0.5], threads=3, repeats=2, side=64)
+    assert same == {"threads": 3, "pictures": len(sources), "calls": 4 * len(sources), "streams_that_differ": 0,
+                    "pictures_that_differ": 0}  # fmt: skip
+    calls = itertools.count()
+    compress = codec.compress
+    monkeypatch.setattr(codec, "compress", lambda image, quality: compress(image, 0.3 + 0.1 * (next(calls) % 2)))
+    assert concurrency.check(codec, sources[:1], [0.2], [0.5], 2, 4, 64)["streams_that_differ"] == 2
 
 
 # Large pictures

@@ -1,0 +1,64 @@
+#!/usr/bin/env python3
+"""Share one codec between many threads, and count the streams and pictures that are not what it makes alone.
+
+    python scripts/check_concurrency.py                                 # the packaged samples, 8 threads
+    python scripts/check_concurrency.py -d photos/ --threads 16 --side 512 -c model.safetensors
+
+Exit status: 0 all the same, 1 something differs, 2 it cannot be checked as asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from importlib import resources
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-c", "--checkpoint", help="model (default: the shipped one)")
+    parser.add_argument("-d", "--dataset", help="folder of pictures (default: the packaged samples)")
+    parser.add_argument("--threads", type=int, default=8, help="calls at a time (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="times every call is made (default: %(default)s)")
+    parser.add_argument("--side", type=int, default=256, help="largest side of the middle of each picture that is used")
+    parser.add_argument("--quality", type=float, nargs="+", default=[0.1, 0.5, 0.9])
+    parser.add_argument("--preference", type=float, nargs="+", default=[0.0, 1.0])
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
+    parser.add_argument("-o", "--output", default="experiments/concurrency.json")
+    args = parser.parse_args()
+    if min(args.threads, args.repeats, args.side) < 1:
+        parser.error("--threads, --repeats and --side must be 1 or more")
+
+    from tqdm import tqdm
+
+    import ugicm
+    from ugicm import files
+    from ugicm.evaluation import concurrency, results
+
+    try:
+        sources = files.find(args.dataset or str(resources.files("ugicm") / "samples"), files.PICTURE_SUFFIXES)
+        codec = ugicm.load(args.checkpoint, args.device)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    with tqdm(desc=f"{args.threads} threads", unit="call") as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = concurrency.check(
+            codec, sources, args.quality, args.preference, args.threads, args.repeats, args.side, progress
+        )
+    report |= {"model": codec.describe(), "environment": results.environment(args.device)}
+    files.write(args.output, (json.dumps(report, indent=2) + "\n").encode())
+    differ = report["streams_that_differ"] + report["pictures_that_differ"]
+    print(f"{report['calls']} calls in {report['threads']} threads: {differ} results differ; {args.output}")
+    return 1 if differ else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
