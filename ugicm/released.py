@@ -189,7 +189,9 @@ def _has_condition(state: Iterable[str]) -> bool:
 
 def build(state: dict[str, Tensor], where: str = "checkpoint") -> UGICM:
     """The model that a state dict with reference names describes, in eval mode. Raises CheckpointError."""
-    model = blank_model(infer_config(state, where), where)
+    config = infer_config(state, where)
+    # What an MLIC++ checkpoint lacks keeps its initial values, so that it can be trained.
+    model = blank_model(config, where) if _has_condition(state) else UGICM(config)
     tensors = {name: tensor for name, tensor in state.items() if not _DERIVED.search(name)}
     named = {our_name(name): name for name in tensors}
     expected = dict(model.named_parameters())

@@ -37,7 +37,9 @@ class ClassificationEvaluator(Evaluator):
             losses = -scores.double().log_softmax(dim=1)
             for index, classes, loss in zip(indices, best, losses, strict=True):
                 key = items[index].key
-                self.records[key] = {"top": classes, "loss": loss[self.targets[key]].item()}
+                self.records[key] = {"top": classes}
+                if key in self.targets:
+                    self.records[key]["loss"] = loss[self.targets[key]].item()
 
     def summarise(self, records: dict[str, dict]) -> dict[str, float | None]:
         """Percent of pictures whose class is the first verdict (top-1), is among five (top-5), and whose
