@@ -273,6 +273,7 @@ def test_errors_come_before_work(pictures, judge, codec, tmp_path, capsys, monke
 
     fails("--qualities: 1.5 is not from 0 to 1", "--qualities", 1.5)
     fails("none of --qualities 0.1 0.4 0.8", "--viewer-qualities", 0.3)
+    fails("--viewer-datasets: cats not found; available: ", "--viewer-datasets", "cats")
     fails("no range", "--bpp-range", 1, 0.5)
     fails("resnet18=PATH", judge="resnet18")
     fails("alex=PATH", "--lpips", "alex")

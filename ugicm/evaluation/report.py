@@ -94,6 +94,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     page.add_argument("--title", default="Rate, distortion, recognition", help="(default: %(default)s)")
     page.add_argument("--viewer", type=int, default=3, metavar="N", help="pictures to compare by eye (default: 3)")
     page.add_argument(
+        "--viewer-datasets", nargs="+", metavar="NAME", help="of these data sets only: the page holds copies of the "
+        "pictures it shows (default: of all)",
+    )  # fmt: skip
+    page.add_argument(
         "--viewer-qualities",
         type=float,
         nargs="+",
@@ -232,6 +236,8 @@ def _datasets(args: argparse.Namespace, device: str, notes: list[str]) -> list[D
     names = [name for name, _ in folders]
     if len(set(names)) < len(names):
         raise ConfigError(f"two folders are called {max(names, key=names.count)}: give names: -d NAME=DIR")
+    if unknown := sorted(set(args.viewer_datasets or ()) - set(names)):
+        raise ConfigError(f"--viewer-datasets: {unknown[0]} not found; available: {', '.join(names)}")
     if args.labels and len(folders) > 1:
         raise ConfigError("--labels is for one folder; with several, put a labels.csv into the folder it belongs to")
     truths = [CocoTruth(path) for path in args.coco]
@@ -444,7 +450,11 @@ def _write(output: Path, args, sections, measured, environment, notes, cache: Ca
     files.write(output / "results.json", (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
     files.write(output / "tables.md", markdown(document).encode())
     plots(document, output / "plots")
-    shown = [viewer(dataset, curves, args, cache) for dataset, curves in measured]
+    chosen = args.viewer_datasets
+    shown = [
+        viewer(dataset, curves, args, cache) if chosen is None or dataset.name in chosen else None
+        for dataset, curves in measured
+    ]
     files.write(output / "index.html", page(document, shown).encode())
 
 
