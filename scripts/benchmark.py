@@ -48,9 +48,9 @@ examples:
   benchmark.py folder                                      100 pictures of 512x768, as many workers as cores
   benchmark.py folder --count 20 --size 256x256 --workers 4
   benchmark.py folder -d photos/ -c model.safetensors
-Runs "ugicm compress" and "ugicm decompress" as users do. Columns: a folder of one picture (mostly loading), the folder
-one by one on all cores (--workers 1), side by side; how many times faster that is, for the whole command and without
-the start; whether the files are the same.
+Runs "ugicm compress" and "ugicm decompress" as users do, each picture on one core. Columns: a folder of one picture
+(mostly loading), the folder one by one (--workers 1), side by side; how many times faster that is, for the whole command
+and without the start; whether the files are the same.
 """
 _TRAIN_HELP = """\
 examples:

@@ -278,6 +278,22 @@ def test_workers_write_the_same_files(command, photos, tmp_path, make_picture):
         assert all((one / name).read_bytes() == (three / name).read_bytes() for name in tree(one))
 
 
+@side_by_side
+def test_workers_do_not_change_the_last_digit(tmp_path, make_picture):
+    """With the shipped model, whose pictures show in how many threads they were computed; in processes of their own."""
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        make_picture(320, 256, i).save(tmp_path / "photos" / f"{i}.png")
+    for count in (1, 2):
+        for command, source, target in (("compress", "photos", "streams"), ("decompress", "streams1", "pictures")):
+            arguments = [command, tmp_path / source, tmp_path / f"{target}{count}", "--workers", count]
+            environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
+            subprocess.run([sys.executable, "-m", "ugicm", *map(str, arguments)], env=environment, check=True)
+    for kind in ("streams", "pictures"):
+        one, two = tmp_path / f"{kind}1", tmp_path / f"{kind}2"
+        assert len(tree(one)) == 3 and all((one / name).read_bytes() == (two / name).read_bytes() for name in tree(one))
+
+
 def _folder_at_work(folder, make_picture, checkpoint):
     """A process that compresses many pictures with two workers, once the first outputs are there."""
     photos, streams = folder / "photos", folder / "streams"

@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--overwrite", action="store_true", help="replace outputs that are already there")
         sub.add_argument("--workers", type=_workers, metavar="N",
                          help="pictures of a folder done side by side, each on one core: the same outputs, sooner; the "
-                         "memory of N pictures. On a CPU, under Linux. 1: one after another, each on all cores "
+                         "memory of N pictures. On a CPU, under Linux. 1: one after another "
                          f"(default: as many as there are cores, at most {_MOST_WORKERS})")  # fmt: skip
 
     def limit_option(sub: argparse.ArgumentParser) -> None:
@@ -310,13 +310,17 @@ def _run(
     possible = workers.available() and codec.device.type == "cpu"
     if args.workers is None:
         cores = min(torch.get_num_threads(), _MOST_WORKERS)  # knows of affinity and OMP_NUM_THREADS
-        count = min(cores, len(jobs)) if possible and 2 * len(jobs) >= cores else 1  # few: more threads for each
+        count = min(cores, len(jobs)) if possible else 1
     elif args.workers > 1 and not possible:
         raise files.UsageError(f"--workers {args.workers}: side by side only on a CPU under Linux; leave it out")
     else:
         count = min(args.workers, len(jobs))
+    if possible and Path(args.input).is_dir():
+        # The last digits of analysis and synthesis depend on the number of threads: a folder's files must not depend on
+        # the number of workers.
+        torch.set_num_threads(1)
     # One thread in each process: the threads of the OpenMP runtime do not survive a fork, and waiting for them is for
-    # ever. Results do not depend on how many there are.
+    # ever.
     return files.run(jobs, work, incomplete, args.overwrite, _say, count, lambda: torch.set_num_threads(1))
 
 

@@ -59,7 +59,7 @@ def start_seconds(repeats: int) -> dict[str, float]:
 
 
 def time_folder(photos: Path, workers: int, checkpoint: str | None = None) -> dict[str, Any]:
-    """``ugicm compress`` and ``decompress`` of a folder with one worker (on all cores) and with ``workers``.
+    """``ugicm compress`` and ``decompress`` of a folder with one worker and with ``workers``, each on one core.
 
     ``ratio`` is of whole commands; ``ratio_without_start`` leaves out what a folder of one picture takes, which is
     mostly loading PyTorch and the model.
