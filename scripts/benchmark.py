@@ -49,8 +49,8 @@ examples:
   benchmark.py folder --count 20 --size 256x256 --workers 4
   benchmark.py folder -d photos/ -c model.safetensors
 Runs "ugicm compress" and "ugicm decompress" as users do, each picture on one core. Columns: a folder of one picture
-(mostly loading), the folder one by one (--workers 1), side by side; how many times faster that is, for the whole command
-and without the start; whether the files are the same.
+(mostly loading), the folder one by one (--workers 1), side by side; how many times faster that is, for the whole
+command and without the start; whether the files are the same.
 """
 _TRAIN_HELP = """\
 examples:
