@@ -61,9 +61,7 @@ def main() -> int:
 def _cropped(path: Path, side: int, target: Path) -> Path:
     from ugicm import pictures
 
-    image = pictures.open_rgb(path)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image.crop((left, top, left + side, top + side)).save(target)
+    pictures.middle(pictures.open_rgb(path), side).save(target)
     return target
 
 

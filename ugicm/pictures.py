@@ -55,6 +55,13 @@ def open_rgb(source: str | os.PathLike | Image.Image) -> Image.Image:
         raise PictureError(f"{os.fspath(source)}: damaged picture: {error}") from None
 
 
+def middle(image: Image.Image, side: int) -> Image.Image:
+    """The middle of a picture, of at most ``side`` pixels each way."""
+    width, height = min(side, image.width), min(side, image.height)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
 def _to_rgb(image: Image.Image, name: str | os.PathLike) -> Image.Image:
     try:
         image.load()

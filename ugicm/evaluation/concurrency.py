@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from PIL import Image
-
 from ugicm import pictures
 from ugicm.codec import Codec
 
@@ -27,7 +25,7 @@ def check(
 
     def work(job: tuple[Path, float, float]) -> tuple[bytes, bytes]:
         path, quality, preference = job
-        data = codec.compress(_middle(pictures.open_rgb(path), side), quality)
+        data = codec.compress(pictures.middle(pictures.open_rgb(path), side), quality)
         return data, codec.decompress(data, preference).tobytes()
 
     jobs = [(path, quality, preference) for path in sources for quality in qualities for preference in preferences]
@@ -45,9 +43,3 @@ def check(
         "threads": threads, "pictures": len(sources), "calls": len(jobs) * repeats,
         "streams_that_differ": wrong[0], "pictures_that_differ": wrong[1],
     }  # fmt: skip
-
-
-def _middle(image: Image.Image, side: int) -> Image.Image:
-    width, height = min(side, image.width), min(side, image.height)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ugicm import pictures
+from ugicm import files, pictures
 from ugicm.codec import Codec
 from ugicm.coding import stream
 from ugicm.evaluation.benchmark import sample
@@ -159,7 +159,7 @@ def measure(lever: Lever, repeats: int) -> dict[str, Any]:
                 synchronize(one.device)
                 taken.append(time.perf_counter() - start)
     except (RuntimeError, ImportError) as error:
-        return record | {"error": str(error).strip().splitlines()[0][:200]}
+        return record | {"error": files.first_line(error)[:200]}
     without, with_it = (statistics.median(taken) for taken in times)
     difference = (one - other).square().mean().item()
     return record | {
