@@ -83,17 +83,22 @@ def test_a_stream_is_read_the_same_in_a_fresh_process(backbone, tmp_path):
     x = pictures()
     with torch.no_grad():
         strings, _ = model.compress(x, quality_of(model))
-        y_hat, _ = model.decompress(strings, x.shape[2:])
+        y_hat, digests = model.decompress(strings, x.shape[2:])
     (tmp_path / "string").write_bytes(strings[0])
     program = (
         "import sys, torch; from pathlib import Path; from ugicm.checkpoint import load_model\n"
         "folder = Path(sys.argv[1]); model = load_model(folder / 'model.safetensors').prepare_for_coding()\n"
-        "y_hat, _ = model.decompress([(folder / 'string').read_bytes()], (128, 192))\n"
-        "torch.save(y_hat, folder / 'y_hat.pt')\n"
+        "y_hat, digests = model.decompress([(folder / 'string').read_bytes()], (128, 192))\n"
+        "torch.save({'y_hat': y_hat, 'digests': digests}, folder / 'read.pt')\n"
     )
     root = Path(__file__).parents[1]
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, cwd=root)
-    assert torch.equal(torch.load(tmp_path / "y_hat.pt", weights_only=True), y_hat)
+    read = torch.load(tmp_path / "read.pt", weights_only=True)
+    assert read["digests"] == digests  # the same symbols, always
+    if model.parser.guard:  # floats add up in an order that is the process's own: means may differ in their last bit
+        torch.testing.assert_close(read["y_hat"], y_hat, rtol=0, atol=1e-9)
+    else:
+        assert torch.equal(read["y_hat"], y_hat)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
