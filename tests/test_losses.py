@@ -365,3 +365,29 @@ def test_in_training_the_teacher_sees_drawn_sizes_and_in_validation_its_own(monk
     assert seen == [12, 12]
     with pytest.raises(ConfigError, match="sizes"):
         TeacherConfig(kind="timm", name="any", sizes=(0,))
+
+
+@pytest.mark.parametrize("normalisation", ["batch", "layer"])
+def test_in_training_every_batch_meets_another_variant_of_the_teacher(monkeypatch, normalisation):
+    def network():
+        if normalisation == "batch":
+            return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Flatten())
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LayerNorm(3 * 8 * 8))
+
+    teacher = Teacher(network(), own_size=8, size=0, mean=(0,) * 3, std=(1,) * 3, jitter=0.5)
+    monkeypatch.setattr(objective, "load_teacher", lambda config: teacher)
+    config = TeacherConfig(kind="timm", name="any", jitter=0.5)
+    total = objective.Objective(ObjectiveConfig(teacher=config, terms={"global": TermConfig(machine=1.0)}))
+    x = torch.rand(1, 3, 8, 8)
+    plain_embedding, seen = teacher(x)[1], []
+    teacher.network.register_forward_hook(lambda *outputs: seen.append(outputs[-1]))
+    for _ in range(2):
+        total(output(x), x, batch_of([1.0]))
+    assert torch.equal(seen[0], seen[1]) and torch.equal(seen[2], seen[3])  # the same for both pictures of a batch
+    ratio = torch.cat(seen[::2]) / plain_embedding
+    assert 0.5 <= ratio.min() < 0.7 and 1.3 < ratio.max() <= 1.5
+    assert not torch.equal(seen[0], seen[2])
+    total.eval()(output(x), x, batch_of([1.0]))
+    assert torch.equal(seen[4], plain_embedding)
+    with pytest.raises(ConfigError, match="jitter"):
+        TeacherConfig(kind="timm", name="any", jitter=1.0)

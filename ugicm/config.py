@@ -342,6 +342,9 @@ class TeacherConfig:
     # In training each batch is seen at one of these sides, drawn at random: what only helps at one size, and would not
     # help other networks, averages out. Empty: always at ``size``.
     sizes: tuple[int, ...] = ()
+    # In training each batch is seen by another variant of the teacher, its channels scaled by 1 ± jitter at most:
+    # what would please only this very network averages out. In [0, 1).
+    jitter: float = 0.0
     mean: tuple[float, ...] = ()  # of the colours; empty: the teacher's own
     std: tuple[float, ...] = ()
     layers: dict[str, float] = dataclasses.field(default_factory=dict)  # submodule -> weight, of term features
@@ -355,6 +358,8 @@ class TeacherConfig:
                 raise ConfigError(f"{name} must be three numbers")
         if any(size <= 0 for size in self.sizes):
             raise ConfigError(f"sizes must be positive, got {list(self.sizes)}")
+        if not 0 <= self.jitter < 1:
+            raise ConfigError(f"jitter must be in [0, 1), got {self.jitter}")
         if any(weight <= 0 for weight in self.layers.values()):
             raise ConfigError("weights of layers must be positive")
 

@@ -130,6 +130,7 @@ class Objective(nn.Module):
         groups, memo = group_members(beta, quality), {}
         if self.teacher is not None:
             self.teacher.size = self._teacher_size()
+            self.teacher.vary(self.training)
         bpp = bits_per_pixel(out["likelihoods"].values(), x.shape[2] * x.shape[3])
         emphasis = torch.ones_like(quality)
         if self.training and self.config.emphasis:

@@ -32,7 +32,10 @@ class Teacher(nn.Module):
         mean, std: of the three colours, for pictures in [0, 1].
         layers: names of submodules of ``network`` whose outputs are the feature maps.
         interpolation: "bicubic" or "bilinear", antialiased.
+        jitter: see :meth:`vary`.
     """
+
+    NORMALISATIONS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
 
     def __init__(
         self,
@@ -43,6 +46,7 @@ class Teacher(nn.Module):
         std: tuple[float, ...],
         layers: tuple[str, ...] = (),
         interpolation: str = "bicubic",
+        jitter: float = 0.0,
     ):
         super().__init__()
         self.network, self.layers = network, layers
@@ -51,6 +55,11 @@ class Teacher(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self._seen: dict[str, Tensor] = {}
+        self.jitter = jitter
+        self._factors: dict[str, Tensor] | None = None  # of every normalised layer met so far
+        for name, module in network.named_modules() if jitter else ():
+            if isinstance(module, self.NORMALISATIONS):
+                module.register_forward_hook(self._scale(name, 1 if hasattr(module, "running_mean") else -1))
         modules = dict(network.named_modules())
         for name in layers:
             if name not in modules or not name:
@@ -64,6 +73,27 @@ class Teacher(nn.Module):
             self._seen[name] = output[0] if isinstance(output, tuple) else output
 
         return hook
+
+    def _scale(self, name: str, dim: int):
+        def hook(module: nn.Module, arguments: tuple, output: Tensor) -> Tensor | None:
+            if self._factors is None:
+                return None
+            if name not in self._factors:
+                shape = [1] * output.dim()
+                shape[dim] = output.shape[dim]
+                self._factors[name] = 1 + self.jitter * (2 * torch.rand(shape, device=output.device) - 1)
+            return output * self._factors[name].to(output.dtype)
+
+        return hook
+
+    def vary(self, on: bool = True) -> None:
+        """From now on be another, similar network: every channel after a normalisation is scaled by a factor drawn
+        from 1 - ``jitter`` ... 1 + ``jitter``, the same for all pictures until the next call. ``on=False``: itself.
+
+        What pleases many such networks pleases networks of other kinds, too (Li et al., "Learning Transferable
+        Adversarial Examples via Ghost Networks", AAAI 2020, who want to deceive them; here they are to be helped).
+        """
+        self._factors = {} if on and self.jitter else None
 
     def train(self, mode: bool = True) -> Teacher:
         """A teacher stays in eval mode."""
@@ -109,6 +139,7 @@ def _open_clip(config: TeacherConfig) -> Teacher:
         config.std or wanted["std"],
         tuple(config.layers),
         wanted.get("interpolation", "bicubic"),
+        config.jitter,
     )
 
 
@@ -133,6 +164,7 @@ def _timm(config: TeacherConfig) -> Teacher:
         config.std or wanted["std"],
         tuple(config.layers),
         wanted["interpolation"],
+        config.jitter,
     )
 
 
