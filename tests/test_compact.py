@@ -9,6 +9,7 @@ import torch
 from small_models import CONFIGS, small_model
 
 from ugicm.errors import ConfigError
+from ugicm.models import compact
 from ugicm.models.codec import UGICM
 from ugicm.training import optim
 from ugicm.training.widen import optimal_step, reduced_rank, widen
@@ -51,6 +52,21 @@ def test_a_map_gives_each_place_its_preference(quality):
     number = model.synthesize(y_hat, torch.tensor([51 / 255, 1.0]), quality)
     constant = torch.ones(2, 1, 96, 64) * torch.tensor([51 / 255, 1.0])[:, None, None, None]
     assert torch.allclose(model.synthesize(y_hat, constant, quality), number, atol=1e-5)
+
+
+@pytest.mark.parametrize("band, most", [(1, 3), (40, 6), (100, 12), (10**6, 24)])
+def test_bands_give_what_the_whole_gives(quality, monkeypatch, band, most):
+    model, x = small_model(), torch.rand(2, 3, 192, 128, generator=torch.Generator().manual_seed(2))
+    y_hat, beta = latents(model), torch.tensor([0.0, 0.7])
+    expected = model.analyse(x, quality), model.synthesize(y_hat, beta, quality)  # differentiable, so on whole maps
+    rows, block = [], compact.PatchBlock.forward
+    monkeypatch.setattr(compact, "BAND", band)
+    monkeypatch.setattr(compact.PatchBlock, "forward", lambda *a: rows.append(a[1].shape[2]) or block(*a))
+    with torch.no_grad():
+        found = model.analyse(x, quality), model.synthesize(y_hat, beta, quality)
+    assert max(rows) == most  # of maps of 24x16 and 12x8
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b.detach(), rtol=0, atol=1e-4)
 
 
 def test_only_the_branches_learn_in_the_last_stage(quality):

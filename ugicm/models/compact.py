@@ -7,6 +7,9 @@ entropy parameters) is made of :mod:`ugicm.models.fixed_point` layers only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import zip_longest
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,16 +21,40 @@ from ugicm.models.entropy_model import SliceEntropyModel
 from ugicm.models.fixed_point import FixedPointConv2d, activation
 from ugicm.models.layers import full_precision
 
+ALL_ROWS = slice(None)
 FOLD = 8  # pixels folded into channels, each way
 STRIDE = 16  # of y
 
 
+# Positions of a band that blocks work on at a time outside training: what lies between their layers then fits into the
+# cache of a processor.
+BAND = 4096
+
+
 def _rectify(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, 0.1)
+    return F.leaky_relu(x, 0.1, inplace=not torch.is_grad_enabled())
+
+
+def in_bands(block: Callable[[Tensor, slice], Tensor], x: Tensor) -> Tensor:
+    """``block(x, all rows)``, computed band by band of rows. [B, C, H, W] -> same.
+
+    ``block(x, rows)`` gives the result on ``rows`` of its input, and reaches one row further, above and below.
+    """
+    height, width = x.shape[-2:]
+    count = -(-height * width // BAND)
+    if count < 2:
+        return block(x, ALL_ROWS)
+    y = torch.empty_like(x)
+    step = -(-height // count)
+    for top in range(0, height, step):
+        bottom, first = min(top + step, height), max(top - 1, 0)
+        y[:, :, top:bottom] = block(x[:, :, first : bottom + 1], slice(top - first, bottom - first))
+    return y
 
 
 class PatchBlock(nn.Module):
-    """Pointwise, depthwise, pointwise; then a pointwise feed-forward pair; both residual. [B, C, H, W] -> same.
+    """Pointwise, depthwise, pointwise; then a pointwise feed-forward pair; both residual. [B, C, H, W] -> same, or only
+    its ``rows``.
 
     With ``condition_width`` the features between pointwise and depthwise are scaled and shifted per channel by a
     projection of the condition that starts at zero, so an untrained condition has no effect.
@@ -46,18 +73,18 @@ class PatchBlock(nn.Module):
             nn.init.zeros_(self.modulation.weight)
             nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, condition: Condition | None = None) -> Tensor:
+    def forward(self, x: Tensor, condition: Condition | None = None, rows: slice = ALL_ROWS) -> Tensor:
         h = _rectify(self.expand(x))
         if self.modulation is not None and condition is not None:
             scale, shift = condition.project(self.modulation, h.shape[-2:]).to(h.dtype).chunk(2, dim=1)
             h = torch.addcmul(h + shift, h, scale)
-        x = x + self.project(self.depthwise(h))
+        x = x[:, :, rows] + self.project(self.depthwise(h)[:, :, rows])
         return x + self.narrow(_rectify(self.widen(x)))
 
 
 class MachineBranch(nn.Module):
     """What only machines see beside a :class:`PatchBlock`: pointwise down to ``inner`` channels, depthwise, pointwise
-    up, times the preference. [B, C, H, W] -> same.
+    up, times the preference. [B, C, H, W] -> same, or only its ``rows``.
 
     At preference 0 it adds nothing, so it can be trained alone without any change to the picture for people; an
     untrained one adds nothing at any preference. (A parallel adapter: He et al., "Towards a Unified View of
@@ -72,9 +99,28 @@ class MachineBranch(nn.Module):
         nn.init.zeros_(self.widen.weight)
         nn.init.zeros_(self.widen.bias)
 
-    def forward(self, x: Tensor, condition: Condition) -> Tensor:
-        h = _rectify(self.depthwise(_rectify(self.reduce(x))))
-        return self.widen(h).float() * condition.preference(x.shape[-2:])
+    def forward(self, x: Tensor, condition: Condition, rows: slice = ALL_ROWS) -> Tensor:
+        h = _rectify(self.depthwise(_rectify(self.reduce(x)))[:, :, rows])
+        return self.widen(h).float() * condition.preference(h.shape[-2:])
+
+
+def run_blocks(
+    x: Tensor, blocks: nn.ModuleList, condition: Condition | None = None, branches: nn.ModuleList | None = None
+) -> Tensor:
+    """One block after the other, each with the branch beside it where there are any. [B, C, H, W] -> same.
+
+    By bands on a processor, outside training, unless the preference is a map.
+    """
+    mapped = condition is not None and condition.level_map is not None
+    banded = x.device.type == "cpu" and not torch.is_grad_enabled() and not mapped
+    for block, branch in zip_longest(blocks, branches or ()):
+
+        def both(x: Tensor, rows: slice, block: PatchBlock = block, branch: MachineBranch | None = branch) -> Tensor:
+            y = block(x, condition, rows)
+            return y if branch is None else y + branch(x, condition, rows)
+
+        x = in_bands(both, x) if banded else both(x, ALL_ROWS)
+    return x
 
 
 class DetailAnalysis(nn.Conv2d):
@@ -118,11 +164,9 @@ class PatchAnalysis(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x - 0.5
         h = self.stem(F.pixel_unshuffle(x, FOLD)).float()
-        for block in self.blocks_8:
-            h = block(h)
+        h = run_blocks(h, self.blocks_8)
         h = self.down(h).float()
-        for block in self.blocks_16:
-            h = block(h)
+        h = run_blocks(h, self.blocks_16)
         y = full_precision(self.head, h)
         return y if self.detail is None else torch.cat([y, full_precision(self.detail, x)], dim=1)
 
@@ -147,21 +191,14 @@ class PatchSynthesis(nn.Module):
         self.branches_8 = nn.ModuleList(MachineBranch(config.width_8, inner) for _ in self.blocks_8 if inner)
 
     def forward(self, y_hat: Tensor, condition: Condition) -> Tensor:
+        branched = self.training or not condition.human
         h = self.stem(y_hat).float()
-        h = self._blocks(h, condition, self.blocks_16, self.branches_16)
+        h = run_blocks(h, self.blocks_16, condition, self.branches_16 if branched else None)
         h = F.pixel_shuffle(self.up(h), 2).float()
-        h = self._blocks(h, condition, self.blocks_8, self.branches_8)
+        h = run_blocks(h, self.blocks_8, condition, self.branches_8 if branched else None)
         x = F.pixel_shuffle(self.head(h), FOLD).float() + 0.5
         return x if self.detail is None else x + full_precision(self.detail, y_hat[:, -self.detail.in_channels :])
 
-    def _blocks(self, h: Tensor, condition: Condition, blocks: nn.ModuleList, branches: nn.ModuleList) -> Tensor:
-        if not branches or (not self.training and condition.human):
-            for block in blocks:
-                h = block(h, condition)
-        else:
-            for block, branch in zip(blocks, branches, strict=True):
-                h = block(h, condition) + branch(h, condition)
-        return h
 
 
 class CompactHyperAnalysis(nn.Module):
