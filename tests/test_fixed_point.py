@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from small_models import small_model
 
 import ugicm
-from ugicm.models.fixed_point import ACTIVATION_STEP, WEIGHT_STEP, FixedPointConv2d, to_grid
+from ugicm.models.fixed_point import ACTIVATION_STEP, WEIGHT_STEP, FixedPointConv2d, activation, on_grid, to_grid
 
 
 def exact_layer(kernel, channels=48, seed=0):
@@ -34,7 +35,7 @@ def test_results_equal_integer_arithmetic(kernel):
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_any_order_of_channels_gives_the_same_bits(kernel, threads):
-    layer, x = exact_layer(kernel), 100 * torch.randn(1, 48, 16, 16, dtype=torch.float64)
+    layer, x = exact_layer(kernel), to_grid(100 * torch.randn(1, 48, 16, 16, dtype=torch.float64))
     expected = layer(x)
     order = torch.randperm(48)
     shuffled = exact_layer(kernel)
@@ -52,7 +53,7 @@ def test_floating_point_training_stays_close():
     layer, trained = exact_layer(3), FixedPointConv2d(48, 8, 3)
     trained.load_state_dict({k: v.float() for k, v in layer.state_dict().items()})
     x = torch.randn(1, 48, 8, 8)
-    torch.testing.assert_close(trained(x).double(), layer(x.double()), rtol=0, atol=1e-2)
+    torch.testing.assert_close(trained(x).double(), layer(on_grid(x.double())), rtol=0, atol=1e-2)
 
 
 def test_weights_too_large_for_exact_sums_are_refused():
@@ -61,3 +62,30 @@ def test_weights_too_large_for_exact_sums_are_refused():
         layer.weight.fill_(1e6)
     with pytest.raises(ugicm.CheckpointError, match="too large for exact sums"):
         layer.round_weights()
+
+
+@torch.no_grad()
+def test_all_that_enters_a_convolution_is_on_the_grid():
+    model = small_model("compact").prepare_for_coding()
+    met = []
+
+    def check(layer, inputs):
+        met.append(layer)
+        assert torch.equal(on_grid(inputs[0]), inputs[0])
+
+    layers = [m for m in model.parser.modules() if isinstance(m, FixedPointConv2d)]
+    for layer in layers:
+        layer.register_forward_pre_hook(check)
+    x = torch.rand(1, 3, 128, 64, generator=torch.Generator().manual_seed(1))
+    strings, _ = model.compress(x, torch.tensor([0.7]))
+    assert set(met) == set(layers)
+    met.clear()
+    model.decompress(strings, (128, 64))
+    assert set(met) == set(layers)
+
+
+def test_activation_rounds_ties_to_even_and_keeps_to_the_limit():
+    x = torch.tensor([1.5, 2.5, -8 * 1.5, 1e9, -1e9, 1e300], dtype=torch.float64) * ACTIVATION_STEP
+    expected = torch.tensor([2, 2, -2, 2.0**26, -(2.0**26), 2.0**26], dtype=torch.float64) * ACTIVATION_STEP
+    assert torch.equal(activation(x.clone()), expected)
+    assert torch.equal(activation(x.float()[:2]), x.float()[:2])  # nothing is rounded in training

@@ -18,7 +18,7 @@ from ugicm.config import ModelConfig
 from ugicm.models.checkerboard import REST, pack_neighbours
 from ugicm.models.conditional_decoder import Condition
 from ugicm.models.entropy_model import SliceEntropyModel
-from ugicm.models.fixed_point import FixedPointConv2d, activation
+from ugicm.models.fixed_point import FixedPointConv2d, activation, on_grid
 from ugicm.models.layers import full_precision
 
 ALL_ROWS = slice(None)
@@ -231,9 +231,12 @@ class CompactHyperSynthesis(nn.Sequential):
             FixedPointConv2d(width, config.hyper_width, 3), FixedPointActivation(),
         )  # fmt: skip
 
+    def forward(self, z_hat: Tensor) -> Tensor:
+        return super().forward(on_grid(z_hat))
+
 
 class FixedPointActivation(nn.Module):
-    """Leaky ReLU with a slope that is a power of two."""
+    """:func:`ugicm.models.fixed_point.activation` as a layer."""
 
     def forward(self, x: Tensor) -> Tensor:
         return activation(x)
@@ -275,7 +278,7 @@ class CompactSlices(SliceEntropyModel):
             nn.init.constant_(params[-1].bias[: len(params[-1].bias) // 2], 1.0)  # start with scale 1
 
     def past_context(self, k: int, done: list[Tensor]) -> list[Tensor]:
-        return [self.channel[k](torch.cat(done, dim=1))] if done else []
+        return [self.channel[k](on_grid(torch.cat(done, dim=1)))] if done else []
 
     def near_context(self, k: int, done: list[Tensor], anchor: Tensor) -> list[Tensor]:
-        return [self.local[k](pack_neighbours(anchor, REST, self.reach))]
+        return [self.local[k](pack_neighbours(on_grid(anchor), REST, self.reach))]

@@ -8,8 +8,8 @@ instruction set and fused multiply-adds make no difference. (The idea of integer
 Ballé, Johnston, Minnen, "Integer Networks for Data Compression with Latent-Variable Models", ICLR 2019; here
 with 26-bit activations, so that no retraining is needed.)
 
-What lies between the convolutions must be exact too: additions, concatenation, pixel shuffles and a leaky ReLU
-whose slope is a power of two.
+What lies between the convolutions must be exact too: concatenation, pixel shuffles, and a leaky ReLU whose slope is
+a power of two, which also rounds: whatever enters a convolution has been through :func:`activation` or :func:`on_grid`.
 """
 
 from __future__ import annotations
@@ -27,17 +27,24 @@ SLOPE = 2.0**-3
 
 
 def to_grid(x: Tensor) -> Tensor:
-    """Round float64 values to multiples of 2^-14 within +-2^12."""
-    return torch.round(x / ACTIVATION_STEP).mul_(ACTIVATION_STEP).clamp_(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
+    """Round float64 values, in place, to multiples of 2^-14 within +-2^12."""
+    return x.mul_(1 / ACTIVATION_STEP).round_().mul_(ACTIVATION_STEP).clamp_(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
+
+
+def on_grid(x: Tensor) -> Tensor:
+    """What convolutions may take: x itself in training, a rounded copy where x is float64."""
+    return to_grid(x.clone()) if x.dtype == torch.float64 else x
 
 
 def activation(x: Tensor) -> Tensor:
-    """Leaky ReLU with slope 1/8: exact in binary."""
-    return F.leaky_relu(x, SLOPE)
+    """Leaky ReLU with slope 1/8, exact in binary, and rounding where x is float64. May overwrite x outside training."""
+    x = F.leaky_relu(x, SLOPE, inplace=not torch.is_grad_enabled())
+    return to_grid(x) if x.dtype == torch.float64 else x
 
 
 class FixedPointConv2d(nn.Conv2d):
-    """A convolution that trains in floating point and, once its weights are float64, computes exactly.
+    """A convolution that trains in floating point and, once its weights are float64, computes exactly, given inputs on
+    the grid (:func:`on_grid`).
 
     Call :meth:`round_weights` after converting to float64 (:meth:`ugicm.models.codec.UGICM.prepare_for_coding`
     does). Padding is zero, ``kernel_size // 2``, stride 1.
@@ -62,7 +69,6 @@ class FixedPointConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.weight.dtype != torch.float64:
             return super().forward(x)
-        x = to_grid(x)
         if self.kernel_size == (1, 1):  # a plain matrix product; float64 convolutions are slower
             y = torch.matmul(self.weight.flatten(1), x.flatten(2)).unflatten(2, x.shape[2:])
             return y.add_(self.bias[:, None, None])
