@@ -61,13 +61,16 @@ class SliceEntropyModel(nn.Module):
         """hyper context [B, C, H, W] and y [B, M, H, W] (None when reading) -> y_hat [B, M, H, W]."""
         slices = [None] * len(self.widths) if y is None else y.split(self.widths, dim=1)
         done: list[Tensor] = []
+        hyper_on = {part: pack(hyper, part) for part in (ANCHOR, REST)}
         for k, y_k in enumerate(slices):
-            known = torch.cat([*self.past_context(k, done), hyper], dim=1)
-            scale, mean = self.anchor_params[k](pack(known, ANCHOR)).chunk(2, dim=1)
+            past = self.past_context(k, done)
+            known = torch.cat([*(pack(c, ANCHOR) for c in past), hyper_on[ANCHOR]], dim=1)
+            scale, mean = self.anchor_params[k](known).chunk(2, dim=1)
             anchor = unpack(coder.code(scale, mean, ANCHOR, y_k), ANCHOR)
             anchor = self.predict_residual(k, ANCHOR, hyper, done, anchor)
             near = self.near_context(k, done, anchor)
-            scale, mean = self.rest_params[k](torch.cat([*near, pack(known, REST)], dim=1)).chunk(2, dim=1)
+            known = torch.cat([*near, *(pack(c, REST) for c in past), hyper_on[REST]], dim=1)
+            scale, mean = self.rest_params[k](known).chunk(2, dim=1)
             y_hat = anchor + unpack(coder.code(scale, mean, REST, y_k), REST)
             done.append(self.predict_residual(k, REST, hyper, done, y_hat))
         return torch.cat(done, dim=1)
