@@ -161,15 +161,16 @@ class LocalContext(nn.Module):
         qkv = F.linear(self.norm(anchor.permute(0, 2, 3, 1)), weight, bias)
         reach = self.window // 2
         qkv = F.pad(qkv, (0, 0, reach, reach, reach, reach)).flatten(1, 2)
-        # [B, positions, window^2, 3, heads, C / heads] -> three of [B, positions, heads, window^2, C / heads]
-        qkv = qkv[:, windows].view(batch, *windows.shape, 3, self.heads, -1)
-        query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).contiguous()
-        scores = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)
+        # [B, positions of the map, 3, heads, C / heads] -> three of [B windows, heads, window^2, C / heads]: the fused
+        # attention takes four dimensions, and the windows of all pictures are its batch.
+        qkv = qkv.unflatten(2, (3, self.heads, -1))[:, windows].flatten(0, 1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
         bias, masked = self._position_bias_and_mask(inside)
-        scores = scores + bias + MASKED * masked.to(scores.dtype)
-        attended = scores.softmax(dim=-1) @ value  # [B, positions, heads, window^2, C / heads]
-        fusion = self.fusion.weight.unflatten(1, (self.heads, -1)).flatten(3).transpose(2, 3).flatten(1)
-        h = self.project(F.linear(attended.flatten(2), fusion, self.fusion.bias))
+        bias = (bias + MASKED * masked.to(bias.dtype)).repeat(batch, 1, 1, 1)
+        attended = F.scaled_dot_product_attention(query, key, value, bias).transpose(1, 2)  # window^2 before heads
+        attended = attended.flatten(1).unflatten(0, (batch, -1))
+        fusion = self.fusion.weight.unflatten(1, (self.heads, -1)).flatten(3).permute(0, 3, 1, 2).flatten(1)
+        h = self.project(F.linear(attended, fusion, self.fusion.bias))
         h = h + self.mlp(self.mlp_norm(h))
         return unpack(h.transpose(1, 2).reshape(batch, 2 * dim, height, width // 2), REST)
 
