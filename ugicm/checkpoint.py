@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from ugicm import files
 from ugicm.config import ModelConfig, from_dict, to_dict
-from ugicm.errors import CheckpointError, ConfigError
+from ugicm.errors import CheckpointError, ConfigError, first_line, first_of
 from ugicm.models.codec import UGICM
 
 FORMAT = "ugicm"
@@ -100,7 +100,7 @@ def blank_model(config: ModelConfig, where: str) -> UGICM:
             return UGICM(config)
     except (RuntimeError, MemoryError, ValueError) as error:
         raise CheckpointError(
-            f"{where}: a model of its configuration cannot be built here: {files.first_line(error)}"
+            f"{where}: a model of its configuration cannot be built here: {first_line(error)}"
         ) from None
 
 
@@ -144,8 +144,7 @@ def load_state(model: UGICM, state: dict[str, torch.Tensor], where: str) -> None
 
 def _refuse(where: str, problem: str, found: list[str]) -> None:
     if found:
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        raise CheckpointError(f"{where}: {problem}: {', '.join(found[:3])}{more}")
+        raise CheckpointError(f"{where}: {problem}: {first_of(found)}")
 
 
 def _check_tables(state: dict, prior: str, model: UGICM, where: str) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ugicm import __version__, files
 from ugicm.coding import stream
-from ugicm.errors import CheckpointError, PictureError, StreamError, UgicmError
+from ugicm.errors import CheckpointError, PictureError, StreamError, UgicmError, first_line
 from ugicm.evaluation.report import add_report_command
 
 if TYPE_CHECKING:
@@ -291,7 +291,7 @@ def _load(args: argparse.Namespace) -> Codec:
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise files.UsageError(f"device {device!r} cannot be used: {files.first_line(error)}") from None
+        raise files.UsageError(f"device {device!r} cannot be used: {first_line(error)}") from None
     return load(args.checkpoint, device)
 
 
@@ -380,7 +380,7 @@ def _shipped_fingerprints() -> set[str]:
 
 
 def _described(error: OSError) -> str:
-    return f"{error.filename}: {error.strerror}" if error.filename else files.first_line(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else first_line(error)
 
 
 def _say(line: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class UgicmError(ValueError):
     """Base of every error this package raises on purpose."""
@@ -21,3 +23,15 @@ class ConfigError(UgicmError):
 
 class PictureError(UgicmError):
     """A picture file cannot be read. The message names the file."""
+
+
+def first_line(error: BaseException) -> str:
+    """An error's message on one line (PyTorch's run over several)."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def first_of(names: Iterable[str], count: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

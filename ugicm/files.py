@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ugicm.errors import UgicmError
+from ugicm.errors import UgicmError, first_line
 
 STREAM_SUFFIX = ".ugic"
 # What counts as a picture inside a folder; a file that is named itself may have any extension.
@@ -332,9 +332,3 @@ def run(
     summary.failed = [failed[number] for number in sorted(failed)]
     summary.untried = len(jobs) - summary.done - summary.skipped - len(summary.failed)
     return summary
-
-
-def first_line(error: BaseException) -> str:
-    """An error's message on one line (PyTorch's run over several)."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ugicm.checkpoint import blank_model
 from ugicm.config import MLICPP, ModelConfig
-from ugicm.errors import CheckpointError, ConfigError
+from ugicm.errors import CheckpointError, ConfigError, first_line, first_of
 from ugicm.models.codec import UGICM
 
 # (reference prefix, our prefix); "#" stands for a slice's number. The first that matches counts, both ways.
@@ -97,13 +97,13 @@ def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         if foreign is None:
-            raise CheckpointError(f"{path}: not a PyTorch checkpoint: {_first_line(error)}") from None
+            raise CheckpointError(f"{path}: not a PyTorch checkpoint: {first_line(error)}") from None
         raise CheckpointError(
             f"{path}: holds more than tensors ({foreign[1]}): loading it would execute code and is refused; "
             "save its state_dict alone, torch.save({'state_dict': model.state_dict()}, path)"
         ) from None
     except Exception as error:  # torch raises whatever the damaged bytes led it to
-        raise CheckpointError(f"{path}: not a PyTorch checkpoint: {_first_line(error)}") from None
+        raise CheckpointError(f"{path}: not a PyTorch checkpoint: {first_line(error)}") from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not content:
@@ -129,7 +129,7 @@ def infer_config(state: dict[str, Tensor], where: str = "checkpoint") -> ModelCo
     def shape(name: str, dimensions: int) -> torch.Size:
         if name not in state:
             raise CheckpointError(
-                f"{where}: not a UG-ICM or MLIC++ checkpoint: no tensor {name!r}; found {_some(state)}"
+                f"{where}: not a UG-ICM or MLIC++ checkpoint: no tensor {name!r}; found {first_of(state)}"
             )
         if state[name].dim() != dimensions:
             raise CheckpointError(
@@ -209,7 +209,7 @@ def build(state: dict[str, Tensor], where: str = "checkpoint") -> UGICM:
         ("values that are not finite", [n for n, v in tensors.items() if not bool(torch.isfinite(v).all())]),
     ):
         if found:
-            raise CheckpointError(f"{where}: {problem}: {_some(found)}")
+            raise CheckpointError(f"{where}: {problem}: {first_of(found)}")
     with torch.no_grad():
         for ours, name in named.items():
             expected[ours].copy_(tensors[name])
@@ -237,16 +237,6 @@ def _translate(name: str, table: Iterable[tuple[str, str]]) -> str:
     return name
 
 
-def _some(names: Iterable[str]) -> str:
-    """The first three, and how many more."""
-    names = list(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 def _kind(value: object) -> str:
     """The type, and how many elements, for messages."""
     return type(value).__name__ + (f" of {len(value)}" if isinstance(value, (dict, list, tuple)) else "")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ugicm import files, pictures
 from ugicm.codec import ONE_RATE, Codec, load
-from ugicm.errors import CheckpointError, PictureError, StreamError, UgicmError
+from ugicm.errors import CheckpointError, PictureError, StreamError, UgicmError, first_line
 from ugicm.evaluation import figures, results
 from ugicm.evaluation.metrics import bits_per_pixel, ms_ssim, psnr
 
@@ -206,7 +206,7 @@ def _measure_all(
                         warm = True
                     record = measure(codec, image, _outputs(folder, qualities, quality, job.target), quality)
                 except (PictureError, StreamError, MemoryError, RuntimeError) as error:
-                    failures[job.source] = files.first_line(error)
+                    failures[job.source] = first_line(error)
                     continue
                 finally:
                     bar.update()

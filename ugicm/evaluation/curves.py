@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from ugicm import files
-from ugicm.errors import ConfigError, UgicmError
+from ugicm.errors import ConfigError, UgicmError, first_line
 from ugicm.evaluation.anchors import Contender, file_digest, pixels_digest
 from ugicm.evaluation.scorers.base import Evaluator, Item
 from ugicm.pictures import open_rgb
@@ -219,7 +219,7 @@ def measure(
                 for viewer, image in zip(wanted, contender.decode(data, wanted) if wanted else (), strict=True):
                     decoded[viewer].append((item, image, original))
             except (ValueError, RuntimeError, MemoryError) as error:
-                raise UgicmError(f"{item.path}: {contender.label} at {setting:g}: {files.first_line(error)}") from error
+                raise UgicmError(f"{item.path}: {contender.label} at {setting:g}: {first_line(error)}") from error
         for viewer, looked in decoded.items():
             for evaluator in dataset.evaluators:
                 _see(evaluator, dataset, looked, journals[viewer, evaluator.name])

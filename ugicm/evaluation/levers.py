@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ugicm import files, pictures
+from ugicm import pictures
 from ugicm.codec import Codec
 from ugicm.coding import stream
+from ugicm.errors import first_line
 from ugicm.evaluation.benchmark import sample
 from ugicm.evaluation.roofline import synchronize
 from ugicm.models import layers
@@ -159,7 +160,7 @@ def measure(lever: Lever, repeats: int) -> dict[str, Any]:
                 synchronize(one.device)
                 taken.append(time.perf_counter() - start)
     except (RuntimeError, ImportError) as error:
-        return record | {"error": files.first_line(error)[:200]}
+        return record | {"error": first_line(error)[:200]}
     without, with_it = (statistics.median(taken) for taken in times)
     difference = (one - other).square().mean().item()
     return record | {
