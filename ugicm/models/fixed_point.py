@@ -72,6 +72,21 @@ class FixedPointConv2d(nn.Conv2d):
         if self.kernel_size == (1, 1):  # a plain matrix product; float64 convolutions are slower
             y = torch.matmul(self.weight.flatten(1), x.flatten(2)).unflatten(2, x.shape[2:])
             return y.add_(self.bias[:, None, None])
-        # cuDNN may choose Winograd or FFT algorithms, whose intermediate values are not on the grid.
-        with torch.backends.cudnn.flags(enabled=False):
-            return super().forward(x)
+        return self._sum_over_taps(x)
+
+    def _sum_over_taps(self, x: Tensor) -> Tensor:
+        """The convolution as a matrix product for each place in the kernel. There is no fast one for float64, and those
+        of cuDNN may have intermediate values that are not on the grid."""
+        height, width = x.shape[-2:]
+        reach = self.padding[0]
+        line = width + 2 * reach  # in memory, the row above begins one line earlier
+        padded = F.pad(x, (reach, reach, reach, reach)).flatten(2)
+        count = height * line - 2 * reach
+        y = x.new_empty(len(x), self.out_channels, height * line)
+        for picture, out in zip(padded, y[:, :, :count], strict=True):
+            out.copy_(self.bias[:, None])
+            for row in range(self.kernel_size[0]):
+                for column in range(self.kernel_size[1]):
+                    start = row * line + column
+                    out.addmm_(self.weight[:, :, row, column], picture[:, start : start + count])
+        return y.unflatten(2, (height, line))[..., :width]
