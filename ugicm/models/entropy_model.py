@@ -6,6 +6,7 @@ writing a stream and reading one are three coders behind the same call.
 
 from __future__ import annotations
 
+import copy
 from typing import Protocol
 
 import torch
@@ -119,10 +120,17 @@ class Parser(nn.Module):
         return self.slices(self.h_s(coder.code_hyper(z)), coder, y)
 
     def build_tables(self) -> None:
-        """Build the integer CDF tables where there are none yet; existing ones are never touched."""
+        """Build the integer CDF tables where there are none yet; existing ones are never touched.
+
+        In float64, so that models of the same parameters get the same tables on every machine.
+        """
         if self.gaussian.quantized_cdf.numel() == 0:
             self.gaussian.update()
-        self.bottleneck.update()
+        if self.bottleneck.quantized_cdf.numel() == 0:
+            double = copy.deepcopy(self.bottleneck).double()
+            double.update()
+            for name in ("_offset", "_quantized_cdf", "_cdf_length"):
+                setattr(self.bottleneck, name, getattr(double, name))
 
     def prepare_for_coding(self, dtype: torch.dtype) -> None:
         """Switch to the arithmetic of streams: ``dtype``, with fixed-point layers on their grids."""

@@ -10,8 +10,13 @@ from torch import Tensor
 
 
 def log_spaced(low: float, high: float, levels: int) -> list[float]:
-    """``levels`` scales from ``low`` to ``high``, evenly spaced in the logarithm."""
-    return torch.exp(torch.linspace(math.log(low), math.log(high), levels)).tolist()
+    """``levels`` scales from ``low`` to ``high``, evenly spaced in the logarithm.
+
+    In Python's float64, since PyTorch's float32 logarithms differ in their last bit between instruction sets, and
+    streams depend on every bit of a table.
+    """
+    step = (math.log(high) - math.log(low)) / (levels - 1)
+    return [math.exp(math.log(low) + i * step) for i in range(levels)]
 
 
 class TabulatedGaussian(GaussianConditional):
@@ -29,6 +34,16 @@ class TabulatedGaussian(GaussianConditional):
     def __init__(self, scale_table: list[float], sparse: bool):
         super().__init__(scale_table, scale_bound=scale_table[0])
         self.sparse = sparse
+
+    def update(self) -> None:
+        """Build the CDF tables: CompressAI's, from cumulative probabilities in float64. Those in float32 differ between
+        instruction sets, and at times by enough to change an entry."""
+        single = self._standardized_cumulative
+        self._standardized_cumulative = lambda inputs: single(inputs.double())
+        try:
+            super().update()
+        finally:
+            del self._standardized_cumulative
 
     def bounds(self) -> Tensor:
         """Where one table row ends and the next begins: float64, one less than there are rows."""
