@@ -25,6 +25,7 @@ def test_scales_are_those_of_compressai_but_for_the_last_bit():
     found = torch.tensor(log_spaced(0.11, 256, 64))
     torch.testing.assert_close(found, get_scale_table(0.11, 256, 64), rtol=3e-7, atol=0)
     assert found[0] == torch.tensor(0.11)
+    assert log_spaced(2.0, 4.0, 1) == [pytest.approx(2.0)]  # a checkpoint may ask for a single row
 
 
 def test_streams_decode_under_other_threads_and_instruction_sets(checkpoint, photos, tmp_path):

@@ -15,7 +15,7 @@ def log_spaced(low: float, high: float, levels: int) -> list[float]:
     In Python's float64, since PyTorch's float32 logarithms differ in their last bit between instruction sets, and
     streams depend on every bit of a table.
     """
-    step = (math.log(high) - math.log(low)) / (levels - 1)
+    step = (math.log(high) - math.log(low)) / max(levels - 1, 1)
     return [math.exp(math.log(low) + i * step) for i in range(levels)]
 
 
