@@ -182,6 +182,22 @@ def test_ctrl_c_ends_with_the_summary_and_the_next_run_completes(command, photos
     assert len(tree(tmp_path / "streams")) == 3
 
 
+@pytest.mark.parametrize(("overwrite", "summary"), [(False, "2 done, 1 skipped (already there), 1 not tried"),
+                                                    (True, "3 done, 1 not tried")])  # fmt: skip
+def test_ctrl_c_just_after_a_file_was_written(tmp_path, overwrite, summary):
+    jobs = [files.Job(tmp_path / f"{i}", tmp_path / f"{i}.out") for i in range(4)]
+    for number in (1, 3):
+        jobs[number].target.write_bytes(b"old")
+
+    def work(job):
+        files.write(job.target, b"new")
+        if job is jobs[2]:
+            raise KeyboardInterrupt
+        return files.Made(1)
+
+    assert str(files.run(jobs, work, lambda job: None, overwrite)) == f"stopped: {summary}: interrupted"
+
+
 def test_ctrl_c_while_a_file_is_written_leaves_nothing(command, photos, tmp_path, monkeypatch):
     def interrupted(self, data):
         with open(self, "wb") as file:

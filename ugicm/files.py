@@ -165,6 +165,14 @@ class Job:
         """Whether writing the target would replace something (a device or pipe is written into)."""
         return self.target.is_file() or self.target.is_symlink()
 
+    @property
+    def mark(self) -> tuple[int, int] | None:
+        """Changes when the target is written over; None while writing it would replace nothing."""
+        if not self.taken:
+            return None
+        there = self.target.lstat()
+        return there.st_ino, there.st_mtime_ns
+
 
 def plan(
     source: str | os.PathLike, target: str | os.PathLike | None, suffixes: Sequence[str], suffix: str
@@ -284,6 +292,7 @@ def run(
     from tqdm import tqdm
 
     summary, start, failed = Summary(), time.perf_counter(), {}
+    unreported = {number: job.mark for number, job in enumerate(jobs)}
 
     def attempt(number: int) -> Outcome:
         job = jobs[number]
@@ -300,6 +309,7 @@ def run(
 
         def report(number: int, outcome: Outcome) -> bool:
             source = jobs[number].source
+            del unreported[number]
             if outcome.reason:
                 failed[number] = (source, outcome.reason)
                 with bar.external_write_mode():
@@ -329,6 +339,8 @@ def run(
                         break
         except KeyboardInterrupt:
             summary.stopped = "interrupted"
+            # A file that was whole when Ctrl-C came is done, though nobody lived to tell.
+            summary.done += sum(jobs[number].mark != before for number, before in unreported.items())
     summary.failed = [failed[number] for number in sorted(failed)]
     summary.untried = len(jobs) - summary.done - summary.skipped - len(summary.failed)
     return summary
