@@ -129,7 +129,7 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 def from_tensor(x: Tensor) -> Image.Image:
     """[1, 3, H, W] or [3, H, W] -> RGB picture: clamped to [0, 1] and rounded to the nearest of 256 levels."""
-    array = x.detach().reshape(x.shape[-3:]).float().clamp(0, 1).mul(255).round().byte()
+    array = x.detach().reshape(x.shape[-3:]).float().clamp(0, 1).mul_(255).round_().byte()
     return Image.fromarray(array.permute(1, 2, 0).contiguous().cpu().numpy())
 
 

@@ -7,7 +7,7 @@ entropy parameters) is made of :mod:`ugicm.models.fixed_point` layers only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import zip_longest
 
 import torch
@@ -35,21 +35,42 @@ def _rectify(x: Tensor) -> Tensor:
     return F.leaky_relu(x, 0.1, inplace=not torch.is_grad_enabled())
 
 
+def by_bands(x: Tensor) -> bool:
+    """Whether to work band by band: on a processor, outside training."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled()
+
+
+def bands(height: int, width: int, multiple: int = 1) -> Iterator[slice]:
+    """Rows of a map, cut into bands of about :data:`BAND` positions that begin at multiples of ``multiple``."""
+    count = -(-height * width // BAND)
+    step = -(-height // (count * multiple)) * multiple
+    for top in range(0, height, step):
+        yield slice(top, min(top + step, height))
+
+
+def around(rows: slice, height: int) -> tuple[slice, slice]:
+    """A band with the rows next to it, and where the band's own are among these."""
+    first = max(rows.start - 1, 0)
+    return slice(first, min(rows.stop + 1, height)), slice(rows.start - first, rows.stop - first)
+
+
 def in_bands(block: Callable[[Tensor, slice], Tensor], x: Tensor) -> Tensor:
-    """``block(x, all rows)``, computed band by band of rows. [B, C, H, W] -> same.
+    """``block(x, all rows)``, computed band by band in the memory of x. [B, C, H, W] -> same.
 
     ``block(x, rows)`` gives the result on ``rows`` of its input, and reaches one row further, above and below.
     """
     height, width = x.shape[-2:]
-    count = -(-height * width // BAND)
-    if count < 2:
+    if height * width <= BAND:
         return block(x, ALL_ROWS)
-    y = torch.empty_like(x)
-    step = -(-height // count)
-    for top in range(0, height, step):
-        bottom, first = min(top + step, height), max(top - 1, 0)
-        y[:, :, top:bottom] = block(x[:, :, first : bottom + 1], slice(top - first, bottom - first))
-    return y
+    before = None  # the last band's result: the next one still needs what x held there
+    for rows in bands(height, width):
+        wider, own = around(rows, height)
+        result = block(x[:, :, wider], own)
+        if before is not None:
+            x[:, :, before[0]] = before[1]
+        before = rows, result
+    x[:, :, before[0]] = before[1]
+    return x
 
 
 class PatchBlock(nn.Module):
@@ -109,10 +130,9 @@ def run_blocks(
 ) -> Tensor:
     """One block after the other, each with the branch beside it where there are any. [B, C, H, W] -> same.
 
-    By bands on a processor, outside training, unless the preference is a map.
+    By bands where :func:`by_bands` says so, unless the preference is a map; x may be overwritten then.
     """
-    mapped = condition is not None and condition.level_map is not None
-    banded = x.device.type == "cpu" and not torch.is_grad_enabled() and not mapped
+    banded = by_bands(x) and (condition is None or condition.level_map is None)
     for block, branch in zip_longest(blocks, branches or ()):
 
         def both(x: Tensor, rows: slice, block: PatchBlock = block, branch: MachineBranch | None = branch) -> Tensor:
@@ -196,7 +216,19 @@ class PatchSynthesis(nn.Module):
         h = run_blocks(h, self.blocks_16, condition, self.branches_16 if branched else None)
         h = F.pixel_shuffle(self.up(h), 2).float()
         h = run_blocks(h, self.blocks_8, condition, self.branches_8 if branched else None)
-        x = F.pixel_shuffle(self.head(h), FOLD).float() + 0.5
+        if not by_bands(h):
+            return self._picture(h, ALL_ROWS, y_hat)
+        height, width = h.shape[-2:]
+        x = h.new_empty(len(h), height * FOLD, width * FOLD, 3).permute(0, 3, 1, 2)
+        for rows in bands(height, width, STRIDE // FOLD):
+            wider, own = around(rows, height)
+            below = slice(rows.start * FOLD // STRIDE, rows.stop * FOLD // STRIDE)
+            x[:, :, rows.start * FOLD : rows.stop * FOLD] = self._picture(h[:, :, wider], own, y_hat[:, :, below])
+        return x
+
+    def _picture(self, h: Tensor, rows: slice, y_hat: Tensor) -> Tensor:
+        """The last layers, on ``rows`` of h; y_hat on these rows alone."""
+        x = F.pixel_shuffle(self.head(h)[:, :, rows], FOLD).float() + 0.5
         return x if self.detail is None else x + full_precision(self.detail, y_hat[:, -self.detail.in_channels :])
 
 
