@@ -32,6 +32,11 @@ class Conv2d(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2)
 
+    @property
+    def wide(self) -> bool:
+        """Whether it has enough channels for blocks in float32."""
+        return self.in_channels * self.out_channels >= self.WORTHWHILE
+
     def by_blocks(self, x: Tensor) -> bool:
         """Whether :func:`ugicm.models.winograd.blocks` is the way to convolve ``x``: nothing is to be differentiated,
         the precision is not reduced, and it is quicker."""
@@ -44,7 +49,7 @@ class Conv2d(nn.Conv2d):
         return (
             x.dtype == torch.float32
             and self.kernel_size == (3, 3)
-            and self.in_channels * self.out_channels >= self.WORTHWHILE
+            and self.wide
             and winograd.count_tiles(x, 3) >= self.WORTHWHILE_TILES
             and not torch.is_autocast_enabled("cpu")
         )
@@ -59,6 +64,13 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return winograd.conv2d(x, self.weight, self.bias) if self.by_blocks(x) else super().forward(x)
+
+
+def store_for_blocks(network: nn.Module) -> None:
+    """Put the filters that blocks will use in float32 into the memory order that is quickest for them."""
+    for module in network.modules():
+        if isinstance(module, Conv2d) and module.kernel_size == (3, 3) and module.stride == (1, 1) and module.wide:
+            module.weight.data = winograd.taps_first(module.weight.data)
 
 
 def gelu_(x: Tensor) -> Tensor:

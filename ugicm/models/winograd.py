@@ -28,7 +28,7 @@ TILE = 6
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 _TILES = 96  # in a block, at least
 _VALUES = 1 << 20  # of transformed input in a block, at most where there are more tiles than that
-_FILTER_VALUES = 1 << 21  # of transformed filters made at a time
+_FILTER_VALUES = 1 << 24  # of transformed filters made at a time: narrow parts of them multiply slowly
 
 Kernel = tuple[Tensor, Tensor | None]  # weight [O, C, k, k] and bias [O]
 
@@ -80,18 +80,18 @@ class _Workspace(threading.local):
 _workspace = _Workspace()
 
 
+def taps_first(weight: Tensor) -> Tensor:
+    """The same filters [O, C, k, k] in the memory order in which :func:`transform_filters` need not copy them."""
+    return weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+
+
 def transform_filters(weight: Tensor, place: int = 0) -> Tensor:
-    """weight [O, C, k, k] -> [36, C, O], transposed in memory, valid until the same ``place`` is used again."""
+    """weight [O, C, k, k], best :func:`taps_first` -> [36, C, O], valid until the same ``place`` is used again."""
     outputs, channels, taps, _ = weight.shape
     _, filters, _ = _transforms(taps, weight.dtype)
-    out = _workspace.take(("filters", place), (outputs, TILE**2, channels), weight.dtype)
-    last = weight.permute(0, 2, 3, 1)
-    if last.is_contiguous():
-        torch.bmm(filters.expand(outputs, -1, -1), last.view(outputs, taps**2, channels), out=out)
-        return out.permute(1, 2, 0)
-    out = out.view(TILE**2, outputs, channels)
-    torch.mm(filters, weight.reshape(-1, taps**2).T, out=out.flatten(1))
-    return out.transpose(1, 2)
+    out = _workspace.take(("filters", place), (TILE**2, channels, outputs), weight.dtype)
+    torch.mm(filters, weight.permute(2, 3, 1, 0).reshape(taps**2, -1), out=out.flatten(1))
+    return out
 
 
 @dataclass
