@@ -1,0 +1,69 @@
+"""Averages of models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_models import small_model
+
+from ugicm.checkpoint import load_model, read_metadata
+from ugicm.training.average import average, multiply
+
+SCRIPT = "scripts/average_checkpoints.py"
+
+
+def test_average_by_hand():
+    a, b = small_model(seed=0), small_model(seed=1)
+    mean = average([a, b], [1, 3])
+    for name, parameter in mean.named_parameters():
+        wanted = 0.25 * a.get_parameter(name) + 0.75 * b.get_parameter(name)
+        torch.testing.assert_close(parameter, wanted, rtol=1e-6, atol=1e-7)
+    assert not torch.equal(a.g_s.stem.weight, mean.g_s.stem.weight)  # the first one is not changed
+
+
+def test_a_model_averaged_with_itself_writes_the_same_streams():
+    model, picture, quality = small_model(seed=0), torch.rand(1, 3, 64, 64), torch.tensor([0.5])
+    mean = average([model, model], [1, 1])
+    assert model.prepare_for_coding().fingerprint == mean.prepare_for_coding().fingerprint
+    assert model.compress(picture, quality) == mean.compress(picture, quality)
+
+
+def test_multiply():
+    model, before = small_model(seed=0), small_model(seed=0)
+    count = multiply(model, "g_s.blocks_*.project.bias", 1.25)
+    changed = [n for n, p in model.named_parameters() if not torch.equal(p, before.get_parameter(n))]
+    assert changed and len(changed) <= count and all(n.endswith("project.bias") for n in changed)
+    torch.testing.assert_close(model.get_parameter(changed[0]), 1.25 * before.get_parameter(changed[0]))
+
+
+@pytest.mark.parametrize("weights", [[1], [1, -1], [0, 0]])
+def test_weights_that_make_no_mean(weights):
+    with pytest.raises(ValueError, match="weights"):
+        average([small_model(seed=0), small_model(seed=1)], weights)
+
+
+def test_script(run_python, checkpoint, other_checkpoint, tmp_path):
+    out = tmp_path / "mean.safetensors"
+    end = run_python(SCRIPT, checkpoint, other_checkpoint, "-o", out, "--multiply", "g_s.stem.bias=2")
+    assert end.returncode == 0, end.stderr
+    models = [load_model(path) for path in (checkpoint, other_checkpoint, out)]
+    a, b, mean = (model.g_s.stem.bias for model in models)
+    torch.testing.assert_close(mean, a + b)
+    assert "g_s.stem.bias times 2" in read_metadata(out)["averaged"]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [(["--weights", "1"], "1 weights for 2 models"), (["--multiply", "nothing*=2"], "matches nothing*"),
+     (["--multiply", "x"], "'x' is not PATTERN=FACTOR")],
+)  # fmt: skip
+def test_script_refuses(run_python, checkpoint, other_checkpoint, tmp_path, options, complaint):
+    end = run_python(SCRIPT, checkpoint, other_checkpoint, "-o", tmp_path / "mean.safetensors", *options)
+    assert end.returncode == 2 and complaint in end.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert "Traceback" not in end.stderr
+
+
+def test_other_forms_are_refused():
+    with pytest.raises(ValueError, match="not of the same form"):
+        average([small_model("compact"), small_model("bmshj2018")], [1, 1])
