@@ -13,6 +13,7 @@ Exit status: 0 measured, 1 something failed, 2 it cannot be measured as asked fo
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -29,7 +30,7 @@ examples:
 Seconds are medians of warm runs, from Pillow picture to bytes and back. Columns:
   write, parse   entropy part of compress and of decompress, networks included
   one, both      decompress to one picture; to the human and the machine picture, parsed once
-  ratio          compress, and decompress to both, over Elic2022Official's compress and decompress in the same run
+  ratio          compress, and decompress to both, over Elic2022Official's two; calls take turns
   over floor     analysis and synthesis, over counted multiply-accumulates / the highest rate of convolutions here
   MiB            peak memory above the loaded model, in a fresh process (of the GPU, on a GPU)
 The JSON file also has the time of every stage and every module, and start-up times of the commands. The full form gets
@@ -194,13 +195,15 @@ def codec(args: argparse.Namespace) -> tuple[dict, str]:
     if args.full:
         subjects.append(("ugicm, 117.78 M form", benchmark.FULL, True))
     timings, details = [], {}
-    # The codec and its reference under like conditions, one soon after the other: other load changes with time.
     for threads in args.threads or [torch.get_num_threads()]:
         for height, width in args.size:
+            like = functools.partial(benchmark.Setting, width=width, height=height, threads=threads, device=args.device)
+            reference = benchmark.Peer(like(benchmark.REFERENCE)) if benchmark.REFERENCE in peers else None
             for name, checkpoint, fast in subjects:
                 print(f"{name}, {height}x{width}, {threads} threads ...", file=sys.stderr, flush=True)
-                setting = benchmark.Setting(name, width, height, threads, args.device, checkpoint, fast)
-                timing, detail = benchmark.time_setting(setting, args.repeats)
+                timing, detail = benchmark.time_setting(
+                    like(name, checkpoint=checkpoint, fast=fast), args.repeats, reference
+                )
                 timings.append(timing)
                 if detail:
                     details[f"{name} {height}x{width}, {threads} threads"] = detail

@@ -72,17 +72,36 @@ def test_one_setting(checkpoint):
     assert all(value > 0 for value in modules.values())
 
 
-def test_ratios_are_to_the_reference_under_like_conditions():
-    def timing(name, threads, compress, decompress, both=None):
-        return Timing(name, 1000, 500, threads, "cpu", "float32", compress, decompress, both, None, None, 1, 1.0, None)
+def test_ratios_are_to_the_reference(checkpoint, monkeypatch):
+    setting = Setting("small", 64, 64, threads=1, checkpoint=str(checkpoint), fast=False)
+    peer = benchmark.Ours(setting)  # stands for one
+    peer.compress()
 
-    records = benchmark.as_records([
-        timing(benchmark.REFERENCE, 1, 4.0, 2.0), timing("ours", 1, 1.0, 0.5, 0.8),
-        timing(benchmark.REFERENCE, 2, 2.0, 1.0), timing("ours", 2, 1.0, 0.5, 0.8), timing("ours", 3, 1.0, 0.5),
-    ])  # fmt: skip
-    assert [r.get("compress_ratio") for r in records] == [1.0, 0.25, 1.0, 0.5, None]
-    assert [r.get("decompress_ratio") for r in records] == [1.0, 0.4, 1.0, 0.8, None]
-    assert (records[1]["compress_mp_per_s"], records[1]["decompress_mp_per_s"]) == (0.5, 1.0)
+    def seconds(works, repeats, device):
+        [work() for work in works]
+        assert works[-1] in (peer.compress, peer.decompress)
+        return [[1.0, 3.0, 9.0], [2.0, 4.0, 9.0]] if len(works) == 2 else [[1.0] * 3, [3.0] * 3, [4.0] * 3]
+
+    monkeypatch.setattr(benchmark, "seconds_in_turns", seconds)
+    timing, _ = benchmark.time_setting(setting, 3, peer)
+    assert (timing.compress, timing.decompress, timing.decompress_both) == (3.0, 1.0, 3.0)
+    assert (timing.compress_ratio, timing.decompress_ratio) == (0.75, 0.75)
+    (record,) = benchmark.as_records([timing])
+    assert (record["compress_ratio"], record["decompress_ratio"]) == (0.75, 0.75)
+
+
+def test_without_a_reference_there_are_no_ratios():
+    timing = Timing("ours", 1000, 500, 1, "cpu", "float32", 1.0, 0.5, 0.8, None, None, 1, 1.0, None)
+    (record,) = benchmark.as_records([timing])
+    assert (record["compress_mp_per_s"], record["decompress_mp_per_s"]) == (0.5, 1.0)
+    assert not any(key.endswith("_ratio") for key in record)
+
+
+def test_works_take_turns():
+    calls = []
+    seconds = roofline.seconds_in_turns([lambda: calls.append(0), lambda: calls.append(1)], 2)
+    assert calls == [0, 1] * 3 and [len(s) for s in seconds] == [2, 2]
+    assert roofline.median_ratio([1.0, 4.0, 3.0], [2.0, 4.0, 1.0]) == 1.0
 
 
 @pytest.mark.slow

@@ -20,7 +20,14 @@ from ugicm.codec import Codec, load
 from ugicm.coding import stream
 from ugicm.config import MLICPP
 from ugicm.evaluation.memory import in_fresh_process, memory, reset_peak
-from ugicm.evaluation.roofline import count_macs, measured_rates, median_seconds, synchronize
+from ugicm.evaluation.roofline import (
+    count_macs,
+    measured_rates,
+    median_ratio,
+    median_seconds,
+    seconds_in_turns,
+    synchronize,
+)
 from ugicm.models.codec import UGICM
 
 # CompressAI's codecs to compare with: their classes, and the sizes their papers use at medium rates.
@@ -67,6 +74,9 @@ class Timing:
     bytes: int
     memory_mib: float  # peak above the loaded model, in a process that has done nothing else
     time_over_floor: float | None  # of the transforms
+    # Over the reference peer's compress and decompress, call by call in turns; to *both* pictures over its one.
+    compress_ratio: float | None = None
+    decompress_ratio: float | None = None
 
 
 class Ours:
@@ -182,17 +192,27 @@ def _peak_memory(setting: Setting) -> float:
     return ((torch.cuda.max_memory_allocated(setting.device) if on_gpu else memory("VmHWM")) - before) / 2**20
 
 
-def time_setting(setting: Setting, repeats: int) -> tuple[Timing, dict]:
-    """Time one setting here, and weigh it in another process. Returns the timing, and where the time goes (for ours).
+def time_setting(setting: Setting, repeats: int, reference: Peer | None = None) -> tuple[Timing, dict]:
+    """Time one setting here, in turns with the ``reference`` at the same size, and weigh it in another process.
+
+    Returns the timing, and where the time goes (for ours).
     """
     torch.set_num_threads(setting.threads)
     it, device = subject(setting), setting.device
-    compress = median_seconds(it.compress, repeats, device)
-    decompress = median_seconds(it.decompress, repeats, device)
+    ours, beside = isinstance(it, Ours), setting.name != REFERENCE and reference is not None
+    writing = seconds_in_turns([it.compress, *([reference.compress] if beside else [])], repeats, device)
+    reading = seconds_in_turns(
+        [it.decompress, *([it.decompress_both] if ours else []), *([reference.decompress] if beside else [])],
+        repeats, device,
+    )  # fmt: skip
+    compress, decompress = statistics.median(writing[0]), statistics.median(reading[0])
+    ratios = (1.0, 1.0) if setting.name == REFERENCE else (None, None)
+    if beside:
+        ratios = median_ratio(writing[0], writing[-1]), median_ratio(reading[1 if ours else 0], reading[-1])
     both = write = read = over = None
     detail: dict[str, Any] = {}
     if isinstance(it, Ours):
-        both = median_seconds(it.decompress_both, repeats, device)
+        both = statistics.median(reading[1])
         stages = stage_seconds(it, repeats)
         write, read = stages["write, all"], stages["parse, all"]
         rates = measured_rates(it.dtype, device)
@@ -208,7 +228,7 @@ def time_setting(setting: Setting, repeats: int) -> tuple[Timing, dict]:
         }  # fmt: skip
     timing = Timing(
         setting.name, setting.width, setting.height, setting.threads, device, str(it.dtype).removeprefix("torch."),
-        compress, decompress, both, write, read, len(it.data), round(peak_memory(setting), 1), over,
+        compress, decompress, both, write, read, len(it.data), round(peak_memory(setting), 1), over, *ratios,
     )  # fmt: skip
     return timing, detail
 
@@ -298,23 +318,11 @@ def module_seconds(it: Ours, repeats: int) -> dict[str, float]:
 
 
 def as_records(timings: Sequence[Timing]) -> list[dict[str, Any]]:
-    """Timings as plain dictionaries, with megapixels a second and ratios to the reference peer's under like conditions.
-
-    ``decompress_ratio`` is the time to *both* pictures over the peer's time to its one.
-    """
-    def conditions(t: Timing) -> tuple:
-        return t.width, t.height, t.threads, t.device
-
-    references = {conditions(t): t for t in timings if t.name == REFERENCE}
+    """Timings as plain dictionaries, with megapixels a second; without ratios where there was no reference."""
     records = []
     for timing in timings:
         record, megapixels = asdict(timing), timing.width * timing.height / 1e6
-        both = timing.decompress_both or timing.decompress
         for name, seconds in (("compress", timing.compress), ("decompress", timing.decompress)):
             record[f"{name}_mp_per_s"] = round(megapixels / seconds, 3)
-        peer = references.get(conditions(timing))
-        if peer is not None:
-            record["compress_ratio"] = round(timing.compress / peer.compress, 3)
-            record["decompress_ratio"] = round(both / peer.decompress, 3)
-        records.append(record)
+        records.append({k: v for k, v in record.items() if v is not None or not k.endswith("_ratio")})
     return records

@@ -23,7 +23,7 @@ from ugicm.codec import Codec
 from ugicm.coding import stream
 from ugicm.errors import first_line
 from ugicm.evaluation.benchmark import sample
-from ugicm.evaluation.roofline import synchronize
+from ugicm.evaluation.roofline import median_ratio, seconds_in_turns
 from ugicm.models import layers
 
 Work = Callable[[], Tensor]
@@ -151,20 +151,13 @@ def measure(lever: Lever, repeats: int) -> dict[str, Any]:
         prepared = time.perf_counter() - start
         pair = (lever.without, lever.with_it)
         one, other = (work().float().clamp(0, 1) for work in pair)
-        times: tuple[list[float], list[float]] = ([], [])
-        for _ in range(repeats):
-            for work, taken in zip(pair, times, strict=True):
-                synchronize(one.device)
-                start = time.perf_counter()
-                work()
-                synchronize(one.device)
-                taken.append(time.perf_counter() - start)
+        times = seconds_in_turns(pair, repeats, one.device)
     except (RuntimeError, ImportError) as error:
         return record | {"error": first_line(error)[:200]}
     without, with_it = (statistics.median(taken) for taken in times)
     difference = (one - other).square().mean().item()
     return record | {
-        "seconds_without": without, "seconds_with": with_it, "ratio": round(with_it / without, 3),
+        "seconds_without": without, "seconds_with": with_it, "ratio": median_ratio(times[1], times[0]),
         "seconds_once": round(prepared, 2),
         "psnr_between": None if difference == 0 else round(-10 * math.log10(difference), 1),
     }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +19,34 @@ def synchronize(device: torch.device | str) -> None:
         torch.cuda.synchronize(device)
 
 
+def seconds_in_turns(
+    works: Sequence[Callable[[], object]], repeats: int, device: torch.device | str = "cpu"
+) -> list[list[float]]:
+    """Wall-clock seconds of every call of each of ``works``, after one warm-up call.
+
+    They take turns: what else the machine does changes with time, and then meets all of them alike.
+    """
+    for work in works:
+        work()
+    seconds: list[list[float]] = [[] for _ in works]
+    for _ in range(repeats):
+        for work, taken in zip(works, seconds, strict=True):
+            synchronize(device)
+            start = time.perf_counter()
+            work()
+            synchronize(device)
+            taken.append(time.perf_counter() - start)
+    return seconds
+
+
 def median_seconds(work: Callable[[], object], repeats: int, device: torch.device | str = "cpu") -> float:
     """Median wall-clock seconds of ``work``, after one warm-up call."""
-    work()
-    times = []
-    for _ in range(repeats):
-        synchronize(device)
-        start = time.perf_counter()
-        work()
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return statistics.median(seconds_in_turns([work], repeats, device)[0])
+
+
+def median_ratio(seconds: Sequence[float], others: Sequence[float]) -> float:
+    """Median of the ratios of calls that took turns."""
+    return round(statistics.median(a / b for a, b in zip(seconds, others, strict=True)), 3)
 
 
 def count_macs(model: UGICM, side: int = 256) -> dict[str, float]:
