@@ -97,8 +97,11 @@ def robustness(documents: dict) -> list[list[str]]:
 
     for name, d in sorted(documents["portability"].items()):
         settings, versions = len(d["versions"]), sorted({version.split("+")[0] for version in d["versions"].values()})
-        tried = f"{d['streams']:,} readings: {d['pictures']} pictures, {settings} × {settings} settings"
-        row(f"{name} form, read under another setting", f"{tried}, PyTorch {' and '.join(versions)}",
+        pictures = f"{d['pictures']} picture" + "s" * (d["pictures"] > 1)
+        tried = f"{d['streams']:,} readings: {pictures}, {settings} × {settings} settings"
+        form, _, crop = name.partition("_")
+        what = f"{form} form" + (f", crops of {crop}" if crop else "")
+        row(f"{what}, read under another setting", f"{tried}, PyTorch {' and '.join(versions)}",
             f"{d['mismatches']} wrong", "0")  # fmt: skip
         row("… closest that a scale came to a bound of its table", "", f"{d['closest_to_a_bound']:.1e} of it", "-")
     d = documents["fuzz"]
