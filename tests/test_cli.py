@@ -198,6 +198,12 @@ def test_ctrl_c_just_after_a_file_was_written(tmp_path, overwrite, summary):
     assert str(files.run(jobs, work, lambda job: None, overwrite)) == f"stopped: {summary}: interrupted"
 
 
+def test_a_name_that_is_too_long_costs_one_picture(tmp_path):
+    jobs = [files.Job(tmp_path / "a", tmp_path / ("x" * 300)), files.Job(tmp_path / "b", tmp_path / "b.out")]
+    summary = files.run(jobs, lambda job: files.write(job.target, b"new") or files.Made(1), lambda job: None)
+    assert (summary.done, len(summary.failed)) == (1, 1) and "name too long" in summary.failed[0][1]
+
+
 def test_ctrl_c_while_a_file_is_written_leaves_nothing(command, photos, tmp_path, monkeypatch):
     def interrupted(self, data):
         with open(self, "wb") as file:

@@ -168,10 +168,11 @@ class Job:
     @property
     def mark(self) -> tuple[int, int] | None:
         """Changes when the target is written over; None while writing it would replace nothing."""
-        if not self.taken:
-            return None
-        there = self.target.lstat()
-        return there.st_ino, there.st_mtime_ns
+        with contextlib.suppress(OSError):  # a name too long, for example: said where the job is done
+            if self.taken:
+                there = self.target.lstat()
+                return there.st_ino, there.st_mtime_ns
+        return None
 
 
 def plan(
