@@ -19,12 +19,12 @@ from ugicm import files
 from ugicm.config import ModelConfig, from_dict, to_dict
 from ugicm.errors import CheckpointError, ConfigError, first_line, first_of
 from ugicm.models.codec import UGICM
+from ugicm.models.entropy_model import TABLES
 
 FORMAT = "ugicm"
 # Buffers that follow from the configuration or from CompressAI's constants: not stored.
 _DERIVED = ("likelihood_lower_bound.bound", "lower_bound_scale.bound", "scale_bound", "bottleneck.target",
             "pedestal", "lower_bound.bound", "relative_position_index")  # fmt: skip
-_TABLES = ("_offset", "_quantized_cdf", "_cdf_length")
 
 
 def model_state(model: UGICM) -> dict[str, torch.Tensor]:
@@ -122,7 +122,7 @@ def load_state(model: UGICM, state: dict[str, torch.Tensor], where: str) -> None
     Raises CheckpointError naming the first offending tensors.
     """
     own = {k: v for k, v in model.state_dict().items() if not k.endswith(_DERIVED)}
-    expected = {k: v for k, v in own.items() if not k.endswith(_TABLES)}
+    expected = {k: v for k, v in own.items() if not k.endswith(TABLES)}
     _refuse(where, "missing tensors", [k for k in expected if k not in state])
     _refuse(where, "unexpected tensors", [k for k in state if k not in own])
     _refuse(where, "wrong shapes", [
@@ -136,7 +136,7 @@ def load_state(model: UGICM, state: dict[str, torch.Tensor], where: str) -> None
     with torch.no_grad():
         for name, tensor in state.items():
             module_name, _, leaf = name.rpartition(".")
-            if leaf in _TABLES:
+            if leaf in TABLES:
                 setattr(model.get_submodule(module_name), leaf, tensor.to(torch.int32))
             else:
                 own[name].copy_(tensor)
@@ -149,7 +149,7 @@ def _refuse(where: str, problem: str, found: list[str]) -> None:
 
 def _check_tables(state: dict, prior: str, model: UGICM, where: str) -> None:
     """CDF tables are read by C++ code that does not check them, so they are checked here."""
-    offset, cdf, length = (state.get(f"{prior}.{name}") for name in _TABLES)
+    offset, cdf, length = (state.get(f"{prior}.{name}") for name in TABLES)
     if offset is None and cdf is None and length is None:
         return
     rows = model.config.N if prior.endswith("bottleneck") else model.config.scale_levels

@@ -17,6 +17,8 @@ from ugicm.models.checkerboard import ALL, ANCHOR, REST, Part, pack, unpack
 from ugicm.models.fixed_point import FixedPointConv2d
 from ugicm.models.gaussian import TabulatedGaussian
 
+TABLES = ("_offset", "_quantized_cdf", "_cdf_length")  # buffers of CompressAI's entropy models
+
 
 class Coder(Protocol):
     """What the entropy model needs from whoever estimates, writes or reads symbols."""
@@ -129,8 +131,13 @@ class Parser(nn.Module):
         if self.bottleneck.quantized_cdf.numel() == 0:
             double = copy.deepcopy(self.bottleneck).double()
             double.update()
-            for name in ("_offset", "_quantized_cdf", "_cdf_length"):
+            for name in TABLES:
                 setattr(self.bottleneck, name, getattr(double, name))
+
+    def drop_tables(self) -> None:
+        """Forget the CDF tables of a factorised prior that is about to change; they are built anew where needed."""
+        for name in TABLES:
+            setattr(self.bottleneck, name, torch.IntTensor())
 
     def prepare_for_coding(self, dtype: torch.dtype) -> None:
         """Switch to the arithmetic of streams: ``dtype``, with fixed-point layers on their grids."""

@@ -33,9 +33,10 @@ class Conv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2)
 
     @property
-    def wide(self) -> bool:
-        """Whether it has enough channels for blocks in float32."""
-        return self.in_channels * self.out_channels >= self.WORTHWHILE
+    def suits_blocks(self) -> bool:
+        """Whether blocks are quicker in float32, on maps that are not small."""
+        wide = self.in_channels * self.out_channels >= self.WORTHWHILE
+        return wide and self.kernel_size == (3, 3) and self.stride == (1, 1)
 
     def by_blocks(self, x: Tensor) -> bool:
         """Whether :func:`ugicm.models.winograd.blocks` is the way to convolve ``x``: nothing is to be differentiated,
@@ -48,8 +49,7 @@ class Conv2d(nn.Conv2d):
             return self.kernel_size in ((3, 3), (5, 5))
         return (
             x.dtype == torch.float32
-            and self.kernel_size == (3, 3)
-            and self.wide
+            and self.suits_blocks
             and winograd.count_tiles(x, 3) >= self.WORTHWHILE_TILES
             and not torch.is_autocast_enabled("cpu")
         )
@@ -69,7 +69,7 @@ class Conv2d(nn.Conv2d):
 def store_for_blocks(network: nn.Module) -> None:
     """Put the filters that blocks will use in float32 into the memory order that is quickest for them."""
     for module in network.modules():
-        if isinstance(module, Conv2d) and module.kernel_size == (3, 3) and module.stride == (1, 1) and module.wide:
+        if isinstance(module, Conv2d) and module.suits_blocks:
             module.weight.data = winograd.taps_first(module.weight.data)
 
 

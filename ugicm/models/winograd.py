@@ -169,7 +169,7 @@ def blocks(x: Tensor, kernels: Sequence[Kernel]) -> Iterator[Block]:
                 strip = _cut(source, top - border, left - border, rows * side + taps - 1, columns * side + taps - 1)
                 transformed = _transform_tiles(strip, signal, side, rows, columns)
                 for kernel, (weight, bias) in enumerate(kernels):
-                    # Filters that are needed once are made here, where they are still in the cache when they are used.
+                    # Filters that are needed once share one place in memory.
                     kept = transform_filters(weight) if once else filters[kernel]
                     shape = TILE, TILE, rows * columns, len(weight)
                     products = take("products", shape)

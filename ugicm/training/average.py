@@ -18,7 +18,8 @@ from ugicm.models.codec import UGICM
 def average(models: Sequence[UGICM], weights: Sequence[float]) -> UGICM:
     """The weighted mean of the parameters of models of one form; ``weights`` are divided by their sum.
 
-    The result has no CDF tables: they are built where it is converted (``scripts/convert_checkpoint.py``).
+    The factorised prior of the result has no CDF tables: they are built where it is converted
+    (``scripts/convert_checkpoint.py``).
 
     Raises ValueError: different forms, not a weight for each model, or weights whose sum is not positive.
     """
@@ -34,9 +35,7 @@ def average(models: Sequence[UGICM], weights: Sequence[float]) -> UGICM:
         for name, parameter in mean.named_parameters():
             terms = (w / sum(weights) * model.get_parameter(name).double() for w, model in zip(weights, models))
             parameter.copy_(sum(terms))
-    for prior in (mean.parser.gaussian, mean.parser.bottleneck):
-        for table in ("_offset", "_quantized_cdf", "_cdf_length"):
-            setattr(prior, table, torch.empty(0, dtype=torch.int32))
+    mean.parser.drop_tables()
     return mean
 
 

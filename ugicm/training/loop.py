@@ -71,12 +71,6 @@ def _load(path: str) -> UGICM:
     return load_released(path)
 
 
-def drop_tables(model: UGICM) -> None:
-    """Forget the CDF tables of a factorised prior that is about to change; they are built anew where needed."""
-    for name in ("_offset", "_quantized_cdf", "_cdf_length"):
-        setattr(model.parser.bottleneck, name, torch.IntTensor())
-
-
 def seed_step(seed: int, step: int, part: int, rank: int) -> None:
     """Make PyTorch's random numbers (quantisation noise) a function of where in the training we are."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, part, rank]).generate_state(1, np.uint64)[0]) >> 1)
@@ -132,7 +126,7 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
         raise ConfigError("quality must be fixed: the model has one rate (quality_points: 0)")
     frozen = optim.freeze(model, config.freeze)
     if model.parser.bottleneck.quantiles.requires_grad:
-        drop_tables(model)
+        model.parser.drop_tables()
     model.to(device)
     world.broadcast(model)
     average_model = validation.snapshot(model, model, device) if config.optim.ema else None
