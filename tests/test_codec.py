@@ -13,7 +13,7 @@ from PIL import Image
 from small_models import small_model
 
 import ugicm
-from ugicm import checkpoint
+from ugicm import checkpoint, pictures
 from ugicm.codec import Codec
 from ugicm.coding import stream
 
@@ -100,6 +100,19 @@ def test_any_size_and_quality(codec, width, height, quality):
     parsed = stream.parse(data)
     assert (parsed.width, parsed.height) == (width, height)
     assert len(data) - parsed.payload_bytes <= 32
+
+
+def test_streams_of_version_1_are_still_read(codec):
+    image = picture(100, 70)
+    now = stream.parse(codec.compress(image, 0.5))
+    x = pictures.pad_to(pictures.to_tensor(image), 64)
+    with torch.no_grad():
+        strings, digests = codec.model.compress(x, torch.tensor([now.quality]))
+    before = replace(now, version=1, strings=tuple(strings), digests=tuple(digests)).pack()
+    assert len(before) > len(now.pack())
+    assert codec.decompress(before).size == image.size
+    with pytest.raises(ugicm.StreamError, match="damaged"):
+        codec.decompress(replace(stream.parse(before), version=2).pack())
 
 
 def test_written_bits_are_the_estimated_bits(codec):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import ugicm
 from ugicm.coding import stream
 from ugicm.coding.stream import Stream, parse
+from ugicm.tiling import Box
 
 EXAMPLE = Stream(768, 512, b"abc", stream.quantise_quality(0.5), 0, (0xBEEF,), (b"payload",))
 
@@ -43,6 +44,15 @@ def test_tiles_cover_the_padded_picture_once(width, height, tile):
     assert all(side % 64 == 0 for box in written.tiles for side in (box.width, box.height))
 
 
+def test_inside_counts_what_sees_the_picture():
+    padded, tile = stream.padded_box(300, 130), Box(256, 128, 320, 192)
+    assert stream.inside_of(padded, 300, 130) == (9, 19)  # of 12 x 20
+    assert stream.inside_of(tile, 300, 130) == (1, 3)
+    assert stream.inside_of(padded, 320, 177) is None and stream.inside_of(Box(0, 0, 64, 64), 300, 130) is None
+    first, second = (Stream(300, 130, b"abc", 0.5, 0, (0,), (b"",), version) for version in (1, 2))
+    assert (first.inside(padded), second.inside(padded)) == (None, (9, 19))
+
+
 def test_header_never_exceeds_32_bytes():
     largest = Stream(2**32 - 1, 2**32 - 1, b"abc", 1.0, 0, (0xFFFF,), (b"",))
     assert len(largest.pack()) + 4 <= 32  # four more bytes for the longest payload length
@@ -55,7 +65,7 @@ def test_header_never_exceeds_32_bytes():
         (b"\x89PNG\r\n\x1a\n", "not a ugicm stream"),
         (b"UGI", "truncated"),
         (b"UGI\x01abc", "truncated"),
-        (b"UGI\x02" + EXAMPLE.pack()[4:], "unknown format version 2; this program reads version 1"),
+        (b"UGI\x03" + EXAMPLE.pack()[4:], "unknown format version 3; this program reads versions 1 and 2"),
         (EXAMPLE.pack()[:-1], "truncated stream: 27 of 28 bytes"),
         (EXAMPLE.pack() + b"x", "1 bytes after its end"),
         (EXAMPLE.pack().replace(b"payload", b"pAyload"), "checksum"),
@@ -79,7 +89,7 @@ def test_a_field_that_does_not_fit_says_so():
         Stream(1, 1, b"abc", 0.5, 0, (65536,), (b"",)).pack()
 
 
-@given(data=st.binary(max_size=60), prefix=st.sampled_from([b"", b"UGI", b"UGI\x01"]))
+@given(data=st.binary(max_size=60), prefix=st.sampled_from([b"", b"UGI", b"UGI\x01", b"UGI\x02"]))
 def test_arbitrary_bytes_never_raise_anything_else(data, prefix):
     for candidate in (prefix + data, with_checksum(prefix + data)):
         try:

@@ -133,7 +133,8 @@ class Codec:
         z = self.model.h_a(y)
         strings, digests = [], []
         for box in cut(stream.padded_box(*image.size), tile):
-            (string,), (digest,) = self.model.write(y[..., *box.slices(16)], z[..., *box.slices(64)])
+            inside = stream.inside_of(box, *image.size)
+            (string,), (digest,) = self.model.write(y[..., *box.slices(16)], z[..., *box.slices(64)], inside)
             strings.append(string)
             digests.append(digest)
         return stream.Stream(
@@ -189,7 +190,7 @@ class Codec:
         return y_hat
 
     def _read_tile(self, parsed: stream.Stream, i: int, box: Box) -> Tensor:
-        y_hat, (digest,) = self.model.decompress([parsed.strings[i]], (box.height, box.width))
+        y_hat, (digest,) = self.model.decompress([parsed.strings[i]], (box.height, box.width), parsed.inside(box))
         if digest != parsed.digests[i]:
             raise StreamError("damaged stream: its symbols do not match their digest")
         return y_hat
@@ -236,8 +237,10 @@ class Codec:
     @torch.inference_mode()
     def estimate_bits(self, image: Image.Image | str | os.PathLike, quality: float = 0.5) -> float:
         """Bits that the model's probabilities predict for the string of ``image``, coded in one piece."""
-        y = self._analyse(pictures.open_rgb(image), self._quality(quality)[1])
-        coder = LikelihoodCoder(self.model.parser)
+        image = pictures.open_rgb(image)
+        y = self._analyse(image, self._quality(quality)[1])
+        inside = stream.inside_of(stream.padded_box(*image.size), *image.size)
+        coder = LikelihoodCoder(self.model.parser, inside)
         self.model.parser(coder, self.model.h_a(y), y)
         return float(sum(-v.double().log2().sum() for v in (coder.y_likelihood, coder.z_likelihood)))
 

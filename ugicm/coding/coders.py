@@ -10,10 +10,14 @@ bit of the row it used, and the reader obeys (the idea of Tian et al., "Towards 
 Cross-Platform Application Using Calibration Information", ACM MM 2023). The list precedes the rANS string: a count,
 then for each position a varint, 2 * (distance from the previous listed position) + bit. Fixed-point parsers have
 no guard and no list.
+
+**Inside.** A picture is padded to multiples of 64 pixels, so some positions of y see nothing of it. The coders are told
+how many rows and columns of y do, (rows, columns), and code these alone: elsewhere y_hat is the mean. None: all.
 """
 
 from __future__ import annotations
 
+import functools
 import zlib
 from dataclasses import dataclass
 
@@ -24,7 +28,7 @@ from torch import Tensor
 
 from ugicm.coding.stream import read_varint, varint
 from ugicm.errors import CheckpointError, StreamError
-from ugicm.models.checkerboard import Part, pack, unpack
+from ugicm.models.checkerboard import ALL, Part, pack, unpack
 
 LONGEST = 8  # bytes a symbol: 16 bits and, escaped, 4 of length and up to 28 of value make 6
 MARGIN = 256  # words
@@ -36,6 +40,15 @@ def straight_through_round(x: Tensor) -> Tensor:
     return x + (torch.round(x) - x).detach()
 
 
+@functools.lru_cache(maxsize=64)
+def inside_mask(size: torch.Size, part: Part, inside: tuple[int, int]) -> Tensor:
+    """Whether positions of a packed ``part`` of ``size`` (h, w) lie in y's first rows and columns; bool [h, w]."""
+    height, width = size
+    mask = torch.zeros(1, 1, height, width if part is ALL else 2 * width, dtype=torch.bool)
+    mask[..., : inside[0], : inside[1]] = True
+    return pack(mask, part)[0, 0]
+
+
 class LikelihoodCoder:
     """Collects likelihoods; writes nothing. Differentiable while the parser is in training mode.
 
@@ -44,8 +57,8 @@ class LikelihoodCoder:
     zero, and the hyperprior would die before it is of use.
     """
 
-    def __init__(self, parser: torch.nn.Module):
-        self.parser = parser
+    def __init__(self, parser: torch.nn.Module, inside: tuple[int, int] | None = None):
+        self.parser, self.inside = parser, inside
         self.z_likelihood: Tensor | None = None
         self._parts: list[tuple[Tensor, Part]] = []
 
@@ -63,6 +76,8 @@ class LikelihoodCoder:
             _, likelihood = gaussian(y, scale, mean)
         else:
             certain = (gaussian.build_indexes(scale) == 0) & gaussian.sparse
+            if self.inside:
+                certain = certain | ~inside_mask(scale.shape[2:], part, self.inside).to(scale.device)
             residual = residual.masked_fill(certain, 0)
             likelihood = gaussian.likelihood_lower_bound(gaussian._likelihood(residual, scale))
             likelihood = likelihood.masked_fill(certain, 1)
@@ -104,7 +119,8 @@ class CodingTables:
 class _SymbolCoder:
     """What writing and reading share: tables, and a digest of all symbols that passed."""
 
-    def __init__(self, parser: torch.nn.Module, batch: int):
+    def __init__(self, parser: torch.nn.Module, batch: int, inside: tuple[int, int] | None):
+        self.inside = inside
         self.gaussian = parser.gaussian
         self.medians = parser.bottleneck.quantiles[:, :, 1:2].detach().reshape(1, -1, 1, 1)
         self.z_tables, self.y_tables = CodingTables.of(parser.bottleneck), CodingTables.of(parser.gaussian)
@@ -120,15 +136,20 @@ class _SymbolCoder:
         """Per picture, 16 bits that depend on every symbol: tells a stream parsed right from one parsed wrongly."""
         return [digest & 0xFFFF for digest in self._digests]
 
-    def _rows(self, scale: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def _rows(self, scale: Tensor, part: Part) -> tuple[np.ndarray, np.ndarray]:
         """Table row of every position [B, n], and which positions are coded at all [B, n]."""
         indexes = self.gaussian.build_indexes(scale)
         rows = indexes.flatten(1).cpu().numpy()
+        coded = np.ones_like(rows, dtype=bool)
+        if self.inside:
+            coded &= inside_mask(scale.shape[2:], part, self.inside).expand(scale.shape[1:]).flatten().numpy()
         if self.guard:
             neighbours = self.gaussian.borderline(scale, indexes, self.guard).flatten(1).cpu().numpy()
-            self._settle(rows, neighbours)
+            self._settle(rows, np.where(coded, neighbours, rows))
         self._position += rows.shape[1]
-        return rows, rows > 0 if self.gaussian.sparse else np.ones_like(rows, dtype=bool)
+        if self.gaussian.sparse:
+            coded &= rows > 0
+        return rows, coded
 
     def _settle(self, rows: np.ndarray, neighbours: np.ndarray) -> None:
         """Writer: note the borderline rows. Reader: replace rows by the writer's, in place."""
@@ -138,8 +159,8 @@ class _SymbolCoder:
 class RansEncoderCoder(_SymbolCoder):
     """Writes: one rANS string per picture of the batch."""
 
-    def __init__(self, parser: torch.nn.Module, batch: int):
-        super().__init__(parser, batch)
+    def __init__(self, parser: torch.nn.Module, batch: int, inside: tuple[int, int] | None = None):
+        super().__init__(parser, batch, inside)
         self._encoders = [BufferedRansEncoder() for _ in range(batch)]
         self._listed: list[list[tuple[int, int]]] = [[] for _ in range(batch)]
 
@@ -171,7 +192,7 @@ class RansEncoderCoder(_SymbolCoder):
 
     def code(self, scale: Tensor, mean: Tensor, part: Part, y: Tensor) -> Tensor:
         residual = torch.round(pack(y, part) - mean)
-        indexes, coded = self._rows(scale)
+        indexes, coded = self._rows(scale, part)
         residual = residual * torch.from_numpy(coded).to(residual.device).view_as(residual)
         symbols = self._integers(residual)
         for picture, (row, where) in enumerate(zip(symbols, coded)):
@@ -206,8 +227,15 @@ class RansDecoderCoder(_SymbolCoder):
     Raises StreamError for a guard list that does not end, or a string that is too long.
     """
 
-    def __init__(self, parser: torch.nn.Module, strings: list[bytes], hyper_size: tuple[int, int], symbols: int):
-        super().__init__(parser, len(strings))
+    def __init__(
+        self,
+        parser: torch.nn.Module,
+        strings: list[bytes],
+        hyper_size: tuple[int, int],
+        symbols: int,
+        inside: tuple[int, int] | None = None,
+    ):
+        super().__init__(parser, len(strings), inside)
         self.hyper_size = hyper_size
         self._decoders = []
         self._listed: list[tuple[np.ndarray, np.ndarray]] = []
@@ -253,7 +281,7 @@ class RansDecoderCoder(_SymbolCoder):
         return z + self.medians
 
     def code(self, scale: Tensor, mean: Tensor, part: Part, y: None = None) -> Tensor:
-        indexes, coded = self._rows(scale)
+        indexes, coded = self._rows(scale, part)
         symbols = np.zeros(indexes.shape, dtype=np.int32)
         for picture, where in enumerate(coded):
             symbols[picture, where] = self._read(picture, indexes[picture][where], self.y_tables)

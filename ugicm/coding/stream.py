@@ -6,7 +6,7 @@ All integers are little-endian; a *varint* is LEB128 (7 bits a byte, least signi
 field                 bytes      meaning
 ====================  =========  =====================================================================
 magic                 3          ``"UGI"``
-version               1          format version, now 1
+version               1          format version, now 2
 fingerprint           3          of the model that wrote it: what parses, hashed
 width, height         1-5 each   of the picture, in pixels, varints
 quality               2          quality * 65535, rounded; ignored by a one-rate model, which writes one half
@@ -19,7 +19,9 @@ checksum              4          CRC-32 over everything before it
 ====================  =========  =====================================================================
 
 What is not string is 20 bytes for a small picture in one piece and never more than 32. The strings are for the
-picture padded by replication to the right and below, to multiples of 64; the reader crops.
+picture padded by replication to the right and below, to multiples of 64; the reader crops. Positions of y none of
+whose 16x16 pixels is in the picture are not in a string: y_hat is their mean. In version 1, which is still read, they
+were.
 
 This module only needs the standard library: reading a header must be quick and safe.
 """
@@ -34,7 +36,8 @@ from ugicm.errors import StreamError
 from ugicm.tiling import Box, cut
 
 MAGIC = b"UGI"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
 QUALITY_STEPS = 65535
 STRIDE = 64  # pictures are padded to multiples of this; tiles are multiples of it
 # A decoder allocates in proportion to the padded picture, so a declared size is believed only up to here, and a writer
@@ -73,6 +76,10 @@ class Stream:
         """Where each string belongs, in pixels of the padded picture."""
         return list(cut(self.padded, self.tile))
 
+    def inside(self, tile: Box) -> tuple[int, int] | None:
+        """Rows and columns of y that the tile's string holds; None: all, as always in version 1."""
+        return None if self.version == 1 else inside_of(tile, self.width, self.height)
+
     @property
     def payload_bytes(self) -> int:
         """Entropy-coded bytes, without header, table and checksum."""
@@ -108,6 +115,13 @@ def padded_box(width: int, height: int) -> Box:
     return Box(0, 0, width, height).aligned(STRIDE)
 
 
+def inside_of(box: Box, width: int, height: int) -> tuple[int, int] | None:
+    """How many rows and columns of y in a tile see any of the picture; None where all do."""
+    rows, columns = (-(-(min(end, size) - start) // 16) for start, end, size in (
+        (box.top, box.bottom, height), (box.left, box.right, width)))  # fmt: skip
+    return None if (16 * rows, 16 * columns) == (box.height, box.width) else (rows, columns)
+
+
 def too_large(width: int, height: int) -> str | None:
     """What is wrong with a picture of more pixels than ``MAX_PIXELS``, None for a smaller one.
 
@@ -139,8 +153,10 @@ def parse(data: bytes) -> Stream:
         raise StreamError(f"not a ugicm stream: {what}, expected {MAGIC!r}")
     if len(data) < 4:
         raise StreamError(f"truncated stream: {len(data)} bytes end inside the header")
-    if data[3] != VERSION:
-        raise StreamError(f"unknown format version {data[3]}; this program reads version {VERSION}")
+    if data[3] not in READABLE:
+        raise StreamError(
+            f"unknown format version {data[3]}; this program reads versions {' and '.join(map(str, READABLE))}"
+        )
     fingerprint = data[4:7]
     width, position = read_varint(data, 7)
     height, position = read_varint(data, position)
@@ -173,7 +189,7 @@ def parse(data: bytes) -> Stream:
     for length in lengths:
         strings.append(data[position : position + length])
         position += length
-    return Stream(width, height, fingerprint, quality / QUALITY_STEPS, tile, tuple(digests), tuple(strings))
+    return Stream(width, height, fingerprint, quality / QUALITY_STEPS, tile, tuple(digests), tuple(strings), data[3])
 
 
 def _require(data: bytes, size: int) -> None:

@@ -270,7 +270,7 @@ def forged(codec: Codec, data: bytes) -> bytes:
         raise StreamError("the stream was written by another model")
     with torch.inference_mode():
         digests = [
-            codec.model.decompress([string], (box.height, box.width))[1][0]
+            codec.model.decompress([string], (box.height, box.width), parsed.inside(box))[1][0]
             for string, box in zip(parsed.strings, parsed.tiles)
         ]
     return replace(parsed, digests=tuple(digests)).pack()

@@ -92,17 +92,27 @@ class UGICM(nn.Module):
         y = self.analyse(x, quality)
         return self.write(y, self.h_a(y))
 
-    def write(self, y: Tensor, z: Tensor) -> tuple[list[bytes], list[int]]:
-        """Latents -> strings and digests: the second half of :meth:`compress`."""
-        coder = RansEncoderCoder(self.parser, len(y))
+    def write(
+        self, y: Tensor, z: Tensor, inside: tuple[int, int] | None = None
+    ) -> tuple[list[bytes], list[int]]:
+        """Latents -> strings and digests: the second half of :meth:`compress`.
+
+        ``inside``: rows and columns of y that see any of the picture, the only ones to be coded; None: all.
+        """
+        coder = RansEncoderCoder(self.parser, len(y), inside)
         self.parser(coder, z, y)
         return coder.flush(), coder.digests
 
-    def decompress(self, strings: list[bytes], size: tuple[int, int]) -> tuple[Tensor, list[int]]:
-        """Strings of pictures of one padded ``size`` (H, W) -> y_hat and the symbol digests found."""
+    def decompress(
+        self, strings: list[bytes], size: tuple[int, int], inside: tuple[int, int] | None = None
+    ) -> tuple[Tensor, list[int]]:
+        """Strings of pictures of one padded ``size`` (H, W) -> y_hat and the symbol digests found.
+
+        ``inside`` as in :meth:`write`.
+        """
         height, width = size
         symbols = self.config.M * height * width // 256 + self.config.N * height * width // 4096
-        coder = RansDecoderCoder(self.parser, strings, (height // 64, width // 64), symbols)
+        coder = RansDecoderCoder(self.parser, strings, (height // 64, width // 64), symbols, inside)
         return self.parser(coder), coder.digests
 
     def synthesize(self, y_hat: Tensor, beta: Tensor, quality: Tensor | None = None) -> Tensor:
