@@ -2,11 +2,14 @@
 """Convert a released UG-ICM or MLIC++ checkpoint, or the result of a training, to a file ready to be given away.
 
     python scripts/convert_checkpoint.py ugicm_lambda0.0022.pth.tar ugicm.safetensors
-    python scripts/convert_checkpoint.py experiments/run/model.safetensors shipped.safetensors --half
+    python scripts/convert_checkpoint.py experiments/run/model.safetensors given.safetensors --half --calibrate photos/
     ugicm compress -c ugicm.safetensors picture.png
 
 The converted file holds its configuration and the entropy coder's integer tables, so that streams written on one
 machine can be read on another. The network and its numbers stay the same, but for rounding with --half.
+
+--calibrate counts the symbols of pictures, for example those of the training, and puts their frequencies into the
+tables in place of the Gaussian's: streams become 0.5 to 2 % shorter, and only this file reads them.
 
 Exit status: 0 converted, 2 unusable input or the output exists.
 """
@@ -14,13 +17,15 @@ Exit status: 0 converted, 2 unusable input or the output exists.
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import ugicm  # noqa: E402
-from ugicm.errors import CheckpointError  # noqa: E402
+from ugicm.errors import CheckpointError, ConfigError  # noqa: E402
 
 
 def main() -> int:
@@ -30,33 +35,47 @@ def main() -> int:
     parser.add_argument("source", type=Path, metavar="IN", help="released .pth.tar, or our .safetensors")
     parser.add_argument("target", type=Path, metavar="OUT.safetensors", help="file to write")
     parser.add_argument("--half", action="store_true", help="store weights as float16: half the size")
+    parser.add_argument("--calibrate", type=Path, nargs="+", metavar="DIR",
+                        help="pictures to calibrate the tables with")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     arguments = parser.parse_args()
     try:
-        convert(arguments.source, arguments.target, arguments.half, arguments.overwrite)
-    except (CheckpointError, OSError) as error:
+        convert(arguments.source, arguments.target, arguments.half, arguments.calibrate, arguments.overwrite)
+    except (CheckpointError, ConfigError, OSError) as error:
         print(f"convert_checkpoint.py: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def convert(source: Path, target: Path, half: bool = False, overwrite: bool = False) -> None:
-    """Write ``source`` to ``target``. Raises CheckpointError or OSError."""
+def convert(
+    source: Path, target: Path, half: bool = False, pictures: list[Path] | None = None, overwrite: bool = False
+) -> None:
+    """Write ``source`` to ``target``, calibrated with ``pictures``. Raises CheckpointError, ConfigError or OSError."""
     if target.suffix != ".safetensors":
         raise CheckpointError(f"{target}: the converted file must be named *.safetensors, or it could not be loaded")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists; give another name or --overwrite")
     from ugicm.checkpoint import load_model, read_metadata, save_model
+    from ugicm.data.images import centre_crops, find_pictures
     from ugicm.released import load_released
+    from ugicm.training.symbols import count_symbols
 
+    crops = centre_crops([file for folder in pictures for file in find_pictures(folder)], 256) if pictures else None
     ours = source.suffix == ".safetensors"
     model = load_model(source) if ours else load_released(source)
     kept = {k: v for k, v in read_metadata(source).items() if k not in ("format", "config")} if ours else {}
     metadata = {**kept, "source": source.name, "ugicm_version": ugicm.__version__}
+    if crops is not None:
+        model.parser.drop_tables()
+        metadata["calibrated"] = f"{len(crops)} pictures of " + " ".join(map(str, pictures))
     model.parser.build_tables()
-    save_model(target, model, metadata, half)
-    # The fingerprint is that of the weights as they are stored; with it in the metadata, `ugicm info` needs no model.
-    metadata["fingerprint"] = load_model(target).prepare_for_coding().fingerprint.hex()
+    with tempfile.TemporaryDirectory() as folder:  # from here on with its weights as they will be stored
+        save_model(Path(folder) / "rounded.safetensors", model, half=half)
+        model = load_model(Path(folder) / "rounded.safetensors")
+    if crops is not None:
+        model.parser.gaussian.calibrate(count_symbols(model, crops))
+    # With the fingerprint in the metadata `ugicm info` needs no model.
+    metadata["fingerprint"] = copy.deepcopy(model).prepare_for_coding().fingerprint.hex()
     save_model(target, model, metadata, half)
     c = model.config
     size = target.stat().st_size / 2**20

@@ -135,9 +135,10 @@ class Parser(nn.Module):
                 setattr(self.bottleneck, name, getattr(double, name))
 
     def drop_tables(self) -> None:
-        """Forget the CDF tables of a factorised prior that is about to change; they are built anew where needed."""
-        for name in TABLES:
-            setattr(self.bottleneck, name, torch.IntTensor())
+        """Forget the CDF tables, for priors that are about to change; they are built anew where needed."""
+        for prior in (self.bottleneck, self.gaussian):
+            for name in TABLES:
+                setattr(prior, name, torch.IntTensor())
 
     def prepare_for_coding(self, dtype: torch.dtype) -> None:
         """Switch to the arithmetic of streams: ``dtype``, with fixed-point layers on their grids."""

@@ -8,6 +8,8 @@ import torch
 from compressai.entropy_models import GaussianConditional
 from torch import Tensor
 
+PRIOR = 4  # observations a symbol
+
 
 def log_spaced(low: float, high: float, levels: int) -> list[float]:
     """``levels`` scales from ``low`` to ``high``, evenly spaced in the logarithm.
@@ -44,6 +46,26 @@ class TabulatedGaussian(GaussianConditional):
             super().update()
         finally:
             del self._standardized_cumulative
+
+    def calibrate(self, counts: Tensor) -> None:
+        """Replace the probabilities in the tables by measured ones.
+
+        ``counts`` [rows, longest row - 1]: how often each symbol of a row occurred, in the order of the table, escapes
+        last. Both signs count as one, and the Gaussian as :data:`PRIOR` observations a symbol, in its own proportions:
+        what is never seen keeps a place. Real latents peak higher than the Gaussian, with longer tails; where the
+        scale is small it all but rules out what happens once in a thousand times.
+        """
+        lengths = self.cdf_length - 2  # without an escape and the end
+        longest = int(lengths.max())
+        pmf, escape = torch.zeros(len(lengths), longest), torch.zeros(len(lengths), 1)
+        for row, length in enumerate(lengths.tolist()):
+            symbols, escapes = counts[row, : length + 1].double().split([length, 1])
+            seen = torch.cat([(symbols + symbols.flip(0)) / 2, escapes])
+            gaussian = self.quantized_cdf[row, : length + 2].diff().double() / 2**self.entropy_coder_precision
+            wanted = seen + PRIOR * len(gaussian) * gaussian
+            wanted /= wanted.sum()
+            pmf[row, :length], escape[row] = wanted[:-1], wanted[-1]
+        self._quantized_cdf = self._pmf_to_cdf(pmf, escape, lengths, longest)
 
     def bounds(self) -> Tensor:
         """Where one table row ends and the next begins: float64, one less than there are rows."""

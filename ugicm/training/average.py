@@ -18,7 +18,7 @@ from ugicm.models.codec import UGICM
 def average(models: Sequence[UGICM], weights: Sequence[float]) -> UGICM:
     """The weighted mean of the parameters of models of one form; ``weights`` are divided by their sum.
 
-    The factorised prior of the result has no CDF tables: they are built where it is converted
+    Models that parse alike keep their CDF tables. Otherwise the result has none: they are built where it is converted
     (``scripts/convert_checkpoint.py``).
 
     Raises ValueError: different forms, not a weight for each model, or weights whose sum is not positive.
@@ -35,7 +35,8 @@ def average(models: Sequence[UGICM], weights: Sequence[float]) -> UGICM:
         for name, parameter in mean.named_parameters():
             terms = (w / sum(weights) * model.get_parameter(name).double() for w, model in zip(weights, models))
             parameter.copy_(sum(terms))
-    mean.parser.drop_tables()
+    if not all(torch.equal(p, first.parser.get_parameter(name)) for name, p in mean.parser.named_parameters()):
+        mean.parser.drop_tables()
     return mean
 
 
