@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import sys
 import tempfile
 from pathlib import Path
@@ -37,10 +38,15 @@ def main() -> int:
     parser.add_argument("--half", action="store_true", help="store weights as float16: half the size")
     parser.add_argument("--calibrate", type=Path, nargs="+", metavar="DIR",
                         help="pictures to calibrate the tables with")  # fmt: skip
+    parser.add_argument("--sharpness", type=float, metavar="S", help="how much pictures for machines are sharpened: "
+                        "by S at quality 0, not at all at 1 (default: as in IN)")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     arguments = parser.parse_args()
     try:
-        convert(arguments.source, arguments.target, arguments.half, arguments.calibrate, arguments.overwrite)
+        convert(
+            arguments.source, arguments.target, arguments.half, arguments.calibrate, arguments.overwrite,
+            arguments.sharpness,
+        )  # fmt: skip
     except (CheckpointError, ConfigError, OSError) as error:
         print(f"convert_checkpoint.py: {error}", file=sys.stderr)
         return 2
@@ -48,8 +54,9 @@ def main() -> int:
 
 
 def convert(
-    source: Path, target: Path, half: bool = False, pictures: list[Path] | None = None, overwrite: bool = False
-) -> None:
+    source: Path, target: Path, half: bool = False, pictures: list[Path] | None = None, overwrite: bool = False,
+    sharpness: float | None = None,
+) -> None:  # fmt: skip
     """Write ``source`` to ``target``, calibrated with ``pictures``. Raises CheckpointError, ConfigError or OSError."""
     if target.suffix != ".safetensors":
         raise CheckpointError(f"{target}: the converted file must be named *.safetensors, or it could not be loaded")
@@ -63,6 +70,8 @@ def convert(
     crops = centre_crops([file for folder in pictures for file in find_pictures(folder)], 256) if pictures else None
     ours = source.suffix == ".safetensors"
     model = load_model(source) if ours else load_released(source)
+    if sharpness is not None:
+        model.config = dataclasses.replace(model.config, sharpness=sharpness)
     kept = {k: v for k, v in read_metadata(source).items() if k not in ("format", "config")} if ours else {}
     metadata = {**kept, "source": source.name, "ugicm_version": ugicm.__version__}
     if crops is not None:

@@ -15,7 +15,7 @@ CONFIGS = {
     "compact": ModelConfig(
         N=16, M=32, slices=3, slice_widths=(8, 16, 8), detail_width=8, parameter_widths=(24,), context_width=12,
         hyper_width=20, width_8=24, depth_8=1, width_16=32, depth_16=1, branch_width=8, beta_width=16,
-        quality_points=3,
+        quality_points=3, sharpness=0.5,
     ),
     "mlicpp": ModelConfig(
         backbone="mlicpp", M=64, slices=2, channel_widths=(24, 16), lrp="full", **_SMALL_REFERENCE

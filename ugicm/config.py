@@ -54,6 +54,7 @@ class ModelConfig:
     # compact: the last channels of y, linear transforms of 16x16 pixels: detail for high rates, in a slice of its own
     detail_width: int = 0
     branch_width: int = 0  # compact: inner width of the branches of the synthesis that only machines see; 0: none
+    sharpness: float = 0.0  # of pictures for machines, at quality 0; none at quality 1 (ugicm.models.sharpening)
     beta_frequencies: int = 2  # sin/cos pairs in the preference embedding
     beta_width: int = 64  # width of the preference embedding
     quality_points: int = 6  # trained points of the quality gains; 0: a one-rate model
@@ -101,6 +102,7 @@ class ModelConfig:
         )
         require(self.window % 2 == 1 and self.window > 0, f"window must be odd, got {self.window}")
         require(self.quality_points != 1 and self.quality_points >= 0, "quality_points must be 0 or at least 2")
+        require(0 <= self.sharpness <= 4, f"sharpness must be from 0 to 4, got {self.sharpness}")
         require(0 < self.scale_min < self.scale_max, "0 < scale_min < scale_max must hold")
         if self.backbone == "bmshj2018":
             require(self.slices == 1, "bmshj2018 codes the latent in one pass: slices must be 1")

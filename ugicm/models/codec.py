@@ -18,6 +18,7 @@ from ugicm.models.entropy_model import HyperpriorEntropyModel, Parser
 from ugicm.models.gaussian import TabulatedGaussian, log_spaced
 from ugicm.models.mlicpp import AttentionSlices
 from ugicm.models.quality import QualityGain
+from ugicm.models.sharpening import sharpen
 
 # Arithmetic of parsing, and how far scales may differ between machines, relatively: several times what was measured
 # between instruction sets and thread counts (docs).
@@ -122,7 +123,11 @@ class UGICM(nn.Module):
             y_hat = y_hat / self.gain(quality)
         condition = self.preference.condition(beta, None if quality is None else quality[:, None].to(y_hat))
         with self._transform_precision(y_hat):
-            return self.g_s(y_hat, condition)
+            x_hat = self.g_s(y_hat, condition)
+        if not self.config.sharpness or condition.human:
+            return x_hat
+        amount = self.config.sharpness * condition.preference(x_hat.shape[-2:])
+        return sharpen(x_hat, amount if quality is None else amount * (1 - quality)[:, None, None, None])
 
     def _transform_precision(self, x: Tensor):
         if self.transform_dtype is None or self.training:

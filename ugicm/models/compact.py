@@ -40,9 +40,10 @@ def by_bands(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
-def bands(height: int, width: int, multiple: int = 1) -> Iterator[slice]:
-    """Rows of a map, cut into bands of about :data:`BAND` positions that begin at multiples of ``multiple``."""
-    count = -(-height * width // BAND)
+def bands(height: int, width: int, multiple: int = 1, positions: int | None = None) -> Iterator[slice]:
+    """Rows of a map, cut into bands of about that many positions (None: :data:`BAND`), which begin at multiples of
+    ``multiple``."""
+    count = -(-height * width // (positions or BAND))
     step = -(-height // (count * multiple)) * multiple
     for top in range(0, height, step):
         yield slice(top, min(top + step, height))
@@ -54,16 +55,16 @@ def around(rows: slice, height: int) -> tuple[slice, slice]:
     return slice(first, min(rows.stop + 1, height)), slice(rows.start - first, rows.stop - first)
 
 
-def in_bands(block: Callable[[Tensor, slice], Tensor], x: Tensor) -> Tensor:
-    """``block(x, all rows)``, computed band by band in the memory of x. [B, C, H, W] -> same.
+def in_bands(block: Callable[[Tensor, slice], Tensor], x: Tensor, positions: int | None = None) -> Tensor:
+    """``block(x, all rows)``, computed in the memory of x by :func:`bands` of ``positions``. [B, C, H, W] -> same.
 
     ``block(x, rows)`` gives the result on ``rows`` of its input, and reaches one row further, above and below.
     """
     height, width = x.shape[-2:]
-    if height * width <= BAND:
+    if height * width <= (positions or BAND):
         return block(x, ALL_ROWS)
     before = None  # the last band's result: the next one still needs what x held there
-    for rows in bands(height, width):
+    for rows in bands(height, width, positions=positions):
         wider, own = around(rows, height)
         result = block(x[:, :, wider], own)
         if before is not None:
