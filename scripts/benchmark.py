@@ -18,6 +18,7 @@ import json
 import os
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -31,6 +32,8 @@ Seconds are medians of warm runs, from Pillow picture to bytes and back. Columns
   write, parse   entropy part of compress and of decompress, networks included
   one, both      decompress to one picture; to the human and the machine picture, parsed once
   ratio          compress, and decompress to both, over Elic2022Official's two; calls take turns
+  per pixel      with several sizes: time per pixel of compress, and of decompress to both, over that of the same codec
+                 at 512x768; calls take turns
   over floor     analysis and synthesis, over counted multiply-accumulates / the highest rate of convolutions here
   MiB            peak memory above the loaded model, in a fresh process (of the GPU, on a GPU)
 The JSON file also has the time of every stage and every module, and start-up times of the commands. The full form gets
@@ -201,17 +204,19 @@ def codec(args: argparse.Namespace) -> tuple[dict, str]:
             reference = benchmark.Peer(like(benchmark.REFERENCE)) if benchmark.REFERENCE in peers else None
             for name, checkpoint, fast in subjects:
                 print(f"{name}, {height}x{width}, {threads} threads ...", file=sys.stderr, flush=True)
-                timing, detail = benchmark.time_setting(
-                    like(name, checkpoint=checkpoint, fast=fast), args.repeats, reference
-                )
+                setting, base = like(name, checkpoint=checkpoint, fast=fast), None
+                if len(args.size) > 1 and name not in benchmark.PEERS:
+                    base = benchmark.Ours(replace(setting, height=benchmark.BASE[0], width=benchmark.BASE[1]))
+                timing, detail = benchmark.time_setting(setting, args.repeats, reference, base)
                 timings.append(timing)
                 if detail:
                     details[f"{name} {height}x{width}, {threads} threads"] = detail
     records = benchmark.as_records(timings)
     heads = ("", "size", "threads", "dtype", "compress s", "write s", "one s", "parse s", "both s", "MP/s", "MP/s back",
-             "ratio", "ratio both", "over floor", "MiB")  # fmt: skip
+             "ratio", "ratio both", "per pixel", "per pixel both", "over floor", "MiB")  # fmt: skip
     keys = ("compress", "entropy_write", "decompress", "entropy_read", "decompress_both", "compress_mp_per_s",
-            "decompress_mp_per_s", "compress_ratio", "decompress_ratio", "time_over_floor", "memory_mib")  # fmt: skip
+            "decompress_mp_per_s", "compress_ratio", "decompress_ratio", "compress_per_pixel_ratio",
+            "decompress_per_pixel_ratio", "time_over_floor", "memory_mib")  # fmt: skip
     rows = [
         (r["name"], f"{r['height']}x{r['width']}", r["threads"], r["dtype"],
          *(r.get(key) and f"{r[key]:.3g}" for key in keys))

@@ -79,7 +79,7 @@ def test_ratios_are_to_the_reference(checkpoint, monkeypatch):
 
     def seconds(works, repeats, device):
         [work() for work in works]
-        assert works[-1] in (peer.compress, peer.decompress)
+        assert works[-1] in (peer.compress, peer.decompress_both)
         return [[1.0, 3.0, 9.0], [2.0, 4.0, 9.0]] if len(works) == 2 else [[1.0] * 3, [3.0] * 3, [4.0] * 3]
 
     monkeypatch.setattr(benchmark, "seconds_in_turns", seconds)
@@ -88,6 +88,22 @@ def test_ratios_are_to_the_reference(checkpoint, monkeypatch):
     assert (timing.compress_ratio, timing.decompress_ratio) == (0.75, 0.75)
     (record,) = benchmark.as_records([timing])
     assert (record["compress_ratio"], record["decompress_ratio"]) == (0.75, 0.75)
+
+
+def test_time_per_pixel_is_compared_with_the_base(checkpoint, monkeypatch):
+    setting = Setting("small", 128, 128, threads=1, checkpoint=str(checkpoint), fast=False)
+    base = benchmark.Ours(dataclasses.replace(setting, width=64, height=64))
+    peer = benchmark.Ours(setting)
+    peer.compress()
+
+    def seconds(works, repeats, device):
+        [work() for work in works]
+        return [[8.0], [4.0], [1.0]] if len(works) == 3 else [[5.0], [6.0], [3.0], [2.0]]  # base is the last
+
+    monkeypatch.setattr(benchmark, "seconds_in_turns", seconds)
+    timing, _ = benchmark.time_setting(setting, 1, peer, base)
+    assert (timing.compress_ratio, timing.decompress_ratio) == (2.0, 2.0)
+    assert (timing.compress_per_pixel_ratio, timing.decompress_per_pixel_ratio) == (2.0, 0.75)
 
 
 def test_without_a_reference_there_are_no_ratios():

@@ -37,6 +37,7 @@ PEERS: dict[str, tuple[str, dict[str, int]]] = {
     "cheng2020_anchor": ("Cheng2020Anchor", {"N": 192}),
 }
 REFERENCE = "Elic2022Official"
+BASE = (512, 768)  # height and width that the time per pixel of other sizes is compared with
 FULL = "full"  # stands for a checkpoint: the 117.78 M-parameter form with random weights
 
 
@@ -77,6 +78,9 @@ class Timing:
     # Over the reference peer's compress and decompress, call by call in turns; to *both* pictures over its one.
     compress_ratio: float | None = None
     decompress_ratio: float | None = None
+    # Time per pixel of compress and of decompress to both, over that of a picture of BASE size, in turns.
+    compress_per_pixel_ratio: float | None = None
+    decompress_per_pixel_ratio: float | None = None
 
 
 class Ours:
@@ -192,26 +196,36 @@ def _peak_memory(setting: Setting) -> float:
     return ((torch.cuda.max_memory_allocated(setting.device) if on_gpu else memory("VmHWM")) - before) / 2**20
 
 
-def time_setting(setting: Setting, repeats: int, reference: Peer | None = None) -> tuple[Timing, dict]:
-    """Time one setting here, in turns with the ``reference`` at the same size, and weigh it in another process.
+def time_setting(
+    setting: Setting, repeats: int, reference: Peer | None = None, base: Ours | None = None
+) -> tuple[Timing, dict]:
+    """Time one setting here, in turns with the ``reference`` at the same size and with the same codec on the picture of
+    ``base``, where there are such, and weigh it in another process.
 
     Returns the timing, and where the time goes (for ours).
     """
     torch.set_num_threads(setting.threads)
     it, device = subject(setting), setting.device
-    ours, beside = isinstance(it, Ours), setting.name != REFERENCE and reference is not None
-    writing = seconds_in_turns([it.compress, *([reference.compress] if beside else [])], repeats, device)
+    ours = isinstance(it, Ours)
+    if setting.name == REFERENCE:
+        reference = None
+    company = [other for other in (reference, base) if other is not None]
+    writing = seconds_in_turns([it.compress, *(other.compress for other in company)], repeats, device)
     reading = seconds_in_turns(
-        [it.decompress, *([it.decompress_both] if ours else []), *([reference.decompress] if beside else [])],
+        [*([it.decompress] if ours else []), it.decompress_both, *(other.decompress_both for other in company)],
         repeats, device,
     )  # fmt: skip
     compress, decompress = statistics.median(writing[0]), statistics.median(reading[0])
-    ratios = (1.0, 1.0) if setting.name == REFERENCE else (None, None)
-    if beside:
-        ratios = median_ratio(writing[0], writing[-1]), median_ratio(reading[1 if ours else 0], reading[-1])
+    to_all = reading[1:] if ours else reading
+    ratios = [(median_ratio(writing[0], w), median_ratio(to_all[0], r)) for w, r in zip(writing[1:], to_all[1:])]
+    to_reference = ratios[0] if reference else (1.0, 1.0) if setting.name == REFERENCE else (None, None)
+    to_base = (None, None)
+    if base:
+        pixels = base.image.width * base.image.height / (setting.width * setting.height)
+        to_base = tuple(ratio * pixels for ratio in ratios[-1])
     both = write = read = over = None
     detail: dict[str, Any] = {}
-    if isinstance(it, Ours):
+    if ours:
         both = statistics.median(reading[1])
         stages = stage_seconds(it, repeats)
         write, read = stages["write, all"], stages["parse, all"]
@@ -228,7 +242,8 @@ def time_setting(setting: Setting, repeats: int, reference: Peer | None = None) 
         }  # fmt: skip
     timing = Timing(
         setting.name, setting.width, setting.height, setting.threads, device, str(it.dtype).removeprefix("torch."),
-        compress, decompress, both, write, read, len(it.data), round(peak_memory(setting), 1), over, *ratios,
+        compress, decompress, both, write, read, len(it.data), round(peak_memory(setting), 1), over,
+        *to_reference, *to_base,
     )  # fmt: skip
     return timing, detail
 
