@@ -11,6 +11,7 @@ what writes their files:
   speed, sizes          scripts/benchmark.py codec; with several --size
   levers, folder, train scripts/benchmark.py levers, folder, train
   scores                classification/test.py; a folder of its files
+  calibration           tests/test.py, twice: gaussian.json and calibrated.json
   fuzz                  scripts/fuzz_streams.py
   robustness            scripts/fuzz_streams.py, check_portability.py, check_concurrency.py, check_large.py, and
                         scripts/benchmark.py folder; the folder of all their files
@@ -61,13 +62,14 @@ def speed(document: dict) -> list[list[str]]:
 def sizes(document: dict) -> list[list[str]]:
     """One codec at several sizes and numbers of threads."""
     rows = [["size", "threads", "compress", "decompress to one", "to both", "compress, ns a pixel",
-             "to both, ns a pixel", "peak memory"]]  # fmt: skip
+             "to both, ns a pixel", "per pixel over 512×768", "to both", "peak memory"]]  # fmt: skip
     for r in document["timings"]:
         pixels = r["height"] * r["width"]
         rows.append([
             f"{r['height']}×{r['width']}", str(r["threads"]),
             *(f"{r[key]:.2f} s" for key in ("compress", "decompress", "decompress_both")),
-            *(f"{1e9 * r[key] / pixels:.0f}" for key in ("compress", "decompress_both")), f"{r['memory_mib']:.0f} MiB",
+            *(f"{1e9 * r[key] / pixels:.0f}" for key in ("compress", "decompress_both")),
+            *(f"{r[f'{key}_per_pixel_ratio']:.2f}" for key in ("compress", "decompress")), f"{r['memory_mib']:.0f} MiB",
         ])  # fmt: skip
     return rows
 
@@ -143,14 +145,24 @@ def train(document: dict) -> list[list[str]]:
 
 def scores(documents: dict[str, dict]) -> list[list[str]]:
     """One row a file, named as the file."""
-    first = next(iter(documents.values()))["results"]
-    titles = [key for key, values in first.items() if key != "bpp" and values[0] is not None]
+    documents = dict(sorted(documents.items()))
+    measured = [key for d in documents.values() for key, v in d["results"].items() if key != "bpp" and v[0] is not None]
+    titles = list(dict.fromkeys(measured))
     rows = [["", "bpp", *titles]]
-    for name, document in sorted(documents.items()):
+    for name, document in documents.items():
         bpp, *values = (document["results"].get(key) for key in ("bpp", *titles))
         digits = [3 if "loss" in title else 1 for title in titles]
-        shown = [f"{v[0]:.{d}f}" if v else "-" for v, d in zip(values, digits, strict=True)]
+        shown = [f"{v[0]:.{d}f}" if v and v[0] is not None else "-" for v, d in zip(values, digits, strict=True)]
         rows.append([name, f"{bpp[0]:.3f}" if bpp else "-", *shown])
+    return rows
+
+
+def calibration(documents: dict[str, dict]) -> list[list[str]]:
+    """Bits a pixel with two kinds of tables, by quality."""
+    before, after = (documents[name]["results"] for name in ("gaussian", "calibrated"))
+    rows = [["quality", "bpp, Gaussian", "bpp, calibrated", "difference"]]
+    for quality, a, b in zip(before["quality"], before["bpp"], after["bpp"], strict=True):
+        rows.append([f"{quality:g}", f"{a:.4f}", f"{b:.4f}", f"{100 * (b / a - 1):.1f} %"])
     return rows
 
 
@@ -160,7 +172,8 @@ def fuzz(document: dict) -> list[list[str]]:
     return [*rows, ["anything else", f"{len(document['findings']):,}"], ["all", f"{document['streams']:,}"]]
 
 
-TABLES = {f.__name__: f for f in (rate, speed, sizes, levers, folder, train, scores, fuzz, robustness)}
+TABLES = {f.__name__: f for f in (rate, speed, sizes, levers, folder, train, scores, calibration, fuzz,
+                                     robustness)}  # fmt: skip
 
 
 def read(path: Path) -> dict:

@@ -13,6 +13,7 @@ from small_models import CONFIGS, small_model
 import ugicm
 from ugicm.checkpoint import load_model, read_metadata
 from ugicm.errors import ConfigError
+from ugicm.evaluation.codec import model_digest
 from ugicm.models import sharpening
 from ugicm.models.sharpening import sharpen
 
@@ -76,6 +77,7 @@ def test_script(run_python, checkpoint, make_picture, tmp_path):
     image: Image.Image = make_picture()
     data = before.compress(image, 0.2)
     assert data == after.compress(image, 0.2)
+    assert model_digest(before) != model_digest(after)  # or caches would mix their pictures
     assert before.fingerprint == after.fingerprint == read_metadata(tmp_path / "a.safetensors")["fingerprint"]
     (human, machine), (same, sharper) = (codec.decompress(data, [0.0, 1.0]) for codec in (before, after))
     assert human.tobytes() == same.tobytes() and machine.tobytes() != sharper.tobytes()

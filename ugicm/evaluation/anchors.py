@@ -282,13 +282,14 @@ _LOADERS = {"jpeg": _jpeg, "webp": _webp, "avif": _avif, "jxl": _jxl}
 
 def _ugicm(spec: Spec, device: str, viewers: Sequence[float]) -> UgicmContender:
     import ugicm
-    from ugicm.evaluation.codec import weights_digest
+    from ugicm.coding import stream
+    from ugicm.evaluation.codec import model_digest
 
     spec.take()
     codec = ugicm.load(spec.where, device=device)
-    # The fingerprint covers what parses streams; pictures depend on every weight.
+    # The fingerprint covers what parses streams; pictures depend on every weight, and files on their format.
     arithmetic = "{transform precision} on {device}".format_map(codec.describe())
-    identity = f"ugicm {ugicm.__version__} weights {weights_digest(codec)} {arithmetic}"
+    identity = f"ugicm {ugicm.__version__} format {stream.VERSION} weights {model_digest(codec)} {arithmetic}"
     return UgicmContender(codec, str(spec.options.get("label", "ugicm")), identity, viewers)
 
 

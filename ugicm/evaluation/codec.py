@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from ugicm import files, pictures
 from ugicm.codec import ONE_RATE, Codec, load
+from ugicm.config import to_dict
 from ugicm.errors import CheckpointError, PictureError, StreamError, UgicmError, first_line
 from ugicm.evaluation import figures, results
 from ugicm.evaluation.metrics import bits_per_pixel, ms_ssim, psnr
@@ -84,7 +85,7 @@ def _run(args: argparse.Namespace, experiments: Path) -> int:
         qualities = [ONE_RATE]
     meta = {
         "dataset": {"path": str(dataset), "pictures": len(sources), "digest": results.digest(sources, root)},
-        "model": {**codec.describe(), "weights": weights_digest(codec)},
+        "model": {**codec.describe(), "weights": model_digest(codec)},
         "qualities": qualities,
     }
     environment = results.environment(codec.device)
@@ -136,9 +137,9 @@ def _device(gpu: int) -> str:
     return f"cuda:{gpu}"
 
 
-def weights_digest(codec: Codec) -> str:
-    """16 hex digits over all weights, the viewer's too (the fingerprint covers only what decides parsing)."""
-    state = hashlib.blake2b(digest_size=8)
+def model_digest(codec: Codec) -> str:
+    """16 hex digits over the form and all weights, also of what the viewer sees: more than the fingerprint covers."""
+    state = hashlib.blake2b(json.dumps(to_dict(codec.config)).encode(), digest_size=8)
     for name, tensor in sorted(codec.model.state_dict().items()):
         state.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return state.hexdigest()
