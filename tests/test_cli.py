@@ -567,7 +567,7 @@ def test_info(command, photos, tmp_path, checkpoint):
     data = (tmp_path / "streams" / "dogs" / "a.ugic").read_bytes()
     fingerprint = ugicm.load(checkpoint).fingerprint
     assert rows[1].split() == [str(tmp_path / "streams" / "dogs" / "a.ugic"), "64x48", "0.25", f"{len(data):,}",
-                               f"{8 * len(data) / (64 * 48):.3f}", "1", fingerprint, "(not", "shipped)"]  # fmt: skip
+                               f"{8 * len(data) / (64 * 48):.3f}", "2", fingerprint, "(not", "shipped)"]  # fmt: skip
     (tmp_path / "none").mkdir()
     status, out, err = command("info", tmp_path / "streams" / "cats" / "c.ugic", photos / "dogs" / "a.png",
                                tmp_path / "gone.ugic", tmp_path / "none")  # fmt: skip
