@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from ugicm import files
 from ugicm.evaluation.comparison import comparable
@@ -128,8 +131,10 @@ def plot(
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    with files.replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=150)
+    with files.replacing(path) as temporary:  # lines need few colours: a third of the size
+        Image.open(drawn).convert("RGB").quantize(64).save(temporary, "PNG", optimize=True)
 
 
 def axis_label(metric: str) -> str:
