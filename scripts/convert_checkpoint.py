@@ -9,7 +9,7 @@ The converted file holds its configuration and the entropy coder's integer table
 machine can be read on another. The network and its numbers stay the same, but for rounding with --half.
 
 --calibrate counts the symbols of pictures, for example those of the training, and puts their frequencies into the
-tables in place of the Gaussian's: streams become 0.5 to 2 % shorter, and only this file reads them.
+tables in place of the Gaussian's: streams become a little shorter (docs/model.md), and only this file reads them.
 
 Exit status: 0 converted, 2 unusable input or the output exists.
 """
@@ -44,8 +44,8 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         convert(
-            arguments.source, arguments.target, arguments.half, arguments.calibrate, arguments.overwrite,
-            arguments.sharpness,
+            arguments.source, arguments.target, half=arguments.half, pictures=arguments.calibrate,
+            sharpness=arguments.sharpness, overwrite=arguments.overwrite,
         )  # fmt: skip
     except (CheckpointError, ConfigError, OSError) as error:
         print(f"convert_checkpoint.py: {error}", file=sys.stderr)
@@ -54,9 +54,8 @@ def main() -> int:
 
 
 def convert(
-    source: Path, target: Path, half: bool = False, pictures: list[Path] | None = None, overwrite: bool = False,
-    sharpness: float | None = None,
-) -> None:  # fmt: skip
+    source: Path, target: Path, *, half: bool, pictures: list[Path] | None, sharpness: float | None, overwrite: bool
+) -> None:
     """Write ``source`` to ``target``, calibrated with ``pictures``. Raises CheckpointError, ConfigError or OSError."""
     if target.suffix != ".safetensors":
         raise CheckpointError(f"{target}: the converted file must be named *.safetensors, or it could not be loaded")

@@ -63,8 +63,7 @@ class LikelihoodCoder:
         self._parts: list[tuple[Tensor, Part]] = []
 
     def code_hyper(self, z: Tensor) -> Tensor:
-        bottleneck = self.parser.bottleneck
-        medians = bottleneck.quantiles[:, :, 1:2].detach().reshape(1, -1, 1, 1)
+        bottleneck, medians = self.parser.bottleneck, self.parser.medians
         noisy, self.z_likelihood = bottleneck(z)
         return noisy if bottleneck.training else torch.round(z - medians) + medians
 
@@ -122,7 +121,7 @@ class _SymbolCoder:
     def __init__(self, parser: torch.nn.Module, batch: int, inside: tuple[int, int] | None):
         self.inside = inside
         self.gaussian = parser.gaussian
-        self.medians = parser.bottleneck.quantiles[:, :, 1:2].detach().reshape(1, -1, 1, 1)
+        self.medians = parser.medians
         self.z_tables, self.y_tables = CodingTables.of(parser.bottleneck), CodingTables.of(parser.gaussian)
         self.guard = parser.guard
         self._position = 0  # of y's current part, counted over the parts of one picture

@@ -115,6 +115,11 @@ class Parser(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.bottleneck.quantiles.dtype
 
+    @property
+    def medians(self) -> Tensor:
+        """Of z's factorised prior, [1, N, 1, 1]: what z is rounded relative to."""
+        return self.bottleneck.quantiles[:, :, 1:2].detach().reshape(1, -1, 1, 1)
+
     def forward(self, coder: Coder, z: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         """Code z, then y given z (both None when reading). Returns y_hat [B, M, H, W] in the parser's dtype."""
         if y is not None:

@@ -23,7 +23,7 @@ class SymbolCounter:
 
     def __init__(self, parser: torch.nn.Module):
         self.gaussian = parser.gaussian
-        self.medians = parser.bottleneck.quantiles[:, :, 1:2].detach().reshape(1, -1, 1, 1)
+        self.medians = parser.medians
         rows, longest = self.gaussian.quantized_cdf.shape
         self.counts = torch.zeros(rows, longest - 1, dtype=torch.float64)
 
