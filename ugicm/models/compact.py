@@ -35,6 +35,11 @@ def _rectify(x: Tensor) -> Tensor:
     return F.leaky_relu(x, 0.1, inplace=not torch.is_grad_enabled())
 
 
+def _plus(update: Tensor, x: Tensor) -> Tensor:
+    """x + update, in the memory of ``update`` unless that is of reduced precision."""
+    return update.add_(x) if update.dtype == x.dtype else x + update
+
+
 def by_bands(x: Tensor) -> bool:
     """Whether to work band by band: on a processor, outside training."""
     return x.device.type == "cpu" and not torch.is_grad_enabled()
@@ -99,14 +104,14 @@ class PatchBlock(nn.Module):
         h = _rectify(self.expand(x))
         if self.modulation is not None and condition is not None:
             scale, shift = condition.project(self.modulation, h.shape[-2:]).to(h.dtype).chunk(2, dim=1)
-            h = torch.addcmul(h + shift, h, scale)
-        x = x[:, :, rows] + self.project(self.depthwise(h)[:, :, rows])
-        return x + self.narrow(_rectify(self.widen(x)))
+            h = torch.addcmul(shift, h, 1 + scale)
+        x = _plus(self.project(self.depthwise(h)[:, :, rows]), x[:, :, rows])
+        return _plus(self.narrow(_rectify(self.widen(x))), x)
 
 
 class MachineBranch(nn.Module):
     """What only machines see beside a :class:`PatchBlock`: pointwise down to ``inner`` channels, depthwise, pointwise
-    up, times the preference. [B, C, H, W] -> same, or only its ``rows``.
+    up, times the preference. x [B, C, H, W] and y, the block's result (all or only its ``rows``) -> y with it.
 
     At preference 0 it adds nothing, so it can be trained alone without any change to the picture for people; an
     untrained one adds nothing at any preference. (A parallel adapter: He et al., "Towards a Unified View of
@@ -121,9 +126,9 @@ class MachineBranch(nn.Module):
         nn.init.zeros_(self.widen.weight)
         nn.init.zeros_(self.widen.bias)
 
-    def forward(self, x: Tensor, condition: Condition, rows: slice = ALL_ROWS) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, condition: Condition, rows: slice = ALL_ROWS) -> Tensor:
         h = _rectify(self.depthwise(_rectify(self.reduce(x)))[:, :, rows])
-        return self.widen(h).float() * condition.preference(h.shape[-2:])
+        return torch.addcmul(y, self.widen(h).float(), condition.preference(h.shape[-2:]))
 
 
 def run_blocks(
@@ -138,7 +143,7 @@ def run_blocks(
 
         def both(x: Tensor, rows: slice, block: PatchBlock = block, branch: MachineBranch | None = branch) -> Tensor:
             y = block(x, condition, rows)
-            return y if branch is None else y + branch(x, condition, rows)
+            return y if branch is None else branch(x, y, condition, rows)
 
         x = in_bands(both, x) if banded else both(x, ALL_ROWS)
     return x
