@@ -306,11 +306,13 @@ def test_workers_do_not_change_the_last_digit(tmp_path, make_picture):
     (tmp_path / "photos").mkdir()
     for i in range(3):
         make_picture(320, 256, i).save(tmp_path / "photos" / f"{i}.png")
-    for count in (1, 2):
-        for command, source, target in (("compress", "photos", "streams"), ("decompress", "streams1", "pictures")):
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
+    for command, source, target in (("compress", "photos", "streams"), ("decompress", "streams1", "pictures")):
+        at_work = []
+        for count in (1, 2):
             arguments = [command, tmp_path / source, tmp_path / f"{target}{count}", "--workers", count]
-            environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
-            subprocess.run([sys.executable, "-m", "ugicm", *map(str, arguments)], env=environment, check=True)
+            at_work.append(subprocess.Popen([sys.executable, "-m", "ugicm", *map(str, arguments)], env=environment))
+        assert [process.wait() for process in at_work] == [0, 0]
     for kind in ("streams", "pictures"):
         one, two = tmp_path / f"{kind}1", tmp_path / f"{kind}2"
         assert len(tree(one)) == 3 and all((one / name).read_bytes() == (two / name).read_bytes() for name in tree(one))

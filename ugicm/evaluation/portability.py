@@ -12,7 +12,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,15 +62,21 @@ def check(
 ) -> dict:
     """Write every picture at every quality under every setting, read every stream under every setting.
 
-    Streams that are the same byte for byte are read once by each reader.
+    Streams that are the same byte for byte are read once by each reader. As many settings are at work at a time as
+    there are processors: much of a process's time is its start.
 
     Returns the report: per pair of settings the number of streams and of mismatches (a StreamError, or a y_hat
     that is not the writer's), and the closest approach of any scale to a bound of the table.
     """
+
+    def under_all(task: dict) -> Iterator[tuple[Setting, dict]]:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            yield from zip(chosen, pool.map(lambda setting: _run(setting, task, checkpoint, folder), chosen))
+
     written, settled = {}, {}
-    for setting in chosen:
-        task = {"mode": "write", "pictures": [str(p) for p in pictures], "qualities": list(qualities)}
-        written[setting.name] = _run(setting, task, checkpoint, folder)
+    task = {"mode": "write", "pictures": [str(p) for p in pictures], "qualities": list(qualities)}
+    for setting, outcome in under_all(task):
+        written[setting.name] = outcome
         progress(f"written under: {setting.name}")
     pairs, mismatches = [], 0
     content = {
@@ -77,8 +84,7 @@ def check(
         for outcome in written.values() for name in outcome["streams"]
     }  # fmt: skip
     first = {content[name]: name for name in reversed(content)}
-    for reader in chosen:
-        found = _run(reader, {"mode": "read", "streams": list(first.values())}, checkpoint, folder)
+    for reader, found in under_all({"mode": "read", "streams": list(first.values())}):
         symbols = {digest: found["symbols"][name] for digest, name in first.items()}
         for writer in chosen:
             streams = written[writer.name]["streams"]
@@ -105,7 +111,7 @@ def _run(setting: Setting, task: dict, checkpoint: str | None, folder: Path) -> 
     """Run one task in a process with the setting. Raises RuntimeError with what the process said if it fails."""
     name = hashlib.blake2b(setting.name.encode(), digest_size=6).hexdigest()
     (folder / name).mkdir(parents=True, exist_ok=True)
-    task |= {
+    task = task | {
         "threads": setting.threads, "mkldnn": setting.mkldnn, "channels_last": setting.channels_last,
         "fast": setting.fast, "device": setting.device, "checkpoint": checkpoint, "folder": str(folder / name),
     }  # fmt: skip
