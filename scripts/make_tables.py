@@ -11,7 +11,8 @@ what writes their files:
   speed, sizes          scripts/benchmark.py codec; with several --size
   levers, folder, train scripts/benchmark.py levers, folder, train
   scores                classification/test.py; a folder of its files
-  calibration           tests/test.py, twice: gaussian.json and calibrated.json
+  calibration           tests/test.py, with Gaussian tables (calibration/gaussian.json) and as shipped (kodak.json); the
+                        folder of both
   fuzz                  scripts/fuzz_streams.py
   robustness            scripts/fuzz_streams.py, check_portability.py, check_concurrency.py, check_large.py, and
                         scripts/benchmark.py folder; the folder of all their files
@@ -159,7 +160,7 @@ def scores(documents: dict[str, dict]) -> list[list[str]]:
 
 def calibration(documents: dict[str, dict]) -> list[list[str]]:
     """Bits a pixel with two kinds of tables, by quality."""
-    before, after = (documents[name]["results"] for name in ("gaussian", "calibrated"))
+    before, after = (document["results"] for document in (documents["calibration"]["gaussian"], documents["kodak"]))
     rows = [["quality", "bpp, Gaussian", "bpp, calibrated", "difference"]]
     for quality, a, b in zip(before["quality"], before["bpp"], after["bpp"], strict=True):
         rows.append([f"{quality:g}", f"{a:.4f}", f"{b:.4f}", f"{100 * (b / a - 1):.1f} %"])
