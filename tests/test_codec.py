@@ -63,6 +63,40 @@ def test_a_preference_map_chooses_by_place(codec):
     assert np.array_equal(np.asarray(codec.decompress(data, as_picture), int), mixed)
 
 
+def test_a_grey_map_of_any_kind_means_the_same(codec):
+    data = codec.compress(picture(64, 64))
+    levels = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1))
+    maps = [
+        Image.fromarray(np.rint(levels * 255).astype(np.uint8)),
+        Image.fromarray(np.rint(levels * 65535).astype(np.uint16)),
+        Image.fromarray(np.rint(levels * 65535).astype(np.int32)),
+        Image.fromarray(levels),
+    ]
+    assert [m.mode for m in maps] == ["L", "I;16", "I", "F"]
+    first, *others = (np.asarray(image, int) for image in codec.decompress(data, maps))
+    assert all(np.abs(other - first).max() <= 1 for other in others)
+    assert not np.array_equal(first, np.asarray(codec.decompress(data, "machine"), int))
+
+
+def test_two_codecs_of_one_model(codec):
+    data = codec.compress(picture())
+    again = Codec(codec.model)
+    assert again.fingerprint == codec.fingerprint
+    assert again.compress(picture()) == data
+    assert codec.decompress(data) == again.decompress(data)
+
+
+@pytest.mark.parametrize("region", [(0.0, 0.0, 10.0, 10.0), (0, 0, 10), "0000", 5, (0, 0, 0, 10), (90, 0, 20, 10)])
+def test_regions_that_make_no_sense_are_named(codec, region):
+    with pytest.raises(ValueError, match="region"):
+        codec.decompress(codec.compress(picture()), region=region)
+
+
+def test_a_picture_without_pixels(codec):
+    with pytest.raises(ugicm.PictureError, match="0x5 has no pixels"):
+        codec.compress(Image.new("RGB", (0, 5)))
+
+
 def test_tiles_have_no_seams_and_regions_decode_alone(codec, monkeypatch):
     image = picture(300, 260)
     data = codec.compress(image, tile=128)
@@ -235,10 +269,25 @@ def test_unusable_checkpoints_are_named(tmp_path):
         "not finite: g_s.up.bias": lambda s: s["g_s.up.bias"].fill_(float("nan")),
         "CDF does not rise": lambda s: s["parser.gaussian._quantized_cdf"].zero_(),
         "CDF lengths out of range": lambda s: s["parser.gaussian._cdf_length"].fill_(10**6),
+        "CDF tables must be integers": lambda s: s.update(
+            {"parser.gaussian._offset": s["parser.gaussian._offset"].bool()}
+        ),
+        "no plain floating point tensors: g_a.stem.bias": lambda s: s.update(
+            {"g_a.stem.bias": s["g_a.stem.bias"].to(torch.float8_e4m3fn)}
+        ),
+        "no plain floating point tensors: g_s.up.bias": lambda s: s.update({"g_s.up.bias": s["g_s.up.bias"].cfloat()}),
+        "tabulated scales do not rise": lambda s: s["parser.gaussian.scale_table"].mul_(1e5),
+        "tabulated scales do not": lambda s: s["parser.gaussian.scale_table"].neg_(),
+        "quantiles of its factorised prior": lambda s: s["parser.bottleneck.quantiles"].mul_(1e7),
     }
     for says, change in cases.items():
         with pytest.raises(ugicm.CheckpointError, match=says):
             ugicm.load(broken(change))
+    safetensors.torch.save_file(state, tmp_path / "deep.SAFETENSORS", {**metadata, "config": "[" * 100_000})
+    with pytest.raises(ugicm.CheckpointError, match="deep.SAFETENSORS: maximum recursion"):
+        ugicm.load(tmp_path / "deep.SAFETENSORS")
+    with pytest.raises(ugicm.CheckpointError, match="is a folder"):
+        ugicm.load(tmp_path)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ugicm.CheckpointError, match="cannot be read"):
         ugicm.load(path)

@@ -256,12 +256,51 @@ def test_saving_as_jpeg_is_near(tmp_path, make_picture):
 
 
 def test_formats_that_cannot_be_written_are_named(tmp_path, make_picture):
-    for name in ("x.xyz", "x.ugic", "x.pdf"):
+    for name in ("x.xyz", "x.ugic", "x.pdf", "x.ico", "x.icns"):
         with pytest.raises(PictureError, match=f"{name}: cannot write .*try .png"):
             pictures.save_picture(make_picture(), tmp_path / name)
     with pytest.raises(PictureError, match="65501x1 picture cannot be written as JPEG"):
         pictures.save_picture(Image.new("RGB", (65501, 1)), tmp_path / "wide.jpg")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.webp", "x.tiff"])
+def test_a_description_goes_with_the_picture(name, tmp_path, make_picture):
+    path = tmp_path / name
+    pictures.save_picture(make_picture(), path)
+    plain, before = pictures.open_rgb(path), pictures.description(path)
+    pictures.save_picture(make_picture(), path, "from somewhere")
+    assert (before, pictures.description(path)) == (None, "from somewhere")
+    assert pictures.holds_description(path) and not pictures.holds_description("x.bmp")
+    assert np.array_equal(as_array(pictures.open_rgb(path)), as_array(plain))
+
+
+def test_sizes_are_those_of_upright_pictures(tmp_path, make_picture):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    make_picture(40, 30).save(tmp_path / "x.jpg", exif=exif)
+    assert pictures.upright_size(tmp_path / "x.jpg") == pictures.open_rgb(tmp_path / "x.jpg").size == (30, 40)
+
+
+def test_a_foreign_colour_profile_is_said_and_not_applied(tmp_path, make_picture):
+    path = tmp_path / "x.png"
+    for profile, warned in (("sRGB", False), ("XYZ", True)):
+        data = ImageCms.ImageCmsProfile(ImageCms.createProfile(profile)).tobytes()
+        make_picture().save(path, icc_profile=data)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            assert np.array_equal(as_array(pictures.open_rgb(path)), as_array(make_picture()))
+        assert ["colour profiles" in str(w.message) for w in said] == [True] * warned
+    make_picture().save(path, icc_profile=b"nothing of the kind")
+    assert pictures.open_rgb(path).size == make_picture().size
+
+
+def test_what_is_no_file(make_picture):
+    buffer = io.BytesIO()
+    make_picture().save(buffer, "PNG")
+    assert pictures.open_rgb(io.BytesIO(buffer.getvalue())).size == make_picture().size
+    with pytest.raises(PictureError, match="not a picture"):
+        pictures.open_rgb(io.BytesIO(b"nothing"))
 
 
 def test_saving_where_it_is_impossible(tmp_path, make_picture):

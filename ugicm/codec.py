@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 import warnings
@@ -55,8 +56,8 @@ def load(checkpoint: str | os.PathLike | None = None, device: str | torch.device
             return Codec(load_model(path), device, fast)
     path = Path(checkpoint)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    model = load_model(path) if path.suffix == ".safetensors" else load_released(path)
+        raise CheckpointError(f"{path}: {'is a folder: name the file in it' if path.is_dir() else 'no such file'}")
+    model = load_model(path) if path.suffix.lower() == ".safetensors" else load_released(path)
     return Codec(model, device, fast)
 
 
@@ -118,7 +119,7 @@ class Codec:
 
         Raises:
             ValueError: a quality outside [0, 1], or a tile that is no multiple of 64.
-            PictureError: a file that cannot be read as a picture, or one with more pixels than
+            PictureError: a file that cannot be read as a picture, or one with no pixels or more of them than
                 ``ugicm.coding.stream.MAX_PIXELS``, which readers would refuse.
         """
         image = pictures.open_rgb(image)
@@ -153,17 +154,15 @@ class Codec:
 
         Raises:
             StreamError: the stream is damaged, truncated, foreign, or was written by another model.
-            ValueError: a preference outside [0, 1], a map of another size, or a region outside the picture.
+            ValueError: a preference outside [0, 1], a map of another size, or a region that is not four whole numbers
+                inside the picture.
         """
         parsed = stream.parse(data)
         several = isinstance(preference, Sequence) and not isinstance(preference, str)
         betas = [self._beta(p, (parsed.width, parsed.height)) for p in (preference if several else [preference])]
         view = Box(0, 0, parsed.width, parsed.height)
         if region is not None:
-            x, y, width, height = region
-            view = Box(x, y, x + width, y + height)
-            if not (0 <= x < view.right <= parsed.width and 0 <= y < view.bottom <= parsed.height):
-                raise ValueError(f"region {region} is not inside the picture of {parsed.width}x{parsed.height}")
+            view = self._view(region, parsed)
         images = self.synthesize(parsed, self.parse(parsed, view), betas, view) if betas else []
         return images if several else images[0]
 
@@ -256,6 +255,17 @@ class Codec:
             "device": str(self.device),
         }
 
+    @staticmethod
+    def _view(region: tuple[int, int, int, int], parsed: stream.Stream) -> Box:
+        try:
+            x, y, width, height = map(operator.index, region)
+        except (TypeError, ValueError):
+            raise ValueError(f"region {region!r} is not four whole numbers: x, y, width, height") from None
+        view = Box(x, y, x + width, y + height)
+        if not (0 <= x < view.right <= parsed.width and 0 <= y < view.bottom <= parsed.height):
+            raise ValueError(f"region {region} is not inside the picture of {parsed.width}x{parsed.height}")
+        return view
+
     def _quality(self, quality: float) -> tuple[float, Tensor | None]:
         """The quality as the header holds it, and as the model takes it."""
         quality = float(quality)
@@ -275,7 +285,7 @@ class Codec:
                 raise ValueError(f"preference {preference!r} not found; available: human, machine, a number in [0, 1]")
             preference = PREFERENCES[preference]
         if isinstance(preference, Image.Image):
-            preference = np.asarray(preference.convert("L"), dtype=np.float32) / 255
+            preference = np.asarray(pictures.open_rgb(preference).convert("L"), dtype=np.float32) / 255
         beta = torch.as_tensor(np.asarray(preference, dtype=np.float32))
         if beta.dim() not in (0, 2) or beta.dim() == 2 and tuple(beta.shape) != size[::-1]:
             raise ValueError(

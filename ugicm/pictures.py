@@ -1,14 +1,17 @@
 """Pictures in and out: any Pillow-readable file to 8-bit RGB, to a tensor, and back to a file.
 
-Pillow pictures here are mode RGB; tensors are float32 [1, 3, H, W] in [0, 1]. Colour profiles are not applied:
-values are taken as sRGB. Of an animation the first frame is read.
+Pillow pictures here are mode RGB; tensors are float32 [1, 3, H, W] in [0, 1]. Colour profiles are not applied, so
+that a network sees the values it would see anywhere else: they are taken as sRGB, with a warning where the profile is
+another. Of an animation the first frame is read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
+_SHOWN_SMALLER_OR_LARGER = ("ICNS", "ICO", "PDF")  # formats that hold another size than the picture's, or paper
+_DESCRIBED = ("AVIF", "JPEG", "PNG", "TIFF", "WEBP")  # formats that Pillow writes EXIF into
+_IMAGE_DESCRIPTION, _ORIENTATION = 0x010E, 0x0112  # EXIF tags
 # A decoded picture should not be degraded a second time. PNG level 1 is several times as quick as Pillow's 6, and on
 # photographs hardly larger.
 _SAVE_OPTIONS = {
@@ -39,21 +45,41 @@ def open_rgb(source: str | os.PathLike | Image.Image) -> Image.Image:
     as 16-bit, mode F as [0, 1] or, where values leave that range, as [0, 255].
 
     Raises:
-        PictureError: the file is missing, not a picture, truncated or damaged; the message names it.
+        PictureError: the file is missing, not a picture, truncated or damaged, or has no pixels; the message names it.
     """
     if isinstance(source, Image.Image):
         return _to_rgb(source, getattr(source, "filename", "") or f"picture of mode {source.mode}")
+    with _opened(source) as image:
+        return _to_rgb(image, source)
+
+
+def upright_size(source: str | os.PathLike) -> tuple[int, int]:
+    """Width and height that :func:`open_rgb` gives a file, from its header alone. Raises PictureError."""
+    with _opened(source) as image:
+        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        return image.size[::-1] if turned else image.size
+
+
+def description(source: str | os.PathLike) -> str | None:
+    """What :func:`save_picture` wrote into a file beside the picture; None: nothing. Raises PictureError."""
+    with _opened(source) as image:
+        return image.getexif().get(_IMAGE_DESCRIPTION)
+
+
+@contextlib.contextmanager
+def _opened(source: str | os.PathLike) -> Iterator[Image.Image]:
+    """Pillow's view of a file; whatever goes wrong with it is a PictureError."""
     try:
         with Image.open(source) as image:
-            return _to_rgb(image, source)
-    except PictureError:
+            yield image
+    except (PictureError, MemoryError):
         raise
     except Image.UnidentifiedImageError:
-        raise PictureError(f"{os.fspath(source)}: not a picture that Pillow can read") from None
+        raise PictureError(f"{source}: not a picture that Pillow can read") from None
     except OSError as error:
-        raise PictureError(f"{os.fspath(source)}: cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # see _to_rgb
-        raise PictureError(f"{os.fspath(source)}: damaged picture: {error}") from None
+        raise PictureError(f"{source}: cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them into: SyntaxError, KeyError
+        raise PictureError(f"{source}: damaged picture: {error}") from None
 
 
 def middle(image: Image.Image, side: int) -> Image.Image:
@@ -64,13 +90,30 @@ def middle(image: Image.Image, side: int) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, name: str | os.PathLike) -> Image.Image:
+    if not image.width or not image.height:
+        raise PictureError(f"{name}: a picture of {image.width}x{image.height} has no pixels")
     try:
         image.load()
+        _warn_of_profile(image)
         return _convert(ImageOps.exif_transpose(image))
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them into: SyntaxError, KeyError
-        raise PictureError(f"{os.fspath(name)}: damaged picture: {error}") from None
+    except Exception as error:  # see _opened
+        raise PictureError(f"{name}: damaged picture: {error}") from None
+
+
+def _warn_of_profile(image: Image.Image) -> None:
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode == "LAB":  # that one is converted
+        return
+    from PIL import ImageCms
+
+    try:
+        known = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+    except (OSError, TypeError, ImageCms.PyCMSError):  # no profile at all
+        return
+    if "srgb" not in known.lower():
+        warnings.warn("colour profiles other than sRGB are not applied: colours may look different", stacklevel=1)
 
 
 def _convert(image: Image.Image) -> Image.Image:
@@ -150,24 +193,34 @@ def picture_format(path: str | os.PathLike) -> str:
     if not suffix:
         return "PNG"
     name = Image.registered_extensions().get(suffix)
-    if name not in Image.SAVE or name == "PDF":
+    if name not in Image.SAVE or name in _SHOWN_SMALLER_OR_LARGER:
         raise PictureError(f"{path}: cannot write {suffix} pictures; try .png .webp .tiff .bmp .ppm or .jpg")
     return name
 
 
-def save_picture(image: Image.Image, path: str | os.PathLike) -> None:
+def holds_description(path: str | os.PathLike) -> bool:
+    """Whether files with this path's extension can say what they are (AVIF, JPEG, PNG, TIFF, WebP)."""
+    return picture_format(path) in _DESCRIBED
+
+
+def save_picture(image: Image.Image, path: str | os.PathLike, described: str = "") -> None:
     """Write a picture in the format of the path's extension (PNG without one), whole or not at all.
 
     JPEG is the one lossy choice among the common ones, written at quality 95 without chroma subsampling.
+    ``described`` goes with it as EXIF, for :func:`description`, in the formats :func:`holds_description` names.
 
     Raises:
         PictureError: the extension is of no format that Pillow writes, or that format cannot hold the picture.
         ugicm.files.WriteError: the file cannot be written.
     """
     name = picture_format(path)
+    options = dict(_SAVE_OPTIONS.get(name, {}))
+    if described and holds_description(path):
+        options["exif"] = Image.Exif()
+        options["exif"][_IMAGE_DESCRIPTION] = described
     buffer = io.BytesIO()
     try:
-        image.save(buffer, name, **_SAVE_OPTIONS.get(name, {}))
+        image.save(buffer, name, **options)
     except (OSError, ValueError) as error:
         size = f"{image.width}x{image.height}"
         raise PictureError(f"{path}: a {size} picture cannot be written as {name}: {error}") from None

@@ -18,10 +18,10 @@ strings               ...        one rANS string a tile: z, then y slice by slic
 checksum              4          CRC-32 over everything before it
 ====================  =========  =====================================================================
 
-What is not string is 20 bytes for a small picture in one piece and never more than 32. The strings are for the
-picture padded by replication to the right and below, to multiples of 64; the reader crops. Positions of y none of
-whose 16x16 pixels is in the picture are not in a string: y_hat is their mean. In version 1, which is still read, they
-were.
+What is not string is 20 bytes for a small picture in one piece and at most 32 for any, and up to 7 for every further
+tile. The strings are for the picture padded by replication to the right and below, to multiples of 64; the reader
+crops. Positions of y none of whose 16x16 pixels is in the picture are not in a string: y_hat is their mean. In version
+1, which is still read, they were.
 
 This module only needs the standard library: reading a header must be quick and safe.
 """

@@ -66,6 +66,7 @@ class UGICM(nn.Module):
         )
         # The precision of g_a and g_s outside training: None keeps float32.
         self.transform_dtype: torch.dtype | None = None
+        self.fingerprint = b""  # of a model that is prepared for coding
 
     def forward(self, x: Tensor, beta: Tensor, quality: Tensor | None = None) -> dict:
         """Estimate the rate and reconstruct: {"x_hat", "y_hat", "likelihoods": {"y", "z"}}.
@@ -142,8 +143,10 @@ class UGICM(nn.Module):
         """Switch to eval mode and to the arithmetic of streams. Not to be trained afterwards. Returns self.
 
         CDF tables are built if the checkpoint had none. The fingerprint is taken before weights are rounded or
-        widened, so that it depends on the checkpoint alone.
+        widened, so that it depends on the checkpoint alone: a second call changes nothing.
         """
+        if self.fingerprint:
+            return self
         self.eval().requires_grad_(False)
         self.parser.build_tables()
         self.fingerprint = self._fingerprint()
