@@ -374,6 +374,22 @@ def test_a_worker_that_is_killed_costs_one_picture(command, photos, tmp_path, mo
 
 
 @side_by_side
+def test_workers_that_are_killed_are_replaced(command, photos, tmp_path, monkeypatch):
+    for i in range(6):
+        Image.new("RGB", (20, 20 + i % 2)).save(photos / "cats" / f"{i}.png")
+    compress = Codec.compress
+
+    def fatal(self, image, *arguments):
+        if image.size == (20, 20):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return compress(self, image, *arguments)
+
+    monkeypatch.setattr(Codec, "compress", fatal)
+    _, out, _ = command("compress", photos, tmp_path / "streams", "--workers", 2)
+    assert "5 done, 4 failed" in out  # one by one 20x20
+
+
+@side_by_side
 def test_workers_warn_once(command, tmp_path):
     (tmp_path / "photos").mkdir()
     for i in range(6):
@@ -448,8 +464,47 @@ def test_a_device_is_written_into_and_not_replaced(command, photos):
     status, _, err = command("compress", photos / "dogs" / "a.png", "/dev/full")
     assert status == 1
     assert "/dev/full: cannot be written: No space left on device" in err
-    assert command("compress", photos / "dogs" / "a.png", "/dev/null")[0] == 0
+    status, out, err = command("compress", photos / "dogs" / "a.png", "/dev/null")
+    assert (status, out) == (0, "") and "bpp" in err  # out of the way of what goes through stdout
     assert not Path("/dev/null").is_file() and not Path("/dev/full").is_file()
+
+
+@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="no /dev/stdout here")
+@pytest.mark.parametrize("redirected", [False, True])
+def test_a_stream_goes_through_stdout(redirected, run_python, checkpoint, photos, tmp_path):
+    command = [sys.executable, "-m", "ugicm", "compress", photos / "dogs" / "a.png", "/dev/stdout", "-c", checkpoint]
+    with (tmp_path / "a.ugic").open("wb") as file:
+        done = subprocess.run(command, stdout=file if redirected else subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.returncode == 0, done.stderr
+    data = (tmp_path / "a.ugic").read_bytes() if redirected else done.stdout
+    stream.parse(data)
+    assert b"bpp" in done.stderr
+    assert Path("/dev/stdout").is_symlink()
+
+
+def test_outputs_of_another_preference_or_stream_are_not_taken_for_the_right_ones(command, photos, tmp_path):
+    streams, seen = tmp_path / "streams", tmp_path / "seen"
+    command("compress", photos, streams)
+    command("decompress", streams, seen, "-p", "human")
+    before = (seen / "dogs" / "a.png").read_bytes()
+    assert command("decompress", streams, seen, "-p", "0")[0] == 0
+    status, out, err = command("decompress", streams, seen, "-p", "machine")
+    assert status == 1 and "3 failed" in out
+    assert err.count("of another stream or for another preference than machine (ugicm ") == 3
+    assert (seen / "dogs" / "a.png").read_bytes() == before
+    command("compress", photos, streams, "-q", "0.9", "--overwrite")
+    assert "3 failed" in command("decompress", streams, seen)[1]
+    Image.new("RGB", Image.open(photos / "dogs" / "a.png").size).save(seen / "dogs" / "a.png")
+    assert "(it does not say which)" in command("decompress", streams, seen)[2]
+    assert command("decompress", streams, seen, "--overwrite")[0] == 0
+
+
+def test_a_stream_of_a_picture_that_has_changed_is_not_kept_in_silence(command, photos, tmp_path):
+    command("compress", photos, tmp_path / "streams")
+    Image.new("RGB", (30, 10)).save(photos / "dogs" / "a.png")
+    status, out, err = command("compress", photos, tmp_path / "streams")
+    assert status == 1 and "2 skipped" in out
+    assert "a.ugic: is already there, of another picture: 64x48; --overwrite replaces it" in err
 
 
 # Single files, and what is refused

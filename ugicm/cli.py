@@ -7,9 +7,12 @@ Exit status: 0 all done; 1 something failed (the summary names it); 2 the comman
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -65,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = _show_warning
     warnings.simplefilter("ignore", FutureWarning)
     warnings.filterwarnings("ignore", module="torch")  # hints for developers
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be of any bytes
     if hasattr(args, "max_pixels"):
         stream.MAX_PIXELS = args.max_pixels
     try:
@@ -117,7 +122,9 @@ def _parser() -> argparse.ArgumentParser:
                          f"none, for streams that you trust (default: {stream.MAX_PIXELS})")  # fmt: skip
 
     sub = command("compress", _compress, "compress a picture, or a folder of pictures", _COMPRESS_HELP)
-    sub.add_argument("input", metavar="IN", help="a picture (any that Pillow reads), or a folder of them")
+    sub.add_argument("input", metavar="IN", help="a picture (any that Pillow reads), or a folder: "
+                     f"of its files, those named {' '.join(files.PICTURE_SUFFIXES)}; hidden ones and links to folders "
+                     "are left out")  # fmt: skip
     sub.add_argument("output", metavar="OUT", nargs="?", help="a .ugic file or a folder (default: IN with .ugic)")
     sub.add_argument("-q", "--quality", type=_quality, default=0.5, metavar="Q",
                      help="from 0 (small) to 1 (good), default 0.5")  # fmt: skip
@@ -166,24 +173,19 @@ def _workers(text: str) -> int:
 
 
 def _compress(args: argparse.Namespace) -> int:
-    jobs = files.plan(args.input, args.output, files.PICTURE_SUFFIXES, files.STREAM_SUFFIX)
     folder = Path(args.input).is_dir()
+    if not folder and Path(args.input).suffix.lower() == files.STREAM_SUFFIX:
+        raise files.UsageError(f"{args.input} looks like a stream already; did you mean ugicm decompress?")
+    jobs = files.plan(args.input, args.output, files.PICTURE_SUFFIXES, files.STREAM_SUFFIX)
     if not folder:
         _refuse(jobs[0], args.overwrite)
-        if jobs[0].source.suffix.lower() == files.STREAM_SUFFIX:
-            raise files.UsageError(f"{args.input} looks like a stream already; did you mean ugicm decompress?")
         if jobs[0].target.suffix.lower() in files.PICTURE_SUFFIXES:
             raise files.UsageError(f"{jobs[0].target}: a compressed picture is not a picture file; name it .ugic")
     files.prepare(jobs)
     codec = _load(args)
-    from PIL import Image
-
+    _raise_pillows_limit(args.max_pixels)
     from ugicm import pictures
     from ugicm.codec import ONE_RATE
-
-    # Pillow has a limit of its own, against small files that unfold to large pictures.
-    if args.max_pixels is None or args.max_pixels > Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = args.max_pixels
 
     quality = args.quality if codec.has_quality else ONE_RATE
 
@@ -204,18 +206,23 @@ def _compress(args: argparse.Namespace) -> int:
             return f"is already there, written by another model ({there.fingerprint.hex()})"
         if there.quality != stream.quantise_quality(quality):
             return f"is already there, with quality {there.quality:.3g}"
+        if (there.width, there.height) != pictures.upright_size(job.source):
+            return f"is already there, of another picture: {there.width}x{there.height}"
         return None
 
     summary = _run(args, codec, jobs, work, incomplete)
-    if not folder and summary.done:
-        print(f"{jobs[0].source} -> {jobs[0].target}")
-    if summary.done:
-        print(f"{summary.size:,} bytes, {8 * summary.size / summary.pixels:.3f} bpp")
-    return _finish(summary, folder)
+    with _out_of_the_way(jobs):
+        if not folder and summary.done:
+            print(f"{jobs[0].source} -> {jobs[0].target}")
+        if summary.done:
+            print(f"{summary.size:,} bytes, {8 * summary.size / summary.pixels:.3f} bpp")
+        return _finish(summary, folder)
 
 
 def _decompress(args: argparse.Namespace) -> int:
     suffix = "." + (args.format or "png").lstrip(".").lower()
+    if not suffix[1:].isalnum():
+        raise files.UsageError(f"--format {args.format}: not an extension; try png, webp, tiff, bmp, ppm or jpg")
     jobs = files.plan(args.input, args.output, [files.STREAM_SUFFIX], suffix)
     folder = Path(args.input).is_dir()
     if not folder:
@@ -228,35 +235,62 @@ def _decompress(args: argparse.Namespace) -> int:
             raise files.UsageError(f"{jobs[0].target} does not go with --format {args.format}: leave one out")
     except PictureError as error:
         raise files.UsageError(str(error)) from None
-    preference = _preference(args.preference)
+    _raise_pillows_limit(args.max_pixels)
+    preference, shown = _preference(args.preference)
     files.prepare(jobs)
     codec = _load(args)
 
+    def origin(data: bytes) -> str:
+        """What an output says of itself: from which stream (by its checksum) and for whom."""
+        return f"ugicm {data[-4:].hex()} {shown}"
+
     def work(job: files.Job) -> files.Made:
-        image = codec.decompress(job.source.read_bytes(), preference)
-        pictures.save_picture(image, job.target)
+        data = job.source.read_bytes()
+        image = codec.decompress(data, preference)
+        pictures.save_picture(image, job.target, origin(data))
         return files.Made(image.width * image.height)
 
     def incomplete(job: files.Job) -> str | None:
-        declared = stream.parse(job.source.read_bytes())
+        data = job.source.read_bytes()
+        declared = stream.parse(data)
         try:
             size = pictures.open_rgb(job.target).size
+            said = pictures.description(job.target)
         except PictureError:
             return "is already there, but is no complete picture"
         if size != (declared.width, declared.height):
             return f"is already there, a picture of another size ({size[0]}x{size[1]})"
+        if pictures.holds_description(job.target) and said != origin(data):
+            of = f"({said})" if said else "(it does not say which)"
+            return f"is already there, of another stream or for another preference than {shown} {of}"
         return None
 
     summary = _run(args, codec, jobs, work, incomplete)
-    if not folder and summary.done:
-        print(f"{jobs[0].source} -> {jobs[0].target}")
-    return _finish(summary, folder)
+    with _out_of_the_way(jobs):
+        if not folder and summary.done:
+            print(f"{jobs[0].source} -> {jobs[0].target}")
+        return _finish(summary, folder)
 
 
-def _preference(text: str) -> Any:
-    """The argument as Codec.decompress takes it. Raises UsageError."""
+def _raise_pillows_limit(pixels: int | None) -> None:
+    """To ours: Pillow has one of its own, against small files that unfold to large pictures."""
+    from PIL import Image
+
+    if pixels is None or pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = pixels
+
+
+def _out_of_the_way(jobs: Sequence[files.Job]) -> contextlib.AbstractContextManager:
+    """Say what was done on stderr where a device or pipe is written, which stdout may be."""
+    if any(files.is_special(job.target) for job in jobs):
+        return contextlib.redirect_stdout(sys.stderr)
+    return contextlib.nullcontext()
+
+
+def _preference(text: str) -> tuple[Any, str]:
+    """The argument as Codec.decompress takes it, and as an output names it. Raises UsageError."""
     if text in ("human", "machine"):
-        return text
+        return text, text
     try:
         value = float(text)
     except ValueError:
@@ -267,12 +301,13 @@ def _preference(text: str) -> Any:
         from ugicm.pictures import open_rgb
 
         try:
-            return open_rgb(text).convert("L")
+            grey = open_rgb(text).convert("L")
+            return grey, f"map {zlib.crc32(grey.tobytes()):08x}"
         except PictureError as error:
             raise files.UsageError(f"preference map {error}") from None
     if not 0 <= value <= 1:
         raise files.UsageError(f"preference is {text}, must be from 0 (human) to 1 (machine)")
-    return value
+    return value, {0: "human", 1: "machine"}.get(value, f"{value:g}")
 
 
 def _refuse(job: files.Job, overwrite: bool) -> None:
@@ -336,9 +371,9 @@ def _info(args: argparse.Namespace) -> int:
     for name in args.inputs:
         try:
             paths = files.find(name, [files.STREAM_SUFFIX]) if Path(name).is_dir() else [Path(name)]
-        except files.UsageError as error:
+        except (files.UsageError, OSError) as error:
             status = 1
-            _say(str(error))
+            _say(_described(error) if isinstance(error, OSError) else str(error))
             continue
         for path in paths:
             try:

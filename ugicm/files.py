@@ -25,10 +25,12 @@ from ugicm.errors import UgicmError, first_line
 STREAM_SUFFIX = ".ugic"
 # What counts as a picture inside a folder; a file that is named itself may have any extension.
 PICTURE_SUFFIXES = (
-    ".apng", ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
-    ".ppm", ".tga", ".tif", ".tiff", ".webp",
+    ".apng", ".avif", ".bmp", ".dib", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg",
+    ".jpx", ".mpo", ".pbm", ".pcx", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff",
+    ".webp",
 )  # fmt: skip
 
+_DEVICES = {Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd")}
 _PART_SUFFIX = ".ugicm-part"
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
 _numbers = itertools.count()
@@ -87,7 +89,7 @@ def _place(error: OSError, temporary: Path) -> str | None:
 def write(path: str | os.PathLike, data: bytes) -> None:
     """Write a file, whole or not at all. Raises WriteError."""
     path = Path(path)
-    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe or device: nothing to replace
+    if is_special(path):
         try:
             path.write_bytes(data)
         except OSError as error:
@@ -97,12 +99,19 @@ def write(path: str | os.PathLike, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def is_special(path: Path) -> bool:
+    """Whether ``path`` is a pipe or device, or a name that stands for whatever is open, as /dev/stdout does: it is
+    written into and never replaced."""
+    file = path.is_file() and path.absolute().parent not in _DEVICES
+    return path.exists() and not path.is_dir() and not file
+
+
 def prepare(jobs: Iterable[Job]) -> None:
     """Make the output folders, see that they can be written, and clear them of what killed runs left.
 
     Raises WriteError naming the first folder that cannot be written, before any work is done for it.
     """
-    for folder in sorted({job.target.parent for job in jobs}):
+    for folder in sorted({job.target.parent for job in jobs if not is_special(job.target)}):
         probe = folder / _part_name()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +146,8 @@ def _alive(process: int) -> bool:
 
 
 def find(folder: str | os.PathLike, suffixes: Sequence[str]) -> list[Path]:
-    """Files under ``folder`` with one of ``suffixes`` (any case), sorted; hidden files and folders are left out.
+    """Files under ``folder`` with one of ``suffixes`` (any case), sorted; hidden files and folders are left out, and
+    links to folders are not followed.
 
     Raises UsageError where there are none, OSError for a folder that cannot be listed.
     """
@@ -163,7 +173,7 @@ class Job:
     @property
     def taken(self) -> bool:
         """Whether writing the target would replace something (a device or pipe is written into)."""
-        return self.target.is_file() or self.target.is_symlink()
+        return not is_special(self.target) and (self.target.is_file() or self.target.is_symlink())
 
     @property
     def mark(self) -> tuple[int, int] | None:

@@ -47,14 +47,24 @@ def share(
     context = multiprocessing.get_context("fork")
     crew: dict[Connection, BaseProcess] = {}
     busy: dict[Connection, int] = {}
-    numbers = iter(range(count))
+    handed_out = 0
 
     def hand_out(channel: Connection) -> None:
-        number = next(numbers, None)
-        if number is not None:
-            busy[channel] = number
+        nonlocal handed_out
+        if handed_out < count:
+            busy[channel] = handed_out
             with contextlib.suppress(BrokenPipeError):  # it has died: reading from it will tell
-                channel.send(number)
+                channel.send(handed_out)
+            handed_out += 1
+
+    def engage() -> Connection:
+        with _interrupts_blocked():  # until a new process has its own handlers
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(there, [*crew, here], task, begin), daemon=True)
+            process.start()
+            there.close()  # so that the end of the process is the end of the stream
+            crew[here] = process
+        return here
 
     def collect(channel: Connection) -> bool:
         number = busy.pop(channel)
@@ -63,7 +73,11 @@ def share(
         except (EOFError, ConnectionError):
             process = crew[channel]
             process.join(PATIENCE)
-            return report(number, lost(_how_it_ended(process)))
+            if report(number, lost(_how_it_ended(process))):
+                return True
+            if handed_out < count:  # another takes its place: what is left must not wait for fewer and fewer
+                hand_out(engage())
+            return False
         for text in warned:
             warnings.warn(text, stacklevel=1)  # from one place: filters show each text once, whoever met it
         if mistake:
@@ -72,15 +86,8 @@ def share(
         return report(number, outcome)
 
     try:
-        with _interrupts_blocked():  # until a new process has its own handlers
-            for _ in range(min(workers, count)):
-                here, there = context.Pipe()
-                process = context.Process(target=_serve, args=(there, [*crew, here], task, begin), daemon=True)
-                process.start()
-                there.close()  # so that the end of the process is the end of the stream
-                crew[here] = process
-        for channel in crew:
-            hand_out(channel)
+        for _ in range(min(workers, count)):
+            hand_out(engage())
         while busy:
             for channel in wait(list(busy)):
                 if collect(channel):
