@@ -7,6 +7,7 @@ Metadata keys: ``format`` ("ugicm"), ``config`` (the model's configuration, json
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 
@@ -22,6 +23,10 @@ from ugicm.models.codec import UGICM
 from ugicm.models.entropy_model import TABLES
 
 FORMAT = "ugicm"
+_WEIGHTS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# A table has 12 symbols for each unit of the scale, and probabilities of 16 bits have no room for more than 65,536.
+LARGEST_SCALE = 4096
+LARGEST_QUANTILE = 2**14
 # Buffers that follow from the configuration or from CompressAI's constants: not stored.
 _DERIVED = ("likelihood_lower_bound.bound", "lower_bound_scale.bound", "scale_bound", "bottleneck.target",
             "pedestal", "lower_bound.bound", "relative_position_index")  # fmt: skip
@@ -39,9 +44,10 @@ def save_model(path: str | os.PathLike, model: UGICM, metadata: dict[str, str] |
     the model is rounded accordingly when it is loaded, by writer and reader alike. CDF tables are stored where
     they have been built (``model.parser.build_tables()``); a checkpoint of an unfinished training has none.
 
-    Raises ValueError for a model after ``prepare_for_coding``: its weights are rounded already.
+    Raises ValueError for a model after ``prepare_for_coding``: its weights are rounded already; ugicm.files.WriteError
+    where the file cannot be written.
     """
-    if getattr(model, "fingerprint", None) is not None:
+    if model.fingerprint:
         raise ValueError("save the model before prepare_for_coding(): its parsing weights have been rounded")
     state = {}
     for name, tensor in model_state(model).items():
@@ -50,7 +56,10 @@ def save_model(path: str | os.PathLike, model: UGICM, metadata: dict[str, str] |
         state[name] = tensor.half() if narrow else tensor
     described = {**(metadata or {}), "format": FORMAT, "config": json.dumps(to_dict(model.config))}
     with files.replacing(path) as temporary:
-        safetensors.torch.save_file(state, temporary, metadata=described)
+        try:
+            safetensors.torch.save_file(state, temporary, metadata=described)
+        except safetensors.SafetensorError as error:  # how it reports that the file cannot be written
+            raise OSError(errno.EIO, first_line(error)) from None
         os.chmod(temporary, 0o644)  # safetensors makes it private
 
 
@@ -75,7 +84,7 @@ def load_model(path: str | os.PathLike) -> UGICM:
     metadata = read_metadata(path)
     try:
         config = from_dict(ModelConfig, json.loads(metadata["config"]), f"{path}: config")
-    except (ConfigError, json.JSONDecodeError) as error:
+    except (ConfigError, json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path}: {error}") from None
     try:
         state = safetensors.torch.load_file(path)
@@ -129,7 +138,8 @@ def load_state(model: UGICM, state: dict[str, torch.Tensor], where: str) -> None
         f"{k} is {list(state[k].shape)}, expected {list(v.shape)}"
         for k, v in expected.items() if state[k].shape != v.shape
     ])  # fmt: skip
-    infinite = [k for k, v in state.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+    _refuse(where, "no plain floating point tensors", [k for k in expected if not plain(state[k])])
+    infinite = [k for k in expected if not bool(torch.isfinite(state[k]).all())]
     _refuse(where, "values that are not finite", infinite)
     for prior in ("bottleneck", "gaussian"):
         _check_tables(state, f"parser.{prior}", model, where)
@@ -140,6 +150,27 @@ def load_state(model: UGICM, state: dict[str, torch.Tensor], where: str) -> None
                 setattr(model.get_submodule(module_name), leaf, tensor.to(torch.int32))
             else:
                 own[name].copy_(tensor)
+    check_priors(model, where)
+
+
+def plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor can hold weights: floating point of 16 bits or more, in memory, every value of it."""
+    return tensor.dtype in _WEIGHTS and tensor.layout is torch.strided and tensor.device.type == "cpu"
+
+
+def check_priors(model: UGICM, where: str) -> None:
+    """See that the numbers which the CDF tables are built from give tables of a sensible size.
+
+    Raises CheckpointError.
+    """
+    scales, quantiles = model.parser.gaussian.scale_table, model.parser.bottleneck.quantiles
+    if not bool((scales[0] > 0) & (scales.diff() > 0).all() & (scales[-1] <= LARGEST_SCALE)):
+        raise CheckpointError(f"{where}: its tabulated scales do not rise from above 0 to {LARGEST_SCALE} at most")
+    if not bool((quantiles.diff() >= 0).all() & (quantiles.abs() <= LARGEST_QUANTILE).all()):
+        raise CheckpointError(
+            f"{where}: quantiles of its factorised prior do not rise within +-{LARGEST_QUANTILE}: "
+            f"{quantiles.min():.4g} ... {quantiles.max():.4g}"
+        )
 
 
 def _refuse(where: str, problem: str, found: list[str]) -> None:
@@ -158,7 +189,7 @@ def _check_tables(state: dict, prior: str, model: UGICM, where: str) -> None:
         complaint = "some of its CDF tables are missing"
     elif cdf.dim() != 2 or len(cdf) != rows or offset.shape != (rows,) or length.shape != (rows,):
         complaint = f"CDF tables of {list(cdf.shape)}, expected {rows} rows"
-    elif cdf.is_floating_point() or offset.is_floating_point() or length.is_floating_point():
+    elif any(table.dtype not in (torch.int32, torch.int64) for table in (cdf, offset, length)):
         complaint = "CDF tables must be integers"
     elif bool(((length < 3) | (length > cdf.shape[1])).any()):
         complaint = "CDF lengths out of range"

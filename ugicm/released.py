@@ -20,7 +20,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ugicm.checkpoint import blank_model
+from ugicm.checkpoint import blank_model, check_priors, plain
 from ugicm.config import MLICPP, ModelConfig
 from ugicm.errors import CheckpointError, ConfigError, first_line, first_of
 from ugicm.models.codec import UGICM
@@ -96,8 +96,8 @@ def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if foreign is None:
-            raise CheckpointError(f"{path}: not a PyTorch checkpoint: {first_line(error)}") from None
+        if foreign is None:  # its own words recommend to load without care
+            raise CheckpointError(f"{path}: not a checkpoint: neither safetensors nor PyTorch's") from None
         raise CheckpointError(
             f"{path}: holds more than tensors ({foreign[1]}): loading it would execute code and is refused; "
             "save its state_dict alone, torch.save({'state_dict': model.state_dict()}, path)"
@@ -114,6 +114,9 @@ def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
             f"{path}: expected a state dict of named tensors (under 'state_dict' or bare), found "
             f"{odd[0]!r}: {_kind(content[odd[0]])}"
         )
+    odd = [k for k, v in content.items() if v.layout is not torch.strided or v.device.type != "cpu"]
+    if odd:
+        raise CheckpointError(f"{path}: tensors without plain values in memory: {first_of(odd)}")
     return {_modern_name(name): value for name, value in content.items()}
 
 
@@ -170,7 +173,7 @@ def infer_config(state: dict[str, Tensor], where: str = "checkpoint") -> ModelCo
         width, features = shape("global_cond.beta_mlp.fc1.weight", 2)
         sizes.update(beta_width=width, beta_frequencies=(features - 1) // 2)
     table = state.get("gaussian_conditional.scale_table")
-    if table is not None and table.numel() > 1:
+    if table is not None and shape("gaussian_conditional.scale_table", 1)[0] > 1:
         sizes.update(scale_levels=table.numel(), scale_min=_decimal(table[0]), scale_max=_decimal(table[-1]))
     try:
         return dataclasses.replace(MLICPP, **sizes)
@@ -206,6 +209,7 @@ def build(state: dict[str, Tensor], where: str = "checkpoint") -> UGICM:
             "wrong shapes",
             [f"{n} is {has}, expected {want}" for n, (has, want) in shapes.items() if has != want],
         ),
+        ("no plain floating point tensors", [n for n in named.values() if not plain(tensors[n])]),
         ("values that are not finite", [n for n, v in tensors.items() if not bool(torch.isfinite(v).all())]),
     ):
         if found:
@@ -216,6 +220,7 @@ def build(state: dict[str, Tensor], where: str = "checkpoint") -> UGICM:
         for name in optional:
             if ".shift" in name:
                 expected[name].zero_()
+    check_priors(model, where)
     return model.eval()
 
 
