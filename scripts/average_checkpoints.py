@@ -8,7 +8,7 @@
 What the branches for machines add to the picture is linear in their last layer, widen: --multiply makes it stronger or
 weaker. Then `scripts/convert_checkpoint.py` makes a file ready to be given away, or training goes on with init_from.
 
-Exit status: 0 written, 2 unusable input.
+Exit status: 0 written, 2 unusable input or the output exists.
 """
 
 from __future__ import annotations
@@ -39,12 +39,15 @@ def main() -> int:
     parser.add_argument("--weights", type=float, nargs="+", metavar="W", help="one for each model (default: equal)")
     parser.add_argument("--multiply", type=_factor, action="append", default=[], metavar="PATTERN=FACTOR",
                         help="multiply the mean's parameters of these names; may be repeated")  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     arguments = parser.parse_args()
     from ugicm.checkpoint import load_model, read_metadata, save_model
     from ugicm.training.average import average, multiply
+    from ugicm.training.checkpoint import check_target
 
     weights = arguments.weights or [1.0] * len(arguments.sources)
     try:
+        check_target(arguments.output, arguments.overwrite)
         mean = average([load_model(source) for source in arguments.sources], weights)
         for pattern, factor in arguments.multiply:
             multiply(mean, pattern, factor)
@@ -52,7 +55,7 @@ def main() -> int:
         parts = [f"{w / sum(weights):.3g} of {source}" for w, source in zip(weights, arguments.sources)]
         parts += [f"{pattern} times {factor:g}" for pattern, factor in arguments.multiply]
         save_model(arguments.output, mean, {**kept, "averaged": ", ".join(parts)})
-    except (UgicmError, OSError, ValueError) as error:
+    except (UgicmError, OSError) as error:
         print(f"average_checkpoints.py: {error}", file=sys.stderr)
         return 2
     print(f"{arguments.output}: {', '.join(parts)}")

@@ -26,7 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import ugicm  # noqa: E402
-from ugicm.errors import CheckpointError, ConfigError  # noqa: E402
+from ugicm.errors import UgicmError  # noqa: E402
 
 
 def main() -> int:
@@ -47,7 +47,7 @@ def main() -> int:
             arguments.source, arguments.target, half=arguments.half, pictures=arguments.calibrate,
             sharpness=arguments.sharpness, overwrite=arguments.overwrite,
         )  # fmt: skip
-    except (CheckpointError, ConfigError, OSError) as error:
+    except (UgicmError, OSError) as error:
         print(f"convert_checkpoint.py: {error}", file=sys.stderr)
         return 2
     return 0
@@ -56,16 +56,14 @@ def main() -> int:
 def convert(
     source: Path, target: Path, *, half: bool, pictures: list[Path] | None, sharpness: float | None, overwrite: bool
 ) -> None:
-    """Write ``source`` to ``target``, calibrated with ``pictures``. Raises CheckpointError, ConfigError or OSError."""
-    if target.suffix != ".safetensors":
-        raise CheckpointError(f"{target}: the converted file must be named *.safetensors, or it could not be loaded")
-    if target.exists() and not overwrite:
-        raise FileExistsError(f"{target} exists; give another name or --overwrite")
+    """Write ``source`` to ``target``, calibrated with ``pictures``. Raises UgicmError or OSError."""
     from ugicm.checkpoint import load_model, read_metadata, save_model
     from ugicm.data.images import centre_crops, find_pictures
     from ugicm.released import load_released
+    from ugicm.training.checkpoint import check_target
     from ugicm.training.symbols import count_symbols
 
+    check_target(target, overwrite)
     crops = centre_crops([file for folder in pictures for file in find_pictures(folder)], 256) if pictures else None
     ours = source.suffix == ".safetensors"
     model = load_model(source) if ours else load_released(source)

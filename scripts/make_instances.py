@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make instance masks for a folder of pictures without labels, for the instance term of training.
+"""Make instance masks for pictures without labels, for the instance term of training.
 
     python scripts/make_instances.py pictures/ -o pictures_instances.json
     python scripts/make_instances.py pictures/ -o out.json --method maskrcnn --weights maskrcnn_resnet50_fpn.pth
@@ -22,7 +22,7 @@ from ugicm.errors import UgicmError  # noqa: E402
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="folder of pictures, searched recursively")
+    parser.add_argument("source", type=Path, help="folder of pictures (searched recursively), .txt list or picture")
     parser.add_argument("-o", "--output", type=Path, required=True, help="json to write or continue")
     parser.add_argument("-n", "--count", type=int, default=5, help="at most so many objects a picture (default 5)")
     parser.add_argument(
@@ -42,8 +42,8 @@ def main() -> int:
         else:
             proposer = MaskRCNN(arguments.weights, arguments.score)
             made_by = f"maskrcnn above {arguments.score}, at most {arguments.count}"
-        done, present, broken = annotate(arguments.folder, arguments.output, proposer, arguments.count, made_by)
-    except UgicmError as error:
+        done, present, broken = annotate(arguments.source, arguments.output, proposer, arguments.count, made_by)
+    except (UgicmError, OSError) as error:
         print(f"make_instances.py: {error}", file=sys.stderr)
         return 2
     print(f"{arguments.output}: {done} pictures added, {present} were there, {broken} unreadable")

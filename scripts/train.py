@@ -4,7 +4,7 @@
     python scripts/train.py -c configs/smoke.yaml
     python scripts/train.py -c configs/smoke.yaml --set run.dir=/tmp/run optim.lr=1e-4
     python scripts/train.py -c configs/smoke.yaml --resume
-    torchrun --nproc_per_node=4 scripts/train.py -c configs/mlicpp_stage1_2.yaml
+    torchrun --nproc_per_node=4 scripts/train.py -c configs/paper/mlicpp_stage1_rate2.yaml
 
 Exit status: 0 trained or stopped cleanly with a checkpoint, 1 failed while training, 2 unusable input.
 """
@@ -47,7 +47,7 @@ def main() -> int:
     except ModuleNotFoundError as error:
         print(f"train.py: training needs {error.name}: pip install 'ugicm[train]'", file=sys.stderr)
         return 2
-    except UgicmError as error:
+    except (UgicmError, OSError) as error:  # a loss that is not finite, no memory, a full disk
         print(f"train.py: {error}", file=sys.stderr)
         return 1
     return 0

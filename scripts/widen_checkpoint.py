@@ -4,7 +4,7 @@
     python scripts/widen_checkpoint.py runs/a/model.safetensors wider.safetensors -d photos/ --width 64
     python scripts/train.py -c configs/compact_4_detail.yaml
 
-Exit status: 0 written, 2 unusable input.
+Exit status: 0 written, 2 unusable input or the output exists.
 """
 
 from __future__ import annotations
@@ -28,14 +28,17 @@ def main() -> int:
         "--lambdas", type=float, nargs="+", default=[0.0005, 0.0063, 0.08],
         help="the objective's, for the first quantisation steps (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     arguments = parser.parse_args()
     import torch
 
     from ugicm.checkpoint import load_model, read_metadata, save_model
     from ugicm.data.images import centre_crops, find_pictures
+    from ugicm.training.checkpoint import check_target
     from ugicm.training.widen import widen
 
     try:
+        check_target(arguments.target, arguments.overwrite)
         model = load_model(arguments.source)
         files = [file for folder in arguments.data for file in find_pictures(folder)]
         # Made smaller, pictures lose the traces of earlier compression.
@@ -45,7 +48,7 @@ def main() -> int:
         wider = widen(model, arguments.width, torch.cat(small).clamp(0, 255), tuple(arguments.lambdas))
         about = {**read_metadata(arguments.source), "widened": f"{arguments.width} detail channels"}
         save_model(arguments.target, wider, {k: v for k, v in about.items() if k != "fingerprint"})
-    except (UgicmError, OSError, ValueError) as error:
+    except (UgicmError, OSError) as error:
         print(f"widen_checkpoint.py: {error}", file=sys.stderr)
         return 2
     parameters = sum(p.numel() for p in wider.parameters()) / 1e6

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
-from small_models import small_model
+from small_models import CONFIGS, small_model
 
-from ugicm.checkpoint import load_model, read_metadata
+from ugicm.checkpoint import load_model, read_metadata, save_model
+from ugicm.models.codec import UGICM
 from ugicm.training.average import average, multiply
 
 SCRIPT = "scripts/average_checkpoints.py"
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def narrow_checkpoint(tmp_path_factory):
+    """A model without detail channels, so that scripts/widen_checkpoint.py takes it, too."""
+    torch.manual_seed(0)
+    config = replace(CONFIGS["compact"], M=24, slices=2, slice_widths=(8, 16), detail_width=0)
+    path = tmp_path_factory.mktemp("narrow") / "narrow.safetensors"
+    save_model(path, UGICM(config))
+    return path
 
 
 def test_average_by_hand():
@@ -62,6 +78,34 @@ def test_script_refuses(run_python, checkpoint, other_checkpoint, tmp_path, opti
     assert end.returncode == 2 and complaint in end.stderr
     assert list(tmp_path.iterdir()) == []
     assert "Traceback" not in end.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [("mean.pt", "must be named *.safetensors"), ("there.safetensors", "there.safetensors exists; give another name"),
+     ("there.safetensors/mean.safetensors", "cannot be written")],
+)  # fmt: skip
+@pytest.mark.parametrize("script", [SCRIPT, "scripts/convert_checkpoint.py", "scripts/widen_checkpoint.py"])
+def test_where_models_cannot_be_written(
+    narrow_checkpoint, photos, tmp_path, monkeypatch, capsys, script, name, complaint
+):
+    (tmp_path / "there.safetensors").write_text("mine")
+    options = {SCRIPT: ["-o", tmp_path / name], "scripts/convert_checkpoint.py": [tmp_path / name]}.get(
+        script, [tmp_path / name, "-d", photos, "--width", "4"]
+    )
+    monkeypatch.setattr("sys.argv", [script, str(narrow_checkpoint), *map(str, options)])
+    assert runpy.run_path(str(ROOT / script))["main"]() == 2
+    said = capsys.readouterr().err
+    assert complaint in said and said.count("\n") == 1 and said.startswith(f"{Path(script).name}: ")
+    assert (tmp_path / "there.safetensors").read_text() == "mine" and not (tmp_path / "mean.pt").exists()
+
+
+def test_overwriting_when_asked_to(run_python, checkpoint, tmp_path):
+    out = tmp_path / "there.safetensors"
+    out.write_text("mine")
+    end = run_python(SCRIPT, checkpoint, "-o", out, "--overwrite")
+    assert end.returncode == 0, end.stderr
+    load_model(out)
 
 
 def test_other_forms_are_refused():

@@ -1,11 +1,13 @@
 """Training configurations: layers of yaml files, strict keys, and messages that say what would have worked."""
 
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from ugicm.config import BMSHJ2018, MLICPP, Draw, ModelConfig, TrainConfig, from_dict, load_config, to_dict
+from ugicm.config import MLICPP, Draw, ModelConfig, TrainConfig, from_dict, load_config, to_dict
 from ugicm.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -34,9 +36,18 @@ def test_shipped_configurations_load(path):
     assert to_dict(from_dict(TrainConfig, to_dict(config), "again")) == to_dict(config)
 
 
+def test_configurations_that_scripts_name_exist():
+    root = CONFIGS.parent
+    texts = {path.name: path.read_text() for path in root.glob("scripts/*.py")}
+    named = [(name, config) for name, text in texts.items() for config in re.findall(r"configs/[\w/]+\.yaml", text)]
+    assert "train.py" in dict(named)
+    assert [(name, config) for name, config in named if not (root / config).is_file()] == []
+
+
 def test_full_size_configurations_are_the_released_form():
     assert load_config(CONFIGS / "paper/mlicpp_mse.yaml").model == MLICPP
-    assert load_config(CONFIGS / "paper/bmshj2018_mse.yaml").model == BMSHJ2018
+    hyperprior = dataclasses.replace(MLICPP, backbone="bmshj2018", slices=1, lrp="none")
+    assert load_config(CONFIGS / "paper/bmshj2018_mse.yaml").model == hyperprior
 
 
 def test_values_are_converted_by_field_type(write):

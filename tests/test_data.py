@@ -13,6 +13,7 @@ from ugicm.config import DataConfig, Draw, Source
 from ugicm.data import images
 from ugicm.data.images import Epochs, PictureStore, StepBatches, TrainingSamples, View, collate, open_sources
 from ugicm.data.instances import Instances, bounding_box
+from ugicm.data.proposals import annotate
 from ugicm.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,6 +48,9 @@ def test_finding_pictures(folder, tmp_path):
     assert images.find_pictures(folder / "0.png") == [folder / "0.png"]
     (tmp_path / "list.txt").write_text("train/none.png")
     with pytest.raises(ConfigError, match=r"none\.png, which does not exist"):
+        images.find_pictures(tmp_path / "list.txt")
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"list\.txt: cannot be read as a list of pictures"):
         images.find_pictures(tmp_path / "list.txt")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="no files to work on in this folder"):
@@ -281,3 +285,28 @@ def test_make_instances(tmp_path, capsys, monkeypatch):
     assert status == 2 and "choose another --output" in warned
     status, _, warned = run(tmp_path / "absent", "-o", tmp_path / "x.json")
     assert status == 2 and "no such folder" in warned
+
+
+def test_instances_of_one_picture_and_of_a_list(tmp_path, make_picture):
+    """Whatever training takes as a source can be given instances that it finds again."""
+    deep, far = tmp_path / "here/a/b/c/d/x.png", tmp_path / "there/x.png"
+    for number, path in enumerate((deep, far, tmp_path / "here/x.png")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_picture(40, 30, number).save(path)
+    (tmp_path / "here/list.txt").write_text(f"a/b/c/d/x.png\n../there/x.png\n{far}\nx.png\nx.png\n")
+
+    def corner(picture, count):  # of another size in every picture
+        mask = np.zeros(picture.size[::-1], bool)
+        mask[0, : 1 + made.setdefault(picture.tobytes(), len(made))] = True
+        return [mask]
+
+    made = {}
+    for source, names in ((tmp_path / "here/x.png", ["x.png"]),
+                          (tmp_path / "here/list.txt", ["a/b/c/d/x.png", "../there/x.png", str(far), "x.png"])):
+        output = source.with_suffix(".json")
+        assert annotate(source, output, corner, 1, "test") == (len(names), 0, 0)
+        assert [image["file_name"] for image in json.loads(output.read_text())["images"]] == names
+        files = images.find_pictures(source)
+        instances = Instances(output, files)
+        for file in files:
+            assert int(instances.mask(file, 0).sum()) == 1 + made[Image.open(file).tobytes()]

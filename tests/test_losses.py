@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from ugicm.config import LpipsConfig, ObjectiveConfig, TeacherConfig, TermConfig
-from ugicm.errors import ConfigError
+from ugicm.errors import CheckpointError, ConfigError
 from ugicm.losses import distortion, objective, semantic
 from ugicm.losses.rate import bits_per_pixel, log_linear
 from ugicm.losses.teachers import LITE0, Teacher, load_teacher
@@ -101,9 +101,9 @@ def test_perceptual_distance(tmp_path):
     assert distance(x_hat, x).tolist() == pytest.approx(expected.tolist(), rel=1e-4)
     assert distance(x, x).tolist() == [0, 0]
     assert not any(p.requires_grad for p in distance.parameters()) and not distance.train().network.training
-    with pytest.raises(ConfigError, match="does not fit"):
+    with pytest.raises(CheckpointError, match="does not fit LPIPS's alexnet: features.0.weight, "):
         distortion.PerceptualDistance("alex", str(tmp_path / "squeeze.pth"))
-    with pytest.raises(ConfigError, match="is not a file"):
+    with pytest.raises(CheckpointError, match="is not a file"):
         distortion.PerceptualDistance("alex", str(tmp_path / "absent.pth"))
 
 

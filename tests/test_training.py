@@ -18,7 +18,7 @@ from small_models import CONFIGS, small_model
 
 from ugicm.checkpoint import load_model, save_model
 from ugicm.config import OptimConfig, load_config, to_dict
-from ugicm.errors import ConfigError, UgicmError
+from ugicm.errors import CheckpointError, ConfigError, UgicmError
 from ugicm.models.codec import UGICM
 from ugicm.training import checkpoint, loop, optim
 from ugicm.training.loop import NonFiniteError, train
@@ -159,6 +159,22 @@ def test_resume_with_another_configuration_is_refused(setup, tmp_path):
     (tmp_path / "pictures" / "0.png").rename(tmp_path / "pictures" / "9.png")
     with pytest.raises(ConfigError, match="the pictures are not the same"):
         train(setup(), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [(b"", "cannot be read: "), ([1], "not the state of a run, but list"),
+     ({"step": 1}, "config, pictures, best and 8 more missing or damaged")],
+)  # fmt: skip
+def test_a_damaged_state_is_named(setup, content, complaint):
+    config = setup()
+    path = Path(config.run.dir) / checkpoint.STATE
+    path.parent.mkdir()
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(CheckpointError) as caught:
+        train(config, resume=True)
+    said = str(caught.value)
+    assert said.startswith(f"{path}: ") and complaint in said and "use init_from: " in said and "\n" not in said
 
 
 def test_time_limit_ends_with_a_checkpoint(setup, capsys):
@@ -334,6 +350,8 @@ def test_out_of_memory_says_what_to_lower(setup, monkeypatch):
         ("freeze=[g_a, g_s, h_a, parser, gain, preference]", "nothing is left to train"),
         ("init_from=/absent.safetensors", "/absent.safetensors"),
         ("optim.lr_scale.gian=2", "optim.lr_scale: the model has no submodule 'gian'"),
+        ("run.dir=config.yaml", "config.yaml is not a folder; choose another run.dir"),
+        ("run.dir=config.yaml/run", "config.yaml is not a folder; choose another run.dir"),
         ("data.batch=3 ", None),
     ],
 )
@@ -347,6 +365,7 @@ def test_bad_input_ends_before_training(setup, tmp_path, capsys, monkeypatch, ov
     steps = ["optim.steps=1", "validation.every=0"]
     arguments = ["train.py", "-c", str(tmp_path / "config.yaml"), "--set", override, *steps]
     monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.chdir(tmp_path)
     status = script.main()
     said = capsys.readouterr().err
     if message is None:

@@ -17,16 +17,14 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ugicm import files
-from ugicm.config import ModelConfig, from_dict, to_dict
+from ugicm.config import LARGEST_SCALE, ModelConfig, from_dict, to_dict
 from ugicm.errors import CheckpointError, ConfigError, first_line, first_of
 from ugicm.models.codec import UGICM
 from ugicm.models.entropy_model import TABLES
 
 FORMAT = "ugicm"
 _WEIGHTS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# A table has 12 symbols for each unit of the scale, and probabilities of 16 bits have no room for more than 65,536.
-LARGEST_SCALE = 4096
-LARGEST_QUANTILE = 2**14
+LARGEST_QUANTILE = 2**12  # the tables of the factorised prior reach from the lowest to the highest
 # Buffers that follow from the configuration or from CompressAI's constants: not stored.
 _DERIVED = ("likelihood_lower_bound.bound", "lower_bound_scale.bound", "scale_bound", "bottleneck.target",
             "pedestal", "lower_bound.bound", "relative_position_index")  # fmt: skip

@@ -26,6 +26,9 @@ PARSING = ("fixed", "float64", "float32")
 # A checkpoint brings its own configuration: what it asks for is bounded before anything is built.
 WIDEST = 2**14  # channels, and any other size
 MOST_PARTS = 128  # slices, blocks, layers
+MOST_SCALES = 256  # tabulated
+# A table has 12 symbols for each unit of the scale, and probabilities of 16 bits have no room for more than 65,536.
+LARGEST_SCALE = 4096
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,10 @@ class ModelConfig:
         require(self.window % 2 == 1 and self.window > 0, f"window must be odd, got {self.window}")
         require(self.quality_points != 1 and self.quality_points >= 0, "quality_points must be 0 or at least 2")
         require(0 <= self.sharpness <= 4, f"sharpness must be from 0 to 4, got {self.sharpness}")
-        require(0 < self.scale_min < self.scale_max, "0 < scale_min < scale_max must hold")
+        require(0 < self.scale_min < self.scale_max <= LARGEST_SCALE,
+                f"0 < scale_min < scale_max <= {LARGEST_SCALE} must hold")  # fmt: skip
+        require(self.scale_levels <= MOST_SCALES, f"scale_levels must be from 1 to {MOST_SCALES}, "
+                f"got {self.scale_levels}")  # fmt: skip
         if self.backbone == "bmshj2018":
             require(self.slices == 1, "bmshj2018 codes the latent in one pass: slices must be 1")
 
@@ -113,13 +119,12 @@ class ModelConfig:
         return self.slice_widths or (self.M // self.slices,) * self.slices
 
 
-# The released UG-ICM network (117.78 M parameters) and the mean-scale hyperprior under the same decoder.
-_REFERENCE = dict(
-    slice_widths=(), channel_widths=(192, 128), parameter_widths=(320, 256, 128), beta_frequencies=10, beta_width=512,
-    quality_points=0, scale_max=256.0, sparse_coding=False, parsing="float32",
+# The released UG-ICM network (117.78 M parameters).
+MLICPP = ModelConfig(
+    backbone="mlicpp", N=192, M=320, slices=10, slice_widths=(), channel_widths=(192, 128),
+    parameter_widths=(320, 256, 128), lrp="full", beta_frequencies=10, beta_width=512, quality_points=0,
+    scale_max=256.0, sparse_coding=False, parsing="float32",
 )  # fmt: skip
-MLICPP = ModelConfig(backbone="mlicpp", N=192, M=320, slices=10, lrp="full", **_REFERENCE)
-BMSHJ2018 = ModelConfig(backbone="bmshj2018", N=192, M=320, slices=1, **_REFERENCE)
 
 
 def from_dict(cls: type, values: Any, where: str, key: str = "") -> Any:

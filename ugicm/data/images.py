@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ugicm.config import DataConfig, Draw, Source
 from ugicm.data.instances import SMALLEST, Instances, bounding_box
-from ugicm.errors import ConfigError, PictureError
+from ugicm.errors import ConfigError, PictureError, first_line
 from ugicm.files import PICTURE_SUFFIXES, UsageError, find
 from ugicm.pictures import open_rgb
 
@@ -42,7 +42,10 @@ def find_pictures(path: str | Path) -> list[Path]:
         except OSError as error:
             raise ConfigError(f"{error.filename or path}: cannot be listed: {error.strerror}") from None
     elif path.suffix == ".txt" and path.is_file():
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        try:
+            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read as a list of pictures: {first_line(error)}") from None
         files = [path.parent / line for line in lines if line and not line.startswith("#")]
         absent = [p for p in files if not p.is_file()]
         if absent or not files:

@@ -53,7 +53,7 @@ class Instances:
             by_name.setdefault(Path(image["file_name"]).name, number)
         self._codes: dict[Path, list[dict]] = {}
         for file in files:
-            ends = ("/".join(file.parts[-n:]) for n in range(min(4, len(file.parts)), 0, -1))
+            ends = (file.as_posix(), *("/".join(file.parts[-n:]) for n in range(len(file.parts), 0, -1)))
             number = next((by_name[end] for end in ends if end in by_name), None)
             if number is not None:
                 self._codes[file] = by_image.get(number, [])

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ugicm.data.images import find_pictures
-from ugicm.errors import ConfigError, PictureError
+from ugicm.errors import ConfigError, PictureError, first_line
 from ugicm.files import replacing
 from ugicm.pictures import open_rgb
 
@@ -139,7 +139,7 @@ class MaskRCNN:
                 self.network = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
                 self.network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         except Exception as error:  # downloads and damaged files fail in many ways
-            raise ConfigError(f"--weights {weights}: {str(error).splitlines()[0]}") from None
+            raise ConfigError(f"--weights {weights}: {first_line(error)}") from None
         self.network.eval()
         self.score = score
 
@@ -154,14 +154,16 @@ class MaskRCNN:
 
 
 def annotate(
-    folder: Path, output: Path, proposer: Callable[..., list[np.ndarray]], count: int, made_by: str, every: int = 100
+    source: Path, output: Path, proposer: Callable[..., list[np.ndarray]], count: int, made_by: str, every: int = 100
 ) -> tuple[int, int, int]:
-    """Propose objects for every picture of ``folder`` into a COCO json that training reads as ``instances``.
+    """Propose objects for every picture of ``source`` into a COCO json that training reads as ``instances``.
 
+    ``source`` is what training takes as one, too: a folder, a ``.txt`` list or one picture. Pictures are named
+    relative to the folder, or to that of the list or picture; those of a list that lie elsewhere, by their path.
     Pictures already in ``output`` are kept, so an interrupted call continues; it is written every ``every``
     pictures, atomically. Returns (pictures done now, pictures that were there, unreadable ones).
 
-    Raises ConfigError for a folder without pictures, or an output made in another way.
+    Raises ConfigError for a source without pictures, or an output made in another way.
     """
     from pycocotools import mask as coding
     from tqdm import tqdm
@@ -177,15 +179,17 @@ def annotate(
             raise ConfigError(f"{output}: was made with {before!r}, not {made_by!r}; choose another --output")
     known = {image["file_name"] for image in content["images"]}
     present, broken, done = len(known), 0, 0
+    root = source if source.is_dir() else source.parent
 
     def write() -> None:
         with replacing(output) as temporary:
             temporary.write_text(json.dumps(content), encoding="utf-8")
 
-    for path in tqdm(find_pictures(folder), desc="proposing", unit="picture", disable=not sys.stderr.isatty()):
-        name = path.relative_to(folder).as_posix()
+    for path in tqdm(find_pictures(source), desc="proposing", unit="picture", disable=not sys.stderr.isatty()):
+        name = (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
         if name in known:
             continue
+        known.add(name)  # a list may name it twice
         try:
             picture = open_rgb(path)
         except PictureError as error:

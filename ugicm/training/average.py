@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 
 import torch
 
+from ugicm.errors import CheckpointError, ConfigError
 from ugicm.models.codec import UGICM
 
 
@@ -21,15 +22,16 @@ def average(models: Sequence[UGICM], weights: Sequence[float]) -> UGICM:
     Models that parse alike keep their CDF tables. Otherwise the result has none: they are built where it is converted
     (``scripts/convert_checkpoint.py``).
 
-    Raises ValueError: different forms, not a weight for each model, or weights whose sum is not positive.
+    Raises CheckpointError for different forms, ConfigError for not a weight for each model, or weights whose sum is
+    not positive.
     """
     if len(models) != len(weights):
-        raise ValueError(f"{len(weights)} weights for {len(models)} models")
+        raise ConfigError(f"{len(weights)} weights for {len(models)} models")
     if not sum(weights) > 0:
-        raise ValueError(f"the weights sum to {sum(weights):g}, must be positive")
+        raise ConfigError(f"the weights sum to {sum(weights):g}, must be positive")
     first = models[0]
     if any(model.config != first.config for model in models[1:]):
-        raise ValueError("the models are not of the same form")
+        raise CheckpointError("the models are not of the same form")
     mean = copy.deepcopy(first)
     with torch.no_grad():
         for name, parameter in mean.named_parameters():
@@ -43,11 +45,11 @@ def average(models: Sequence[UGICM], weights: Sequence[float]) -> UGICM:
 def multiply(model: UGICM, pattern: str, factor: float) -> int:
     """Multiply the parameters whose names match ``pattern`` (as for file names: ``g_s.branches*.widen.*``).
 
-    Returns how many there are. Raises ValueError if there are none.
+    Returns how many there are. Raises ConfigError if there are none.
     """
     found = [parameter for name, parameter in model.named_parameters() if fnmatchcase(name, pattern)]
     if not found:
-        raise ValueError(f"no parameter's name matches {pattern}")
+        raise ConfigError(f"no parameter's name matches {pattern}")
     with torch.no_grad():
         for parameter in found:
             parameter.mul_(factor)

@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 
 from ugicm import __version__
 from ugicm.config import DataConfig, ModelConfig, RunConfig, Source, TrainConfig, to_dict
-from ugicm.errors import CheckpointError, ConfigError
+from ugicm.errors import CheckpointError, ConfigError, first_line, first_of
 from ugicm.evaluation.results import revision
-from ugicm.files import replacing
+from ugicm.files import UsageError, replacing
 
 STATE = "state.pt"
 MODEL = "model.safetensors"
 BEST = "best.safetensors"
+# What a resumed run needs of its state, always. (What has come later, or only some runs have, is not listed.)
+_NEEDED = {
+    "step": int, "config": dict, "pictures": str, "best": (float, NoneType), "minutes": float, "model_config": dict,
+    "origin": str, "model": dict, "optimiser": dict, "aux_optimiser": (dict, NoneType), "average": (dict, NoneType),
+    "average_updates": int,
+}  # fmt: skip
 # What a resumed run may change: it influences where and when things are written, and how fast.
 _FREE = {
     "run": {"dir", "device", "threads", "log_every", "save_every", "max_minutes"},
@@ -48,14 +55,32 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """What :func:`save_state` wrote. Raises ConfigError where there is nothing to resume."""
+    """What :func:`save_state` wrote.
+
+    Raises ConfigError where there is nothing to resume, CheckpointError for a file that is not a run's state.
+    """
     path = folder / STATE
     if not path.is_file():
         raise ConfigError(f"{path}: nothing to resume here; start without --resume")
+    anew = f"to begin anew from the run's weights, use init_from: {folder / MODEL}"
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds on damaged files
-        raise CheckpointError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(f"{path}: cannot be read: {first_line(error)}; {anew}") from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: not the state of a run, but {type(state).__name__}; {anew}")
+    unusable = [name for name, kind in _NEEDED.items() if name not in state or not isinstance(state[name], kind)]
+    if unusable:
+        raise CheckpointError(f"{path}: not the state of a run: {first_of(unusable)} missing or damaged; {anew}")
+    return state
+
+
+def check_target(path: Path, overwrite: bool) -> None:
+    """See that a model may be written to ``path``, before any work is done for it. Raises UsageError."""
+    if path.suffix != ".safetensors":
+        raise UsageError(f"{path}: a model must be named *.safetensors, or it could not be loaded")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists; give another name or --overwrite")
 
 
 def comparable(config: TrainConfig) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 import time
@@ -23,7 +24,7 @@ from ugicm.data.images import (
     find_pictures,
     open_sources,
 )
-from ugicm.errors import ConfigError, UgicmError
+from ugicm.errors import ConfigError, UgicmError, first_line
 from ugicm.files import replacing
 from ugicm.losses.objective import Objective
 from ugicm.models.codec import UGICM
@@ -71,6 +72,15 @@ def _load(path: str) -> UGICM:
     return load_released(path)
 
 
+def _check_folder(folder: Path) -> None:
+    """Raise ConfigError where a run cannot write to ``folder``. It is made later, when nothing else is amiss."""
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir():
+        raise ConfigError(f"run.dir: {folder} cannot be made: {there} is not a folder; choose another run.dir")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"run.dir: {folder}: may not write to {there}; choose another run.dir")
+
+
 def seed_step(seed: int, step: int, part: int, rank: int) -> None:
     """Make PyTorch's random numbers (quantisation noise) a function of where in the training we are."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, part, rank]).generate_state(1, np.uint64)[0]) >> 1)
@@ -97,12 +107,11 @@ def train(config: TrainConfig, resume: bool = False, command: str = "") -> None:
         texts = ("out of memory", "allocate memory")  # of CUDA's and of the CPU's allocator
         if not isinstance(error, MemoryError) and not any(text in str(error) for text in texts):
             raise
-        said = (str(error) or "MemoryError").splitlines()[0]
         share = config.data.batch // (config.optim.accumulate * world.size)
         raise UgicmError(
             f"out of memory on {world.device} with {share} samples of {config.data.crop}² at a time: lower data.batch "
             f"or data.crop, or raise optim.accumulate (now {config.optim.accumulate}), or use precision.autocast: "
-            f"bf16 ({said})"
+            f"bf16 ({first_line(error)})"
         ) from None
     finally:
         distributed.leave()
@@ -111,6 +120,7 @@ def train(config: TrainConfig, resume: bool = False, command: str = "") -> None:
 def _train(config: TrainConfig, resume: bool, command: str, world: distributed.World, started: float) -> None:
     # ---- what is trained, and on what ---------------------------------------------------------------------------
     device, folder = world.device, Path(config.run.dir)
+    _check_folder(folder)
     if not resume and (folder / checkpoint.STATE).exists():
         raise ConfigError(f"{folder}: holds a run already; continue it with --resume, or choose another run.dir")
     state = checkpoint.load_state(folder) if resume else None
