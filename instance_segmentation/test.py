@@ -5,7 +5,7 @@
   python instance_segmentation/test.py -d coco/val2017 --annotations A.json --codec ugicm --quality 0.3
   python instance_segmentation/test.py -d out/machine --annotations A.json --detectors maskrcnn_resnet50_fpn=W.pth
   python instance_segmentation/test.py -d coco/val2017 --annotations A.json --detections found.json
-  torchrun --nproc_per_node=4 instance_segmentation/test.py -d coco/val2017 --annotations A.json --codec webp
+  torchrun --nproc_per_node=4 instance_segmentation/test.py -d coco --annotations A.json --codec webp --quality 60
 
 Pictures are found by the names in the annotations; their extension does not matter.
 """
@@ -40,14 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     from ugicm.evaluation import results
     from ugicm.evaluation.scorers.command import device_of, score
-    from ugicm.evaluation.scorers.detection import CocoEvaluator, CocoTruth, read_detections
+    from ugicm.evaluation.scorers.detection import CocoEvaluator, CocoTruth, kinds_of, read_detections
     from ugicm.evaluation.scorers.detectors import load_detector
 
     truth = CocoTruth(args.annotations)
     if args.detections:
         records = read_detections(args.detections, truth)
-        outlined = all("segmentation" in d for r in records.values() for d in r["detections"])
-        evaluator = CocoEvaluator(None, truth, ("bbox", "segm") if outlined else ("bbox",))
+        evaluator = CocoEvaluator(None, truth, kinds_of(records))
         evaluator.records = records
         scores = evaluator.evaluate()
         print(results.table([(k, None if v is None else f"{v:.2f}") for k, v in scores.items()], ("score", "value")))
@@ -64,6 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from ugicm.evaluation.scorers.command import guarded
+    from ugicm.evaluation.usage import guarded
 
     guarded(main)

@@ -23,6 +23,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ugicm.evaluation.usage import check_device, positive, sides  # noqa: E402
+
 _CODEC_HELP = """\
 examples:
   benchmark.py codec                                       shipped model and the full 117.78 M-parameter form
@@ -105,10 +107,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("codec", help="one picture, stage by stage", epilog=_CODEC_HELP, **shape)
     sub.set_defaults(run=codec)
     sub.add_argument("-c", "--checkpoint", help="model to time (default: the shipped one)")
-    sub.add_argument("--size", nargs="+", type=_size, default=[(512, 768)], metavar="HxW",
+    sub.add_argument("--size", nargs="+", type=sides("HEIGHTxWIDTH"), default=[(512, 768)], metavar="HxW",
                      help="picture sizes, height x width (default: 512x768)")  # fmt: skip
-    sub.add_argument("--repeats", type=_positive, default=5, help="timed runs of which the median counts (default: 5)")
-    sub.add_argument("--threads", nargs="+", type=_positive, help="threads of PyTorch (default: its own choice)")
+    sub.add_argument("--repeats", type=positive, default=5, help="timed runs of which the median counts (default: 5)")
+    sub.add_argument("--threads", nargs="+", type=positive, help="threads of PyTorch (default: its own choice)")
     sub.add_argument("--dtype", nargs="+", choices=["fast", "float32"], default=["fast"],
                      help="fast (default): bfloat16 for the compact model's transforms where that pays")  # fmt: skip
     sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
@@ -121,9 +123,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.set_defaults(run=levers)
     sub.add_argument("-c", "--checkpoint", help="model to time (default: the shipped one)")
     sub.add_argument("--full", action="store_true", help="the 117.78 M-parameter form with random weights instead")
-    sub.add_argument("--size", type=_size, default=(512, 768), metavar="HxW", help="picture size (default: 512x768)")
-    sub.add_argument("--repeats", type=_positive, default=7, help="timed runs of each (default: 7)")
-    sub.add_argument("--threads", type=_positive, help="threads of PyTorch (default: its own choice)")
+    sub.add_argument("--size", type=sides("HEIGHTxWIDTH"), default=(512, 768), metavar="HxW",
+                     help="picture size (default: 512x768)")  # fmt: skip
+    sub.add_argument("--repeats", type=positive, default=7, help="timed runs of each (default: 7)")
+    sub.add_argument("--threads", type=positive, help="threads of PyTorch (default: its own choice)")
     sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
     sub.add_argument("-o", "--output", default="experiments/levers.json", help="results file (default: %(default)s)")
 
@@ -131,9 +134,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.set_defaults(run=folder)
     sub.add_argument("-c", "--checkpoint", help="model to use (default: the shipped one)")
     sub.add_argument("-d", "--data", help="a folder of pictures (default: made from the sample pictures)")
-    sub.add_argument("--count", type=_positive, default=100, help="how many to make (default: 100)")
-    sub.add_argument("--size", type=_size, default=(512, 768), metavar="HxW", help="their size (default: 512x768)")
-    sub.add_argument("--workers", type=_positive, default=len(os.sched_getaffinity(0)) if hasattr(
+    sub.add_argument("--count", type=positive, default=100, help="how many to make (default: 100)")
+    sub.add_argument("--size", type=sides("HEIGHTxWIDTH"), default=(512, 768), metavar="HxW",
+                     help="their size (default: 512x768)")  # fmt: skip
+    sub.add_argument("--workers", type=positive, default=len(os.sched_getaffinity(0)) if hasattr(
         os, "sched_getaffinity") else os.cpu_count(), help="side by side (default: the number of cores)")  # fmt: skip
     sub.add_argument("-o", "--output", default="experiments/folder_speed.json",
                      help="results file (default: %(default)s)")  # fmt: skip
@@ -148,38 +152,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--variants", nargs="+", choices=VARIANTS, metavar="NAME",
                      default=[name for name in VARIANTS if name != "compile"],
                      help="see below (default: all but compile, which takes minutes to warm up on a CPU)")  # fmt: skip
-    sub.add_argument("--steps", type=_positive, default=10, help="to warm up, and in each repeat (default: 10)")
-    sub.add_argument("--repeats", type=_positive, default=3, help="measured stretches of --steps steps (default: 3)")
-    sub.add_argument("--threads", nargs="+", type=_positive, default=[0], help="default: PyTorch's own choice")
+    sub.add_argument("--steps", type=positive, default=10, help="to warm up, and in each repeat (default: 10)")
+    sub.add_argument("--repeats", type=positive, default=3, help="measured stretches of --steps steps (default: 3)")
+    sub.add_argument("--threads", nargs="+", type=positive, default=[0], help="default: PyTorch's own choice")
     sub.add_argument("--device", nargs="+", choices=["cpu", "cuda"], default=["cpu"], help="default: cpu")
     sub.add_argument("-o", "--output", default="experiments/train_speed.json",
                      help="results file (default: %(default)s)")  # fmt: skip
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got {text}")
-    return int(text)
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    try:
-        return _positive(height), _positive(width)
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 512x768, got {text}") from None
-
-
-def _check_device(name: str) -> None:
-    import torch
-
-    from ugicm.files import UsageError, first_line
-
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {name!r} cannot be used: {first_line(error)}") from None
 
 
 def codec(args: argparse.Namespace) -> tuple[dict, str]:
@@ -188,7 +167,7 @@ def codec(args: argparse.Namespace) -> tuple[dict, str]:
     from ugicm.evaluation import benchmark, folder_speed, results
     from ugicm.files import UsageError
 
-    _check_device(args.device)
+    check_device(args.device)
     peers = list(benchmark.PEERS) if args.peers is None else args.peers
     for name in peers:
         if name not in benchmark.PEERS:
@@ -244,7 +223,7 @@ def levers(args: argparse.Namespace) -> tuple[dict, str]:
     from ugicm.evaluation import benchmark, results
     from ugicm.evaluation import levers as ways
 
-    _check_device(args.device)
+    check_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
     codec = benchmark.build(benchmark.FULL if args.full else args.checkpoint, args.device)
@@ -269,14 +248,16 @@ def levers(args: argparse.Namespace) -> tuple[dict, str]:
 def folder(args: argparse.Namespace) -> tuple[dict, str]:
     import tempfile
 
+    import ugicm
     from ugicm.evaluation import folder_speed, results
 
+    model = ugicm.load(args.checkpoint).describe()
     with tempfile.TemporaryDirectory() as made:
         photos = Path(args.data or made)
         if not args.data:
             folder_speed.make_pictures(photos, args.count, args.size[1], args.size[0])
         report = folder_speed.time_folder(photos, args.workers, args.checkpoint)
-    report["size"] = None if args.data else list(args.size)
+    report |= {"size": None if args.data else list(args.size), "model": model}
     rows = [
         (name, report["pictures"], *(f"{report[name][key]:.2f}" for key in (
             "start_seconds", "one_by_one_seconds", "side_by_side_seconds", "ratio", "ratio_without_start")),
@@ -292,7 +273,7 @@ def train(args: argparse.Namespace) -> tuple[dict, str]:
     from ugicm.evaluation import results, training_speed
 
     for device in args.device:
-        _check_device(device)
+        check_device(device)
     runs = []
     for device in args.device:
         for threads in args.threads:

@@ -12,26 +12,28 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ugicm.evaluation.usage import check_device, guarded, positive, unit  # noqa: E402
 
-def main() -> int:
+
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-c", "--checkpoint", help="model (default: the shipped one)")
     parser.add_argument("-d", "--dataset", help="folder of pictures (default: the packaged samples)")
-    parser.add_argument("--threads", type=int, default=8, help="calls at a time (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="times every call is made (default: %(default)s)")
-    parser.add_argument("--side", type=int, default=256, help="largest side of the middle of each picture that is used")
-    parser.add_argument("--quality", type=float, nargs="+", default=[0.1, 0.5, 0.9])
-    parser.add_argument("--preference", type=float, nargs="+", default=[0.0, 1.0])
+    parser.add_argument("--threads", type=positive, default=8, help="calls at a time (default: %(default)s)")
+    parser.add_argument("--repeats", type=positive, default=3, help="times every call is made (default: %(default)s)")
+    parser.add_argument("--side", type=positive, default=256,
+                        help="largest side of the middle of each picture that is used")  # fmt: skip
+    parser.add_argument("--quality", type=unit, nargs="+", default=[0.1, 0.5, 0.9])
+    parser.add_argument("--preference", type=unit, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
     parser.add_argument("-o", "--output", default="experiments/concurrency.json")
-    args = parser.parse_args()
-    if min(args.threads, args.repeats, args.side) < 1:
-        parser.error("--threads, --repeats and --side must be 1 or more")
+    args = parser.parse_args(argv)
 
     from tqdm import tqdm
 
@@ -39,11 +41,9 @@ def main() -> int:
     from ugicm import files
     from ugicm.evaluation import concurrency, results
 
-    try:
-        sources = files.find(args.dataset or str(resources.files("ugicm") / "samples"), files.PICTURE_SUFFIXES)
-        codec = ugicm.load(args.checkpoint, args.device)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    check_device(args.device)
+    sources = files.find(args.dataset or str(resources.files("ugicm") / "samples"), files.PICTURE_SUFFIXES)
+    codec = ugicm.load(args.checkpoint, args.device)
     with tqdm(desc=f"{args.threads} threads", unit="call") as bar:
 
         def progress(done: int, total: int) -> None:
@@ -61,4 +61,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    guarded(main)

@@ -4,50 +4,56 @@
     python scripts/check_large.py -o docs/results/large.json
     python scripts/check_large.py -c model.safetensors --size 3840x2160 --one-piece 2560x1600
 
-The picture is a mosaic of the packaged samples, or of a folder's pictures. Exit status 1 if a limit is exceeded.
-Linux only: peak memory is read from /proc. With the shipped model on one core, about 5 minutes.
+The picture is a mosaic of the packaged samples, or of a folder's pictures. Linux only: peak memory is read from /proc.
+With the shipped model on one core, about 5 minutes.
+Exit status: 0 within all limits, 1 a limit is exceeded, 2 it cannot be measured as asked for.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ugicm.evaluation.usage import guarded, positive, sides, unit  # noqa: E402
 
-def main() -> int:
+
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-c", "--checkpoint", help="model (default: the shipped one)")
     parser.add_argument("-d", "--dataset", help="folder of pictures for the mosaic (default: the packaged samples)")
-    parser.add_argument("--size", default="7680x4320", metavar="WxH", help="of the large picture")
-    parser.add_argument("--one-piece", default="3072x2048", metavar="WxH", help="of the one also coded in one piece")
-    parser.add_argument("--tile", type=int, default=1024, help="side of the tiles")
-    parser.add_argument("--quality", type=float, default=0.5)
+    parser.add_argument("--size", type=sides("WIDTHxHEIGHT"), default="7680x4320", metavar="WxH",
+                        help="of the large picture")  # fmt: skip
+    parser.add_argument("--one-piece", type=sides("WIDTHxHEIGHT"), default="3072x2048", metavar="WxH",
+                        help="of the one also coded in one piece")  # fmt: skip
+    parser.add_argument("--tile", type=positive, default=1024, help="side of the tiles, a multiple of 64")
+    parser.add_argument("--quality", type=unit, default=0.5)
     parser.add_argument("-o", "--output", default="experiments/large.json")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    if args.tile % 64 or args.tile > 16320:
+        parser.error(f"--tile {args.tile}: must be a multiple of 64 up to 16320")
 
     import json
     import tempfile
     from importlib import resources
 
+    import ugicm
     from ugicm import files
     from ugicm.evaluation import large, results
 
-    try:
-        size, small = (tuple(map(int, text.split("x"))) for text in (args.size, args.one_piece))
-    except ValueError:
-        parser.error("sizes are WIDTHxHEIGHT, such as 7680x4320")
     folder = args.dataset or str(resources.files("ugicm") / "samples")
     sources = files.find(folder, files.PICTURE_SUFFIXES)
+    model = ugicm.load(args.checkpoint).describe()
     with tempfile.TemporaryDirectory() as temporary:
         report = large.check(
-            args.checkpoint, sources, Path(temporary), size, small, args.quality, args.tile,
+            args.checkpoint, sources, Path(temporary), args.size, args.one_piece, args.quality, args.tile,
             progress=lambda line: print(line, file=sys.stderr, flush=True),
         )  # fmt: skip
     report |= {"sources": len(sources), "data": results.digest(sources, Path(folder))}
-    report |= {"environment": results.environment()}
+    report |= {"model": model, "environment": results.environment()}
     files.write(args.output, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
     rows = [[c["what"], f"{c['value']:.4g}", f"{c['limit']:.4g}", "yes" if c["holds"] else "NO"]
             for c in report["checks"]]  # fmt: skip
@@ -59,4 +65,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    guarded(main)

@@ -6,8 +6,8 @@
     python scripts/check_portability.py -d photos/ --python /other/venv/bin/python --cuda
 
 Settings: threads, instruction sets of PyTorch and oneDNN, oneDNN off, memory layout, precision of the transforms,
-and - where given - other interpreters (with other versions of PyTorch) and a GPU. Exit status 1 if any stream
-was read wrongly anywhere.
+and - where given - other interpreters (with other versions of PyTorch) and a GPU.
+Exit status: 0 all the same, 1 a stream was read wrongly somewhere, 2 it cannot be checked as asked for.
 """
 
 from __future__ import annotations
@@ -16,28 +16,36 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ugicm.evaluation.usage import check_device, guarded, positive, unit  # noqa: E402
 
-def main() -> int:
+
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-c", "--checkpoint", help="model (default: the shipped one)")
     parser.add_argument("-d", "--dataset", required=True, help="folder of pictures")
-    parser.add_argument("--pictures", type=int, default=40, help="how many of them, evenly spread")
-    parser.add_argument("--crop", type=int, help="use the middle square of this many pixels")
-    parser.add_argument("--quality", type=float, nargs="+", default=[0.1, 0.5, 0.9])
+    parser.add_argument("--pictures", type=positive, default=40, help="how many of them, evenly spread")
+    parser.add_argument("--crop", type=positive, help="use the middle square of this many pixels")
+    parser.add_argument("--quality", type=unit, nargs="+", default=[0.1, 0.5, 0.9])
     parser.add_argument("--python", nargs="*", default=[], help="other interpreters to write and read with")
     parser.add_argument("--cuda", action="store_true", help="also on the GPU")
     parser.add_argument("-o", "--output", default="experiments/portability.json")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
+    import ugicm
     from ugicm import files
     from ugicm.evaluation import portability, results
+    from ugicm.evaluation.anchors import spread
 
+    if args.cuda:
+        check_device("cuda")
     found = files.find(args.dataset, files.PICTURE_SUFFIXES)
-    chosen = found[:: max(1, len(found) // args.pictures)][: args.pictures]
+    chosen = [found[i] for i in spread(args.pictures, len(found))]
+    model = ugicm.load(args.checkpoint).describe()
     with tempfile.TemporaryDirectory() as folder:
         if args.crop:
             chosen = [_cropped(path, args.crop, Path(folder) / f"{i}.png") for i, path in enumerate(chosen)]
@@ -45,7 +53,8 @@ def main() -> int:
             args.checkpoint, chosen, args.quality, portability.settings(args.python, args.cuda), Path(folder),
             progress=lambda line: print(line, file=sys.stderr, flush=True),
         )  # fmt: skip
-    report |= {"pictures": len(chosen), "qualities": args.quality, "environment": results.environment()}
+    report |= {"pictures": len(chosen), "qualities": args.quality, "model": model}
+    report |= {"environment": results.environment()}
     files.write(args.output, (json.dumps(report, indent=2) + "\n").encode())
     names = list(report["versions"])
     rows = [
@@ -66,4 +75,4 @@ def _cropped(path: Path, side: int, target: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    guarded(main)

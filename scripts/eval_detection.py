@@ -57,6 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from ugicm.evaluation.scorers.command import guarded
+    from ugicm.evaluation.usage import guarded
 
     guarded(main)

@@ -5,31 +5,35 @@
     python scripts/fuzz_streams.py --seed 7 --max-minutes 5
     python scripts/fuzz_streams.py -c model.safetensors --count 2000
 
-Mutants are numbered and follow from the seed. Streams of findings are saved; exit status 1 if there are any. Ctrl-C
-ends the run and writes what is known. Linux only: peak memory is read from /proc.
+Mutants are numbered and follow from the seed. Streams of findings are saved. Ctrl-C ends the run and writes what is
+known. Linux only: peak memory is read from /proc.
+Exit status: 0 no findings, 1 findings, 2 it cannot be done as asked for.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ugicm.evaluation.usage import guarded, positive  # noqa: E402
 
-def main() -> int:
+
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-c", "--checkpoint", help="model (default: the shipped one)")
-    parser.add_argument("--count", type=int, default=100_000, help="how many mutants")
+    parser.add_argument("--count", type=positive, default=100_000, help="how many mutants")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-minutes", type=float, help="stop after so long")
-    parser.add_argument("--block", type=int, default=20_000, help="mutants that one process decodes")
-    parser.add_argument("--claims", type=int, nargs="*", default=[256, 512, 1024],
+    parser.add_argument("--block", type=positive, default=20_000, help="mutants that one process decodes")
+    parser.add_argument("--claims", type=positive, nargs="*", default=[256, 512, 1024],
                         help="sides of pictures claimed falsely, whose cost is measured")  # fmt: skip
     parser.add_argument("--findings", default="experiments/fuzz", help="folder for streams of findings")
     parser.add_argument("-o", "--output", default="experiments/fuzz.json")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     import json
 
@@ -73,4 +77,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    guarded(main)

@@ -135,6 +135,21 @@ def test_zoo_models_from_local_files(zoo_file, picture):
         contender.decode(data[:7], (None,))
 
 
+def test_settings_are_those_a_codec_takes(zoo_file):
+    zoo = anchors.load_contender(f"zoo/bmshj2018-factorized={zoo_file}")
+    ours = anchors.UgicmContender(JpegCodec(), "ours", "fake")
+    for contender, quality in ((zoo, 1.0), (ours, 0.3), (anchors.load_contender("webp"), 0.0)):
+        assert anchors.checked_setting(contender, quality) == quality
+    assert anchors.checked_setting(ours, None) == 0.5
+    for contender, quality, numbers in (
+        (zoo, None, "whole numbers from 0 to 1"), (zoo, 0.5, "whole numbers from 0 to 1"),
+        (zoo, 2.0, "whole numbers from 0 to 1"), (ours, 30.0, "numbers from 0 to 1"),
+        (anchors.load_contender("webp"), 0.5, "whole numbers from 0 to 100"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=f"{contender.label} takes {numbers}"):
+            anchors.checked_setting(contender, quality)
+
+
 def test_errors_say_what_would_have_worked(zoo_file, tmp_path, monkeypatch):
     def offline(*args, **kwargs):
         raise urllib.error.URLError("no network here")

@@ -13,7 +13,7 @@ import yaml
 from small_models import CONFIGS, small_model
 
 from ugicm import workers
-from ugicm.codec import Codec
+from ugicm.codec import Codec, load
 from ugicm.config import to_dict
 from ugicm.evaluation import benchmark, folder_speed, levers, roofline, training_speed
 from ugicm.evaluation.benchmark import Setting, Timing
@@ -28,6 +28,14 @@ def keep_threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+def benchmark_script():
+    """scripts/benchmark.py as a module."""
+    spec = util.spec_from_file_location("benchmark_script", ROOT / "scripts" / "benchmark.py")
+    script = util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
 
 
 def test_median_seconds_is_of_warm_calls():
@@ -194,9 +202,7 @@ def test_the_first_stretch_is_warm_up():
 ])  # fmt: skip
 def test_wrong_usage_is_one_line(arguments, words, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    spec = util.spec_from_file_location("benchmark_script", ROOT / "scripts" / "benchmark.py")
-    script = util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = benchmark_script()
     monkeypatch.setattr("sys.argv", ["benchmark.py", *arguments])
     monkeypatch.setattr(os, "environ", os.environ.copy())
     try:
@@ -207,6 +213,19 @@ def test_wrong_usage_is_one_line(arguments, words, monkeypatch, capsys):
     error = [line for line in err.splitlines() if not line.endswith("...")]
     assert status == 2 and len(error) == 1
     assert all(word in error[0] for word in words)
+
+
+def test_results_of_a_folder_say_which_model(checkpoint, monkeypatch):
+    script = benchmark_script()
+    figures = dict.fromkeys(
+        ("start_seconds", "one_by_one_seconds", "side_by_side_seconds", "ratio", "ratio_without_start"), 1.0
+    )
+    timed = {"pictures": 1, "compress": {**figures, "same_files": True}, "decompress": {**figures, "same_files": True}}
+    monkeypatch.setattr(folder_speed, "time_folder", lambda *_: dict(timed))
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "folder", "-d", "x", "-c", str(checkpoint)])
+    args = script._parser().parse_args()
+    report, _ = script.folder(args)
+    assert report["model"] == load(checkpoint).describe()
 
 
 # Levers

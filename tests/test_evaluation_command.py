@@ -172,6 +172,36 @@ def test_a_folder_that_is_no_experiment_is_left_alone(evaluate, photos, tmp_path
     assert (theirs / "me.png").exists()
 
 
+@pytest.mark.parametrize("name, text", [
+    ("results.json", '{"mine": 1}'),
+    ("results.json", '{"name": "n", "results": {"bpp": [1]}, "meta": {"ugicm": "0"}}'),
+    ("results.json", "no json"),
+    ("records.jsonl", '{"image": 1}\n'),
+    ("records.jsonl", "no json"),
+    ("records.jsonl", ""),
+])
+def test_results_of_something_else_make_no_experiment(name, text, evaluate, photos, tmp_path):
+    theirs = tmp_path / "experiments" / "holiday"
+    (theirs / "human").mkdir(parents=True)
+    (theirs / "human" / "me.png").write_bytes(b"")
+    (theirs / "rd.png").write_bytes(b"")
+    (theirs / name).write_text(text)
+    before = sorted(theirs.rglob("*"))
+    status, _, err = evaluate("-exp", "holiday", "-d", photos)
+    assert status == 2 and "choose another -exp" in err
+    assert sorted(theirs.rglob("*")) == before and (theirs / name).read_text() == text
+
+
+def test_foreign_results_beside_a_journal_are_kept(evaluate, photos, tmp_path):
+    folder = tmp_path / "experiments" / "test"
+    assert evaluate("-d", photos)[0] == 0
+    own = json.loads((folder / "results.json").read_text())
+    (folder / "records.jsonl").write_text(json.dumps(own["meta"]) + "\n")
+    (folder / "results.json").write_text('{"mine": 1}')
+    assert evaluate("-d", photos)[0] == 2
+    assert (folder / "results.json").read_text() == '{"mine": 1}' and (folder / "human" / "cats" / "c.png").exists()
+
+
 def test_a_broken_picture_is_named_and_does_not_stop_the_run(evaluate, photos, tmp_path):
     (photos / "cats" / "bad.png").write_bytes(b"no")
     status, out, err = evaluate("-d", photos, "--quality", 0.1, 0.9)

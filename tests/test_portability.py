@@ -1,10 +1,17 @@
-"""Streams written under one setting of the machine are read under others, in processes of their own."""
+"""Streams written under one setting of the machine are read under others, in processes of their own; and what the
+commands that check streams say of arguments that are wrong."""
+
+import json
+from importlib import util
 
 import pytest
 import torch
+from conftest import ROOT
 from small_models import small_model
 
-from ugicm.evaluation import portability
+from ugicm.codec import load
+from ugicm.errors import UgicmError
+from ugicm.evaluation import large, portability, usage
 from ugicm.models.gaussian import log_spaced
 from ugicm.released import reference_name
 
@@ -38,5 +45,61 @@ def test_streams_decode_under_other_threads_and_instruction_sets(checkpoint, pho
 
 
 def test_a_process_that_fails_says_what_it_said(photos, tmp_path):
-    with pytest.raises(RuntimeError, match="no such file"):
+    with pytest.raises(UgicmError, match="no such file"):
         portability.check("absent.safetensors", [], [0.5], portability.settings()[:1], tmp_path)
+
+
+def script(name: str):
+    """A script as a module."""
+    specification = util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name, arguments", [
+    ("check_portability", ["-d", "PHOTOS", "-c", "gone.safetensors"]),
+    ("check_portability", ["-d", "gone"]),
+    ("check_portability", ["-d", "PHOTOS", "--pictures", "0"]),
+    ("check_portability", ["-d", "PHOTOS", "--quality", "7"]),
+    ("check_portability", ["-d", "PHOTOS", "-c", "SMALL", "--python", "gone/python"]),
+    ("check_large", ["-c", "gone.safetensors"]),
+    ("check_large", ["-d", "gone"]),
+    ("check_large", ["--size", "0x100"]),
+    ("check_large", ["--tile", "100"]),
+    ("check_concurrency", ["--quality", "7"]),
+    ("check_concurrency", ["--device", "foo"]),
+    ("check_concurrency", ["-d", "gone"]),
+    ("fuzz_streams", ["-c", "gone.safetensors"]),
+    ("fuzz_streams", ["--count", "0"]),
+])
+def test_wrong_arguments_are_no_findings(name, arguments, photos, checkpoint, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = [{"PHOTOS": str(photos), "SMALL": str(checkpoint)}.get(argument, argument) for argument in arguments]
+    main = script(name).main
+    with pytest.raises(SystemExit) as end:
+        usage.guarded(lambda _: main(given))
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2 and "error: " in last and arguments[-1] in last
+    assert not (tmp_path / "experiments").exists()
+
+
+def test_pictures_are_evenly_spread_and_results_say_which_model(checkpoint, tmp_path, monkeypatch, make_picture):
+    for number in range(7):
+        make_picture().save(tmp_path / f"{number}.png")
+    report = {"versions": {}, "pairs": [], "streams": 0, "mismatches": 0, "closest_to_a_bound": 1.0}
+    seen = []
+
+    def check(path, pictures, *_, **__):
+        seen.extend(picture.name for picture in pictures)
+        return dict(report)
+
+    monkeypatch.setattr(portability, "check", check)
+    options = ["-c", str(checkpoint), "-o", str(tmp_path / "found.json")]
+    assert script("check_portability").main(["-d", str(tmp_path), "--pictures", "4", *options]) == 0
+    assert seen == ["0.png", "2.png", "4.png", "6.png"]
+    assert json.loads((tmp_path / "found.json").read_text())["model"] == load(checkpoint).describe()
+
+    monkeypatch.setattr(large, "check", lambda *_, **__: {"checks": [], "regions": []})
+    assert script("check_large").main(options) == 0
+    assert json.loads((tmp_path / "found.json").read_text())["model"] == load(checkpoint).describe()

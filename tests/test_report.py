@@ -280,6 +280,13 @@ def test_errors_come_before_work(pictures, judge, codec, tmp_path, capsys, monke
     fails("unknown codec 'bpg'", "--codecs", "ugicm,bpg")
     fails("two codecs are called JPEG: tell them apart with :label=NAME", "--codecs", "jpeg", "jpeg:subsampling=4:4:4")
     fails("no such folder", data=tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    fails("no files to work on", data=tmp_path / "empty")
+    fails("device 'foo' cannot be used", "--device", "foo")
+    for option in (["--batch-size", "0"], ["--limit", "-3"], ["--points", "x"], ["--viewer", "-1"]):
+        with pytest.raises(SystemExit, match="2"):
+            report.main(arguments(pictures, judge, tmp_path / "r", *option))
+        assert "expected a whole number" in capsys.readouterr().err
     fails("two folders are called birds", "-d", pictures, pictures)
     fails("--judges: no folder has labels", data=pictures / "n01440764")
     fails("not a COCO annotation file", "--coco", _write(tmp_path / "x.json", "{}"))

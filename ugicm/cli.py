@@ -21,6 +21,7 @@ from ugicm import __version__, files
 from ugicm.coding import stream
 from ugicm.errors import CheckpointError, PictureError, StreamError, UgicmError, first_line
 from ugicm.evaluation.report import add_report_command
+from ugicm.evaluation.usage import check_device, natural, positive, unit
 
 if TYPE_CHECKING:
     from ugicm.codec import Codec
@@ -111,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
                          help="a .safetensors checkpoint or a released .pth.tar (default: the shipped model)")
         sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
         sub.add_argument("--overwrite", action="store_true", help="replace outputs that are already there")
-        sub.add_argument("--workers", type=_workers, metavar="N",
+        sub.add_argument("--workers", type=positive, metavar="N",
                          help="pictures of a folder done side by side, each on one core: the same outputs, sooner; the "
                          "memory of N pictures. On a CPU, under Linux. 1: one after another "
                          f"(default: as many as there are cores, at most {_MOST_WORKERS})")  # fmt: skip
@@ -126,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
                      f"of its files, those named {' '.join(files.PICTURE_SUFFIXES)}; hidden ones and links to folders "
                      "are left out")  # fmt: skip
     sub.add_argument("output", metavar="OUT", nargs="?", help="a .ugic file or a folder (default: IN with .ugic)")
-    sub.add_argument("-q", "--quality", type=_quality, default=0.5, metavar="Q",
+    sub.add_argument("-q", "--quality", type=unit, default=0.5, metavar="Q",
                      help="from 0 (small) to 1 (good), default 0.5")  # fmt: skip
     sub.add_argument("--verify", action="store_true", help="parse each stream again before it is written")
     model_options(sub)
@@ -150,26 +151,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _quality(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"quality is {text}, must be from 0 (small) to 1 (good)")
-    return value
-
-
 def _max_pixels(text: str) -> int | None:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"number of pixels is {text}, must be 0 (no limit) or more")
-    return int(text) or None
-
-
-def _workers(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"number of workers is {text}, must be 1 or more")
-    return int(text)
+    return natural(text) or None
 
 
 def _compress(args: argparse.Namespace) -> int:
@@ -323,10 +306,7 @@ def _load(args: argparse.Namespace) -> Codec:
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise files.UsageError(f"device {device!r} cannot be used: {first_line(error)}") from None
+    check_device(device)
     return load(args.checkpoint, device)
 
 

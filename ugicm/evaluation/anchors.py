@@ -17,22 +17,24 @@ same bare pixels: ICC profiles, EXIF and other metadata are no part of any conte
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from PIL import Image, features
 
-from ugicm.errors import CheckpointError, ConfigError, StreamError
+from ugicm.errors import CheckpointError, ConfigError, StreamError, UgicmError, first_line
 from ugicm.evaluation.specs import Spec, parse_spec
 from ugicm.pictures import from_tensor, pad_to, to_tensor
 
 HUMAN, MACHINE = 0.0, 1.0
+QUALITY = 0.5  # of ugicm where none is asked for, as its own commands have it
 
 
 class Contender(Protocol):
@@ -188,6 +190,32 @@ def load_contender(text: str, device: str = "cpu", viewers: Sequence[float] = (H
     if kind.startswith("zoo/"):
         return _zoo(spec, device)
     raise ConfigError(f"unknown codec '{spec.name}'; available: {', '.join(_LOADERS)}, zoo/NAME, ugicm")
+
+
+def checked_setting(contender: Contender, quality: float | None) -> float:
+    """The setting that ``--quality`` asks for; ours has a middle one to take where it was not given.
+
+    Raises ConfigError for what is no setting of the contender.
+    """
+    if quality is None and not contender.whole:
+        return QUALITY
+    within = quality is not None and contender.lowest <= quality <= contender.highest
+    if within and not (contender.whole and quality % 1):
+        return quality
+    wrong = "must be given" if quality is None else f"{quality:g} is no setting"
+    numbers = "whole numbers" if contender.whole else "numbers"
+    raise ConfigError(
+        f"--quality {wrong}: {contender.label} takes {numbers} from {contender.lowest:g} to {contender.highest:g}"
+    )
+
+
+@contextlib.contextmanager
+def failures_named(contender: Contender, setting: float, path: Path) -> Iterator[None]:
+    """Whatever a codec raises on a picture (a size its format cannot hold, memory), as UgicmError that names both."""
+    try:
+        yield
+    except (ValueError, RuntimeError, MemoryError) as error:
+        raise UgicmError(f"{path}: {contender.label} at {setting:g}: {first_line(error)}") from error
 
 
 def spread(count: int, of: int) -> list[int]:

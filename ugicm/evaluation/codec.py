@@ -33,6 +33,7 @@ from ugicm.evaluation.metrics import bits_per_pixel, ms_ssim, psnr
 METRICS = ("bpp", "psnr-rgb", "psnr-rgb-machine", "ms-ssim-rgb", "ms-ssim-rgb-machine",
            "encoding_time", "decoding_time")  # fmt: skip
 JOURNAL, RESULTS, CURVES, COMPARISON = "records.jsonl", "results.json", "rd.png", "comparison.png"
+_SAID = {"dataset", "model", "qualities"}  # in a journal's first line and in a results file's meta: made here
 _OUTPUT_FOLDER = re.compile(r"bitstream|human|machine|q[0-9.]+")
 _PICTURES_LISTED = 40
 
@@ -148,10 +149,12 @@ def model_digest(codec: Codec) -> str:
 def _begin(folder: Path, settings: dict[str, Any]) -> list[dict]:
     """The records to continue from: those of an interrupted run with equal settings, else none in a clean folder.
 
-    Raises UsageError rather than clean a folder that is not an experiment of this command.
+    Raises UsageError rather than clean a folder that is not an experiment of this command: it has a journal or results,
+    and those are this command's own.
     """
     journal, finished = folder / JOURNAL, folder / RESULTS
-    if folder.exists() and any(folder.iterdir()) and not journal.is_file() and not finished.is_file():
+    there = [path for path in (journal, finished) if path.exists()]
+    if folder.exists() and any(folder.iterdir()) and not (there and all(map(_made_here, there))):
         raise files.UsageError(f"{folder} is there and was not written by this command; choose another -exp")
     if journal.is_file():
         there, *records = _journal_lines(journal)
@@ -168,6 +171,15 @@ def _begin(folder: Path, settings: dict[str, Any]) -> list[dict]:
     _write_journal(journal, [settings])
     finished.unlink(missing_ok=True)
     return []
+
+
+def _made_here(path: Path) -> bool:
+    """Whether a file says what was measured as the journal and the results of this command do."""
+    try:
+        said = _journal_lines(path)[0] if path.name == JOURNAL else results.read(path).get("meta")
+    except (OSError, ValueError):
+        return False
+    return isinstance(said, dict) and said.keys() >= _SAID
 
 
 def _write_journal(path: Path, lines: list[dict]) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 from PIL import Image
 
 from ugicm import files
-from ugicm.errors import ConfigError, UgicmError, first_line
-from ugicm.evaluation.anchors import Contender, file_digest, pixels_digest
+from ugicm.errors import ConfigError, UgicmError
+from ugicm.evaluation.anchors import Contender, failures_named, file_digest, pixels_digest
 from ugicm.evaluation.scorers.base import Evaluator, Item
 from ugicm.pictures import open_rgb
 
@@ -214,12 +214,10 @@ def measure(
             if not wanted and path.is_file():
                 continue
             original = open_rgb(item.path)
-            try:
+            with failures_named(contender, setting, item.path):
                 data = contender.encode(original, setting)
                 for viewer, image in zip(wanted, contender.decode(data, wanted) if wanted else (), strict=True):
                     decoded[viewer].append((item, image, original))
-            except (ValueError, RuntimeError, MemoryError) as error:
-                raise UgicmError(f"{item.path}: {contender.label} at {setting:g}: {first_line(error)}") from error
         for viewer, looked in decoded.items():
             for evaluator in dataset.evaluators:
                 _see(evaluator, dataset, looked, journals[viewer, evaluator.name])

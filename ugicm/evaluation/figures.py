@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from ugicm import files
-from ugicm.pictures import save_picture
+from ugicm.pictures import middle, save_picture
 
 _CROP = 256
 _LABEL = 22
@@ -64,15 +64,9 @@ def comparison(path: str | os.PathLike, rows: Sequence[Compared]) -> None:
         for j, (image, label) in enumerate(zip((row.original, row.human, row.machine), labels, strict=True)):
             left = j * (_CROP + 4)
             draw.text((left + 3, top + 3), label, fill="black", font=font)
-            sheet.paste(_middle(image), (left, top + _LABEL))
+            sheet.paste(middle(image, _CROP), (left, top + _LABEL))
     save_picture(sheet, path)
 
 
 def _decibels(value: float | None) -> str:
     return "" if value is None else f", {value:.2f} dB"
-
-
-def _middle(image: Image.Image) -> Image.Image:
-    width, height = min(_CROP, image.width), min(_CROP, image.height)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))

@@ -9,9 +9,6 @@ from PIL import Image
 
 from ugicm.pictures import to_tensor
 
-# Five scales of an 11-tap window need more than (11 - 1) * 2**4 pixels on each side.
-MS_SSIM_SMALLEST = 161
-
 
 def psnr(original: Image.Image, decoded: Image.Image) -> float:
     """Peak signal-to-noise ratio in dB over all RGB samples; infinite for equal pictures.
@@ -31,6 +28,8 @@ def ms_ssim(original: Image.Image, decoded: Image.Image) -> float | None:
     """
     import torch
     from pytorch_msssim import ms_ssim as compute
+
+    from ugicm.losses.distortion import MS_SSIM_SMALLEST
 
     if min(_of_one_size(original, decoded)[0].size) < MS_SSIM_SMALLEST:
         return None

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ugicm import files
+from ugicm.errors import UgicmError
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def check(
 
 
 def _run(setting: Setting, task: dict, checkpoint: str | None, folder: Path) -> dict:
-    """Run one task in a process with the setting. Raises RuntimeError with what the process said if it fails."""
+    """Run one task in a process with the setting. Raises UgicmError with what the process said if it fails."""
     name = hashlib.blake2b(setting.name.encode(), digest_size=6).hexdigest()
     (folder / name).mkdir(parents=True, exist_ok=True)
     task = task | {
@@ -123,7 +124,8 @@ def _run(setting: Setting, task: dict, checkpoint: str | None, folder: Path) -> 
         env=environment, check=False,
     )  # fmt: skip
     if process.returncode:
-        raise RuntimeError(f"{setting.name}: {process.stderr.strip()[-800:]}")
+        said = process.stderr.strip()[-800:] or f"exit status {process.returncode}"
+        raise UgicmError(f"{setting.name}: {said}")
     return json.loads(process.stdout.splitlines()[-1])
 
 

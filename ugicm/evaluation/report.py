@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ugicm.errors import CheckpointError, ConfigError, UgicmError
+from ugicm.evaluation.usage import natural, positive
+from ugicm.files import UsageError
 
 if TYPE_CHECKING:
     from ugicm.evaluation.anchors import Contender
@@ -57,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument("--labels", metavar="FILE", help="classes of the pictures in the one folder given")
     data.add_argument("--coco", nargs="+", default=[], metavar="JSON", help="COCO ground truth of one of the folders")
-    data.add_argument("--limit", type=int, metavar="N", help="N pictures of each folder, evenly spread")
+    data.add_argument("--limit", type=positive, metavar="N", help="N pictures of each folder, evenly spread")
 
     codecs = parser.add_argument_group("codecs")
     codecs.add_argument(
@@ -69,7 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--qualities", type=float, nargs="+", default=[0, 0.2, 0.4, 0.6, 0.8, 1], metavar="Q",
         help="rate points of ugicm (default: 0 to 1 in steps of 0.2)",
     )  # fmt: skip
-    codecs.add_argument("--points", type=int, default=7, metavar="N", help="rate points of the others (default: 7)")
+    codecs.add_argument(
+        "--points", type=positive, default=7, metavar="N", help="rate points of the others (default: 7)"
+    )
     codecs.add_argument(
         "--bpp-range", type=float, nargs=2, metavar=("LOW", "HIGH"),
         help="bits per pixel the others cover (default: as ugicm does; without it 0.1 to 1)",
@@ -92,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     page.add_argument("-o", "--output", required=True, metavar="DIR", help="folder of the report")
     page.add_argument("--cache", metavar="DIR", help="streams and records to continue from (default: DIR/cache)")
     page.add_argument("--title", default="Rate, distortion, recognition", help="(default: %(default)s)")
-    page.add_argument("--viewer", type=int, default=3, metavar="N", help="pictures to compare by eye (default: 3)")
+    page.add_argument("--viewer", type=natural, default=3, metavar="N", help="pictures to compare by eye (default: 3)")
     page.add_argument(
         "--viewer-datasets", nargs="+", metavar="NAME", help="of these data sets only: the page holds copies of the "
         "pictures it shows (default: of all)",
@@ -108,7 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--viewer-betas", type=float, nargs="+", default=[0, 0.25, 0.5, 0.75, 1], metavar="B",
         help="steps of the slider (default: 0 0.25 0.5 0.75 1)",
     )  # fmt: skip
-    page.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures at once (default: 8)")
+    page.add_argument("--batch-size", type=positive, default=8, metavar="N", help="pictures at once (default: 8)")
     page.add_argument("--device", metavar="NAME", help="cpu, cuda:0 ... (default: a GPU where there is one)")
 
 
@@ -144,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
     130 interrupted."""
     try:
         return _run(args)
-    except (ConfigError, CheckpointError) as error:
+    except (ConfigError, CheckpointError, UsageError) as error:
         return _stop(str(error), 2)
     except (UgicmError, OSError) as error:
         return _stop(str(error), 1)
@@ -197,8 +201,8 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise ConfigError(f"--viewer-qualities: {wrong[0]:g} is none of --qualities {_list(args.qualities)}")
     if args.bpp_range and not 0 < args.bpp_range[0] < args.bpp_range[1]:
         raise ConfigError(f"--bpp-range: {_list(args.bpp_range)} is no range")
-    if args.points < 2 or args.limit is not None and args.limit < 1:
-        raise ConfigError("--points must be at least 2 and --limit at least 1")
+    if args.points < 2:
+        raise ConfigError("--points must be at least 2")
 
 
 def _list(values: Sequence[float]) -> str:

@@ -18,7 +18,7 @@ from PIL import Image, features
 
 from ugicm.evaluation.anchors import Contender, nearest_setting, spread
 from ugicm.evaluation.curves import Cache, Cached, Curve, Dataset
-from ugicm.evaluation.metrics import psnr
+from ugicm.evaluation.metrics import bits_per_pixel, psnr
 from ugicm.evaluation.results import finite
 from ugicm.pictures import open_rgb
 
@@ -62,7 +62,7 @@ def _picture(dataset: Dataset, item, codec: Cached, settings, betas, anchors: Se
             {
                 "setting": setting,
                 "bytes": len(data),
-                "bpp": _bpp(data, original),
+                "bpp": bits_per_pixel(data, original),
                 "decodes": [
                     {"beta": beta, **_shown(dataset, item, image, original)}
                     for beta, image in zip(betas, decoded, strict=True)
@@ -80,7 +80,8 @@ def _anchor(dataset: Dataset, item, anchor: Contender, original: Image.Image, ta
     data = anchor.encode(original, setting)
     (image,) = anchor.decode(data, (None,))
     described = _shown(dataset, item, image, original, data if anchor.media_type else None, anchor.media_type)
-    return {"codec": anchor.label, "setting": setting, "bytes": len(data), "bpp": _bpp(data, original), **described}
+    size = {"bytes": len(data), "bpp": bits_per_pixel(data, original)}
+    return {"codec": anchor.label, "setting": setting, **size, **described}
 
 
 def _shown(dataset, item, image, original, data: bytes | None = None, media_type: str | None = None) -> dict[str, Any]:
@@ -116,7 +117,3 @@ def displayable(image: Image.Image) -> str:
 
 def _uri(data: bytes, media_type: str) -> str:
     return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
-
-
-def _bpp(data: bytes, image: Image.Image) -> float:
-    return 8 * len(data) / (image.width * image.height)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 
-from ugicm.errors import ConfigError, UgicmError
+from ugicm.errors import ConfigError
 from ugicm.evaluation import results
 from ugicm.evaluation.anchors import spread
 from ugicm.evaluation.scorers.base import (
@@ -98,20 +97,6 @@ def _report(args, task, evaluators, outcome: Outcome, missing, source, device, w
                 for key in keys
             ],
         )
-
-
-def guarded(main: Callable[[Sequence[str] | None], int]) -> None:
-    """Run a script's main: errors a user can mend are one line and exit status 2."""
-    warnings.simplefilter("ignore", FutureWarning)  # of libraries, as they are imported
-    try:
-        status = main(None)
-    except (UgicmError, OSError) as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        status = 130
-    sys.exit(status)
 
 
 def device_of(args: argparse.Namespace) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import xml.etree.ElementTree
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +21,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ugicm.errors import ConfigError
+from ugicm.errors import ConfigError, first_of
 from ugicm.evaluation.scorers.base import Evaluator, Item
 from ugicm.evaluation.scorers.detectors import Detector
-from ugicm.evaluation.scorers.sources import find_picture, index_pictures, some
+from ugicm.evaluation.scorers.sources import find_picture, index_pictures
 
 _COCO_STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_FIELDS = {"bbox": "bbox", "segm": "segmentation"}  # of COCO's results, by what is scored
 
 
 class CocoTruth:
@@ -57,7 +59,7 @@ class CocoTruth:
             unknown = sorted(ids - known.keys())
             if unknown:
                 raise ConfigError(
-                    f"{path}: annotations of {kind} that the file does not define: {some(map(str, unknown))}"
+                    f"{path}: annotations of {kind} that the file does not define: {first_of(map(str, unknown))}"
                 )
         if not self.images:
             raise ConfigError(f"{path}: no images")
@@ -143,8 +145,8 @@ class CocoEvaluator(Evaluator):
             with contextlib.redirect_stdout(io.StringIO()):
                 if detections:
                     # loadRes adds fields to what it is given, and takes areas from boxes where it sees any.
-                    left_out = "segmentation" if kind == "bbox" else "bbox"
-                    rows = [{k: v for k, v in d.items() if k != left_out} for d in detections]
+                    others = set(_FIELDS.values()) - {_FIELDS[kind]}
+                    rows = [{k: v for k, v in d.items() if k not in others} for d in detections]
                     results = truth.loadRes(rows)
                 else:
                     results = type(truth)()
@@ -176,23 +178,53 @@ def encode_masks(masks: Tensor) -> list[dict]:
 
 def read_detections(path: str | Path, truth: CocoTruth) -> dict[str, dict]:
     """Records from a file of detections in COCO's result format (a list of image_id, category_id, bbox or
-    segmentation, score), so that any detector can be scored. Raises ConfigError for what is not one or
-    speaks of other images."""
+    segmentation, score), so that any detector can be scored: :func:`kinds_of` says by what. Raises ConfigError for
+    what is not one or speaks of other images."""
+    records = {name: {"image": id, "detections": []} for id, (name, _, _) in truth.images.items()}
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))
-        records = {name: {"image": id, "detections": []} for id, (name, _, _) in truth.images.items()}
-        names = {id: name for id, (name, _, _) in truth.images.items()}
-        for row in rows:
-            if row["category_id"] not in truth.categories or row["image_id"] not in names:
-                raise ConfigError(
-                    f"{path}: image {row['image_id']}, category {row['category_id']}: not in {truth.path}"
-                )
-            records[names[row["image_id"]]]["detections"].append({k: v for k, v in row.items() if k != "image_id"})
-        return records
-    except ConfigError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: not a list of COCO detections: {error}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as json: {error}") from None
+    if not isinstance(rows, list):
+        raise ConfigError(f"{path}: not a list of COCO detections")
+    for number, row in enumerate(rows):
+        try:
+            name, detection = _read_detection(row, truth)
+        except (ValueError, KeyError, TypeError) as error:
+            wrong = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise ConfigError(f"{path}: not a list of COCO detections: number {number}: {wrong}") from None
+        records[name]["detections"].append(detection)
+    if not kinds_of(records):
+        raise ConfigError(f"{path}: some detections have no bbox, others no segmentation: there is nothing to score")
+    return records
+
+
+def _read_detection(row: dict, truth: CocoTruth) -> tuple[str, dict]:
+    """(file name of the picture, what a record keeps) of a row of results. Raises ValueError, KeyError or TypeError."""
+    if row["category_id"] not in truth.categories or row["image_id"] not in truth.images:
+        raise ValueError(f"image {row['image_id']}, category {row['category_id']}: not in {truth.path}")
+    name, width, height = truth.images[row["image_id"]]
+    kept = {"category_id": row["category_id"], "score": float(row["score"])}
+    if not math.isfinite(kept["score"]):
+        raise ValueError(f"its score is {row['score']}")
+    box, code = row.get("bbox"), row.get("segmentation")
+    if not box and not code:
+        raise ValueError("it has neither bbox nor segmentation")
+    if box:
+        kept["bbox"] = [float(value) for value in box]
+        if len(box) != 4 or not all(map(math.isfinite, kept["bbox"])):
+            raise ValueError(f"its bbox {box} is not x, y, width, height")
+    if code:
+        if not isinstance(code, dict) or not isinstance(code["counts"], str) or code["size"] != [height, width]:
+            raise ValueError(f"its segmentation is not COCO's run-length code (size, counts) of {width}x{height}")
+        kept["segmentation"] = code
+    return name, kept
+
+
+def kinds_of(records: dict[str, dict]) -> tuple[str, ...]:
+    """What records can be scored by: the kinds whose field every detection has."""
+    found = [detection for record in records.values() for detection in record["detections"]]
+    return tuple(kind for kind, field in _FIELDS.items() if all(field in detection for detection in found))
 
 
 def _coco_name(kind: str, stat: str) -> str:

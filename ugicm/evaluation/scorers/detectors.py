@@ -17,8 +17,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ugicm.errors import ConfigError
-from ugicm.evaluation.scorers.sources import some
+from ugicm.errors import ConfigError, first_of
 from ugicm.evaluation.scorers.weights import digest_of, downloaded, load_state, read_state
 from ugicm.evaluation.scorers.zeroshot import read_classes
 from ugicm.evaluation.specs import Spec, parse_spec, set_attributes
@@ -78,7 +77,7 @@ class Detector:
         labels = {_plain(name): label for label, name in enumerate(self.categories) if name != "N/A"}
         unknown = [name for name in categories.values() if _plain(name) not in labels]
         if unknown:
-            raise ConfigError(f"{where}: {self.name} does not know the categories {some(unknown)}")
+            raise ConfigError(f"{where}: {self.name} does not know the categories {first_of(unknown)}")
         return {labels[_plain(name)]: id for id, name in categories.items()}
 
 

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,12 +22,12 @@ from ugicm.errors import ConfigError
 from ugicm.evaluation.metrics import ms_ssim, psnr
 from ugicm.evaluation.results import finite, mean
 from ugicm.evaluation.scorers.base import Evaluator, Item
-from ugicm.evaluation.scorers.weights import digest_of, downloaded, load_state, read_state
+from ugicm.evaluation.scorers.weights import digest_of, read_state
 from ugicm.evaluation.specs import parse_spec
+from ugicm.losses.distortion import LPIPS_BACKBONES, lpips_network
 from ugicm.pictures import to_tensor
 
 _LUMA = np.array([0.299, 0.587, 0.114])
-_BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
 
 
 class FidelityEvaluator(Evaluator):
@@ -108,28 +107,10 @@ def load_lpips(text: str = "alex", device: str = "cpu") -> LpipsEvaluator:
 
     Raises ConfigError for another name, CheckpointError for weights that cannot be had or do not fit.
     """
-    try:
-        import lpips
-    except ImportError:
-        raise ConfigError("LPIPS needs the package lpips; pip install lpips") from None
-
     spec = parse_spec(text)
     spec.take()
-    if spec.name not in _BACKBONES:
-        raise ConfigError(f"{text}: LPIPS has backbones {', '.join(_BACKBONES)}")
-
-    def build(random: bool) -> nn.Module:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it names its weights in a way that torchvision deprecates
-            return lpips.LPIPS(net=spec.name, pnet_rand=random, verbose=False)
-
-    if spec.where is None:
-        model = downloaded(lambda: build(False), spec, f"the weights of its backbone {_BACKBONES[spec.name]}")
-    else:
-        model = build(True)
-        features = {k: v for k, v in read_state(spec.where).items() if k.startswith("features.")}
-        # lpips keeps torchvision's layer numbers inside its slices: net.slice2.3.weight is features.3.weight.
-        expected = {f"features.{k.split('.', 1)[1]}": k for k in model.net.state_dict()}
-        state = {expected.get(k, k): v for k, v in features.items()}
-        load_state(model.net, state, spec.where, f"LPIPS's {_BACKBONES[spec.name]}")
+    if spec.name not in LPIPS_BACKBONES:
+        raise ConfigError(f"{text}: LPIPS has backbones {', '.join(LPIPS_BACKBONES)}")
+    backbone, where = (read_state(spec.where), spec.where) if spec.where else ("default", f"{spec.name}=PATH")
+    model = lpips_network(spec.name, backbone, where)
     return LpipsEvaluator(model, spec.name, device)

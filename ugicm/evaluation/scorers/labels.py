@@ -22,10 +22,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ugicm.errors import ConfigError
+from ugicm.errors import ConfigError, first_of
 from ugicm.evaluation.scorers.base import Item
-from ugicm.evaluation.scorers.sources import some
-from ugicm.files import PICTURE_SUFFIXES
+from ugicm.files import PICTURE_SUFFIXES, find
 
 _WNID = re.compile(r"n\d{8}")
 _FILE_COLUMNS = ("file", "filename", "image", "path", "imageid", "name")
@@ -34,8 +33,11 @@ _CLASS_COLUMNS = ("class_index", "label", "class", "index", "target", "wnid", "s
 
 @cache
 def imagenet_indices() -> dict[str, int]:
-    """WordNet id -> class index of the 1000 ImageNet classes."""
-    from timm.data import ImageNetInfo
+    """WordNet id -> class index of the 1000 ImageNet classes. Raises ConfigError without the package that knows."""
+    try:
+        from timm.data import ImageNetInfo
+    except ImportError:
+        raise ConfigError("labels that are WordNet ids need the package timm: pip install 'ugicm[eval]'") from None
 
     return {wnid: index for index, wnid in enumerate(ImageNetInfo().label_names())}
 
@@ -54,18 +56,13 @@ def labelled_pictures(folder: str | Path, labels: str | Path | None = None) -> L
 
     Without ``labels``, ``labels.csv`` in the folder is taken, else its sub-folders are the classes.
 
-    Raises ConfigError: no pictures, labels without picture, pictures without label, labels that mean nothing.
+    Raises ConfigError: no such folder, labels without picture, pictures without label, labels that mean nothing;
+    UsageError: no pictures.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder")
-    files = {
-        p.relative_to(folder).as_posix(): p
-        for p in sorted(folder.rglob("*"))
-        if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file()
-    }
-    if not files:
-        raise ConfigError(f"{folder}: no pictures in this folder")
+    files = {path.relative_to(folder).as_posix(): path for path in find(folder, PICTURE_SUFFIXES)}
     if labels is None and (folder / "labels.csv").is_file():
         labels = folder / "labels.csv"
     if labels is None:
@@ -84,12 +81,12 @@ def labelled_pictures(folder: str | Path, labels: str | Path | None = None) -> L
             found[candidates[0]] = target
     if absent:
         raise ConfigError(
-            f"{labels}: {len(absent)} of {len(rows)} labels belong to no picture in {folder}: {some(absent)}"
+            f"{labels}: {len(absent)} of {len(rows)} labels belong to no picture in {folder}: {first_of(absent)}"
         )
     unlabelled = [key for key in files if key not in found]
     if unlabelled:
         raise ConfigError(
-            f"{labels}: {len(unlabelled)} of {len(files)} pictures in {folder} have no label: {some(unlabelled)}"
+            f"{labels}: {len(unlabelled)} of {len(files)} pictures in {folder} have no label: {first_of(unlabelled)}"
         )
     return Labelled([Item(key, files[key], found[key]) for key in sorted(found)])
 
@@ -134,7 +131,7 @@ def _from_folders(files: dict[str, Path], folder: Path) -> Labelled:
     loose = [key for key in files if "/" not in key]
     if loose:
         raise ConfigError(
-            f"{folder}: {some(loose, 3)} lie in no class folder and there is no labels.csv; "
+            f"{folder}: {first_of(loose)} lie in no class folder and there is no labels.csv; "
             "name a label file (--labels)"
         )
     names, classes = sorted({key.split("/")[0] for key in files}), None

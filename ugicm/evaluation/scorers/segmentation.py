@@ -14,10 +14,10 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
-from ugicm.errors import ConfigError, PictureError
+from ugicm.errors import ConfigError, PictureError, first_of
 from ugicm.evaluation.scorers.base import Evaluator, Item
 from ugicm.evaluation.scorers.judges import Network, Preprocess
-from ugicm.evaluation.scorers.sources import find_picture, index_pictures, some
+from ugicm.evaluation.scorers.sources import find_picture, index_pictures
 from ugicm.evaluation.scorers.weights import downloaded, load_state, read_state
 from ugicm.evaluation.specs import parse_spec, set_attributes
 from ugicm.files import PICTURE_SUFFIXES, find
@@ -173,5 +173,5 @@ def paired_items(pictures: str | Path, masks: str | Path) -> list[Item]:
     keys = {path.relative_to(pictures).as_posix(): path for path in find(pictures, PICTURE_SUFFIXES)}
     without = [key for key in keys if find_picture(files, key) is None]
     if without:
-        raise ConfigError(f"{masks}: no mask for {len(without)} of {len(keys)} pictures: {some(without)}")
+        raise ConfigError(f"{masks}: no mask for {len(without)} of {len(keys)} pictures: {first_of(without)}")
     return [Item(key, path, find_picture(files, key)) for key, path in keys.items()]

@@ -9,14 +9,16 @@ allowed; then the run records their names.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from PIL import Image
 
-from ugicm.errors import ConfigError
-from ugicm.files import PICTURE_SUFFIXES, STREAM_SUFFIX
+from ugicm.errors import ConfigError, UgicmError, first_line, first_of
+from ugicm.evaluation import anchors
+from ugicm.evaluation.usage import natural, positive
+from ugicm.files import PICTURE_SUFFIXES, STREAM_SUFFIX, find
 from ugicm.pictures import open_rgb
 
 
@@ -86,8 +88,8 @@ class StreamFolder:
         data = path.read_bytes()
         try:
             return self.codec.decompress(data, [self.preference])[0], len(data)
-        except ValueError as error:
-            raise ConfigError(f"{path}: {error}") from None
+        except (ValueError, RuntimeError, MemoryError) as error:
+            raise UgicmError(f"{path}: {first_line(error)}") from None
 
     def describe(self) -> dict:
         return {"source": "streams", "folder": str(self.folder), "preference": self.preference}
@@ -105,8 +107,9 @@ class RunContender:
         return [item.key for item in items if not item.path.is_file()]
 
     def load(self, item, original):
-        data = self.contender.encode(original, self.setting)
-        return self.contender.decode(data, [self.viewer])[0], len(data)
+        with anchors.failures_named(self.contender, self.setting, item.path):
+            data = self.contender.encode(original, self.setting)
+            return self.contender.decode(data, [self.viewer])[0], len(data)
 
     def describe(self) -> dict:
         return {"source": self.contender.identity, "setting": self.setting, "preference": self.viewer}
@@ -129,7 +132,10 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-c", "--checkpoint", metavar="PATH", help="for --streams and --codec ugicm (default: the shipped model)"
     )
-    parser.add_argument("--quality", type=float, default=0.5, help="setting of --codec (default: %(default)s)")
+    parser.add_argument(
+        "--quality", type=float, metavar="Q",
+        help="setting of --codec: ugicm 0 to 1 (default: 0.5), jpeg 1 to 95, webp and avif 0 to 100, zoo/NAME from 0",
+    )  # fmt: skip
     parser.add_argument(
         "--preference",
         type=float,
@@ -140,11 +146,11 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow-missing", action="store_true", help="score the pictures there are; the others are named"
     )
     parser.add_argument(
-        "--batch-size", type=int, default=16, metavar="N", help="pictures at once (default: %(default)s)"
+        "--batch-size", type=positive, default=16, metavar="N", help="pictures at once (default: %(default)s)"
     )
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read pictures")
+    parser.add_argument("--workers", type=natural, default=0, metavar="N", help="processes that read pictures")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda:0 ... (default: a GPU where there is one)")
-    parser.add_argument("--limit", type=int, metavar="N", help="only N pictures, evenly spread over the data set")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only N pictures, evenly spread over the data set")
     parser.add_argument("-o", "--output", metavar="FILE", help="write scores, records and environment as json")
 
 
@@ -159,16 +165,9 @@ def source_from(args: argparse.Namespace, device: str) -> Source:
 
         return StreamFolder(args.streams, ugicm.load(args.checkpoint, device=device), args.preference)
     if args.codec:
-        from ugicm.evaluation.anchors import load_contender
-
         text = f"ugicm={args.checkpoint}" if args.codec == "ugicm" and args.checkpoint else args.codec
-        contender = load_contender(text, device, viewers=[args.preference])
-        if not contender.lowest <= args.quality <= contender.highest:
-            raise ConfigError(
-                f"--quality {args.quality:g} is no setting of {contender.label}: "
-                f"{contender.lowest:g} to {contender.highest:g}"
-            )
-        return RunContender(contender, args.quality, contender.viewers[0])
+        contender = anchors.load_contender(text, device, viewers=[args.preference])
+        return RunContender(contender, anchors.checked_setting(contender, args.quality), contender.viewers[0])
     return Originals()
 
 
@@ -179,30 +178,24 @@ def present(items: Sequence, source: Source, allow_missing: bool) -> tuple[list,
     """
     missing = source.missing(items)
     if missing and (not allow_missing or len(missing) == len(items)):
-        where = getattr(source, "folder", "the data set")
+        where, names = getattr(source, "folder", "the data set"), first_of(missing)
         advice = "" if len(missing) == len(items) else "; --allow-missing scores the others"
-        raise ConfigError(f"{len(missing)} of {len(items)} pictures are missing in {where}: {some(missing)}{advice}")
+        raise ConfigError(f"{len(missing)} of {len(items)} pictures are missing in {where}: {names}{advice}")
     absent = set(missing)
     return [item for item in items if item.key not in absent], missing
-
-
-def some(names: Iterable[str], count: int = 5) -> str:
-    """The first few of many names."""
-    names = list(names)
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def index_pictures(folder: str | Path, suffixes: Sequence[str] = PICTURE_SUFFIXES) -> dict[str, Path]:
     """Files under a folder by relative path, and by the same without extension where that is unambiguous.
 
-    Raises ConfigError where there are none.
+    Raises ConfigError where there is no such folder, UsageError where there are no such files in it.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder")
     files: dict[str, Path] = {}
     ambiguous: dict[str, list[Path]] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file()):
+    for path in find(folder, suffixes):
         relative = path.relative_to(folder)
         files[relative.as_posix()] = path
         stem = relative.with_suffix("").as_posix()
@@ -210,8 +203,6 @@ def index_pictures(folder: str | Path, suffixes: Sequence[str] = PICTURE_SUFFIXE
     for stem, paths in ambiguous.items():
         if len(paths) == 1:
             files.setdefault(stem, paths[0])
-    if not files:
-        raise ConfigError(f"{folder}: no files to test in this folder (looked for {' '.join(suffixes)})")
     return files
 
 

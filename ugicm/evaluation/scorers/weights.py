@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ugicm.errors import CheckpointError
+from ugicm.errors import CheckpointError, first_line
 from ugicm.evaluation.specs import Spec
+from ugicm.evaluation.usage import check_device
 from ugicm.losses.teachers import lite_names
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema", "network")
@@ -65,10 +66,9 @@ def downloaded(build: Callable[[], nn.Module], spec: Spec, what: str) -> nn.Modu
     try:
         return build()
     except Exception as error:  # hubs, HTTP libraries and file systems each raise their own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{spec.name}: {what} could not be downloaded ({reason}); download the file elsewhere and name it: "
-            f"{spec.name}=PATH"
+            f"{spec.name}: {what} could not be downloaded ({first_line(error)}); download the file elsewhere and name "
+            f"it: {spec.name}=PATH"
         ) from error
 
 
@@ -82,8 +82,11 @@ def digest_of(model: nn.Module) -> str:
 
 
 def pick_device(name: str | None) -> str:
-    """The device asked for; without a name a GPU where there is one, else the CPU."""
-    return name or ("cuda:0" if torch.cuda.is_available() else "cpu")
+    """The device asked for; without a name a GPU where there is one, else the CPU. Raises UsageError for one that
+    cannot be used."""
+    device = name or ("cuda:0" if torch.cuda.is_available() else "cpu")
+    check_device(device)
+    return device
 
 
 def lite0_path(text: str) -> str:
