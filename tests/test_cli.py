@@ -168,11 +168,11 @@ def test_a_second_run_continues_and_says_so(command, photos, tmp_path):
 def test_ctrl_c_ends_with_the_summary_and_the_next_run_completes(command, photos, tmp_path, monkeypatch):
     compress, calls = Codec.compress, []
 
-    def impatient(self, *arguments):
+    def impatient(self, *arguments, **options):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return compress(self, *arguments)
+        return compress(self, *arguments, **options)
 
     monkeypatch.setattr(Codec, "compress", impatient)
     status, out, _ = command("compress", photos, tmp_path / "streams", "--workers", 1)
@@ -360,10 +360,10 @@ def test_workers_do_not_outlive_the_run(tmp_path, make_picture, checkpoint):
 def test_a_worker_that_is_killed_costs_one_picture(command, photos, tmp_path, monkeypatch):
     compress = Codec.compress
 
-    def fatal(self, image, *arguments):
+    def fatal(self, image, *arguments, **options):
         if image.size == (20, 20):
             os.kill(os.getpid(), signal.SIGKILL)
-        return compress(self, image, *arguments)
+        return compress(self, image, *arguments, **options)
 
     monkeypatch.setattr(Codec, "compress", fatal)
     status, out, err = command("compress", photos, tmp_path / "streams", "--workers", 2)
@@ -379,10 +379,10 @@ def test_workers_that_are_killed_are_replaced(command, photos, tmp_path, monkeyp
         Image.new("RGB", (20, 20 + i % 2)).save(photos / "cats" / f"{i}.png")
     compress = Codec.compress
 
-    def fatal(self, image, *arguments):
+    def fatal(self, image, *arguments, **options):
         if image.size == (20, 20):
             os.kill(os.getpid(), signal.SIGKILL)
-        return compress(self, image, *arguments)
+        return compress(self, image, *arguments, **options)
 
     monkeypatch.setattr(Codec, "compress", fatal)
     _, out, _ = command("compress", photos, tmp_path / "streams", "--workers", 2)

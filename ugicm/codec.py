@@ -22,6 +22,7 @@ from ugicm.coding import stream
 from ugicm.coding.coders import LikelihoodCoder
 from ugicm.errors import CheckpointError, PictureError, StreamError
 from ugicm.models.layers import store_for_blocks
+from ugicm.refinement import refine
 from ugicm.released import load_released
 from ugicm.tiling import Box, cut
 
@@ -109,16 +110,23 @@ class Codec:
 
     @torch.inference_mode()
     def compress(
-        self, image: Image.Image | str | os.PathLike, quality: float = 0.5, tile: int | None = None
+        self,
+        image: Image.Image | str | os.PathLike,
+        quality: float = 0.5,
+        tile: int | None = None,
+        effort: int = 0,
+        progress: bool = False,
     ) -> bytes:
         """Compress a picture (any Pillow mode, or a file's path) to the bytes of a ``.ugic`` file.
 
         ``quality`` in [0, 1]: higher looks better and takes more bytes. A one-rate model warns once that it has no
         effect. ``tile``: side of independently coded tiles, a multiple of 64 up to 16320; 0 for one piece; None
-        chooses tiles of 1024 for pictures of more than 4 million pixels.
+        chooses tiles of 1024 for pictures of more than 4 million pixels. ``effort``: steps of
+        :mod:`ugicm.refinement`, which adapts the latents to this picture: fewer bits for what people see, longer to
+        write, no longer to read. ``progress`` shows a bar meanwhile.
 
         Raises:
-            ValueError: a quality outside [0, 1], or a tile that is no multiple of 64.
+            ValueError: a quality outside [0, 1], a tile that is no multiple of 64, or a negative effort.
             PictureError: a file that cannot be read as a picture, or one with no pixels or more of them than
                 ``ugicm.coding.stream.MAX_PIXELS``, which readers would refuse.
         """
@@ -130,8 +138,14 @@ class Codec:
             tile = TILE if image.width * image.height > TILED_FROM else 0
         if tile % self.model.stride or not 0 <= tile <= 255 * self.model.stride:
             raise ValueError(f"tile is {tile}, must be a multiple of {self.model.stride} from 0 to 16320")
-        y = self._analyse(image, batched)
+        if effort < 0:
+            raise ValueError(f"effort is {effort}, must be 0 (none) or a number of steps")
+        x = self._padded(image)
+        y = self._analyse(x, batched)
         z = self.model.h_a(y)
+        if effort:
+            inside = stream.inside_of(stream.padded_box(*image.size), *image.size)
+            y = refine(self.model, x, y, z, batched, effort, inside, progress)
         strings, digests = [], []
         for box in cut(stream.padded_box(*image.size), tile):
             inside = stream.inside_of(box, *image.size)
@@ -216,11 +230,14 @@ class Codec:
             images.append(image)
         return images
 
-    def _analyse(self, image: Image.Image, quality: Tensor | None) -> Tensor:
-        """y of the padded picture, window by window."""
-        padded = stream.padded_box(*image.size)
+    def _padded(self, image: Image.Image) -> Tensor:
+        """[1, 3, H, W] on the CPU: a large picture goes to the device by windows."""
+        return pictures.pad_to(pictures.to_tensor(image), self.model.stride)
+
+    def _analyse(self, x: Tensor, quality: Tensor | None) -> Tensor:
+        """y of a padded picture, window by window."""
+        padded = Box(0, 0, x.shape[3], x.shape[2])
         windows = list(cut(padded, WINDOW))
-        x = pictures.pad_to(pictures.to_tensor(image), self.model.stride)
         y = None
         for inside in windows:
             around = inside.grown(HALO, padded)
@@ -237,7 +254,7 @@ class Codec:
     def estimate_bits(self, image: Image.Image | str | os.PathLike, quality: float = 0.5) -> float:
         """Bits that the model's probabilities predict for the string of ``image``, coded in one piece."""
         image = pictures.open_rgb(image)
-        y = self._analyse(image, self._quality(quality)[1])
+        y = self._analyse(self._padded(image), self._quality(quality)[1])
         inside = stream.inside_of(stream.padded_box(*image.size), *image.size)
         coder = LikelihoodCoder(self.model.parser, inside)
         self.model.parser(coder, self.model.h_a(y), y)

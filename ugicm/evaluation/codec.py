@@ -28,6 +28,7 @@ from ugicm.config import to_dict
 from ugicm.errors import CheckpointError, PictureError, StreamError, UgicmError, first_line
 from ugicm.evaluation import figures, results
 from ugicm.evaluation.metrics import bits_per_pixel, ms_ssim, psnr
+from ugicm.evaluation.usage import natural
 
 # Averaged into rate points, under CompressAI's names; its own plain "-rgb" metrics are those of the human picture.
 METRICS = ("bpp", "psnr-rgb", "psnr-rgb-machine", "ms-ssim-rgb", "ms-ssim-rgb-machine",
@@ -69,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
                         help="a folder of pictures, or one picture (default: the sample pictures)")  # fmt: skip
     parser.add_argument("-q", "--quality", type=float, nargs="+", metavar="Q",
                         help="from 0 (small) to 1 (good); each gives a rate point (default: 0.5)")  # fmt: skip
+    parser.add_argument("-e", "--effort", type=natural, default=0, metavar="N",
+                        help="steps of adapting each stream to its picture, as in ugicm compress "
+                             "(default: 0)")  # fmt: skip
     return parser
 
 
@@ -88,6 +92,7 @@ def _run(args: argparse.Namespace, experiments: Path) -> int:
         "dataset": {"path": str(dataset), "pictures": len(sources), "digest": results.digest(sources, root)},
         "model": {**codec.describe(), "weights": model_digest(codec)},
         "qualities": qualities,
+        "effort": args.effort,
     }
     environment = results.environment(codec.device)
     settings = {**meta, "ugicm": environment["ugicm"], "revision": environment["revision"]}
@@ -95,7 +100,8 @@ def _run(args: argparse.Namespace, experiments: Path) -> int:
     print(f"{len(sources)} pictures, {codec.config.backbone} model {codec.fingerprint}, {environment['device']}"
           + (f"; continuing after {len(records)} results" if records else ""))  # fmt: skip
 
-    failures = _measure_all(codec, files.pair(sources, root, Path(), files.STREAM_SUFFIX), folder, qualities, records)
+    jobs = files.pair(sources, root, Path(), files.STREAM_SUFFIX)
+    failures = _measure_all(codec, jobs, folder, qualities, args.effort, records)
     for path, reason in failures.items():
         print(f"test.py: {reason if str(path) in reason else f'{path}: {reason}'}", file=sys.stderr)
     if not records:
@@ -197,7 +203,7 @@ def _journal_lines(path: Path) -> list[dict | None]:
 
 
 def _measure_all(
-    codec: Codec, jobs: list[files.Job], folder: Path, qualities: list[float], records: list[dict]
+    codec: Codec, jobs: list[files.Job], folder: Path, qualities: list[float], effort: int, records: list[dict]
 ) -> dict[Path, str]:
     """Add to ``records`` what they do not hold yet, and to the journal. Returns the pictures that failed and why."""
     known = {(record["quality"], record["image"]) for record in records}
@@ -217,7 +223,7 @@ def _measure_all(
                     if not warm:  # first calls allocate and choose algorithms: not what a picture costs
                         codec.decompress(codec.compress(image, quality), ["human", "machine"])
                         warm = True
-                    record = measure(codec, image, _outputs(folder, qualities, quality, job.target), quality)
+                    record = measure(codec, image, _outputs(folder, qualities, quality, job.target), quality, effort)
                 except (PictureError, StreamError, MemoryError, RuntimeError) as error:
                     failures[job.source] = first_line(error)
                     continue
@@ -240,14 +246,16 @@ def _outputs(folder: Path, qualities: list[float], quality: float, target: Path)
             "machine": base / "machine" / picture}  # fmt: skip
 
 
-def measure(codec: Codec, image: Any, outputs: dict[str, Path], quality: float) -> dict[str, Any]:
+def measure(
+    codec: Codec, image: Any, outputs: dict[str, Path], quality: float, effort: int = 0
+) -> dict[str, Any]:
     """Write ``image`` to its stream, decode what was written, write both pictures, and measure.
 
     Times are in seconds, from a Pillow picture to bytes and from bytes to both pictures, without reading and
     writing files; PSNR is in dB.
     """
     start = time.perf_counter()
-    data = codec.compress(image, quality)
+    data = codec.compress(image, quality, effort=effort)
     encoded = time.perf_counter() - start
     files.write(outputs["bitstream"], data)
 

@@ -1,0 +1,99 @@
+"""Latents adapted to one picture."""
+
+from importlib import resources
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_models import small_model
+
+import ugicm
+from ugicm import pictures, refinement
+from ugicm.codec import Codec
+from ugicm.coding.coders import LikelihoodCoder
+from ugicm.refinement import RelaxedCoder
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return ugicm.load()
+
+
+@pytest.fixture(scope="module")
+def photo():
+    return cut_out(120, 112)
+
+
+def cut_out(width, height):
+    with resources.as_file(resources.files("ugicm") / "samples" / "kodim23.png") as path:
+        return pictures.open_rgb(path).crop((200, 100, 200 + width, 100 + height))
+
+
+def squared_error(image, other):
+    return float(np.square(np.asarray(image, float) - np.asarray(other, float)).sum())
+
+
+@pytest.mark.parametrize("quality", [0.1, 0.7])
+def test_fewer_bits_for_the_same_error(shipped, photo, quality):
+    """At the exchange of bits for error that the model itself offers around this quality."""
+    def point(quality, effort=0):
+        data = shipped.compress(photo, quality, effort=effort)
+        return 8 * len(data), squared_error(photo, shipped.decompress(data))
+
+    (fewer, worse), (more, better) = point(quality - 0.1), point(quality + 0.1)
+    slope = (more - fewer) / (worse - better)
+    bits, error = point(quality)
+    refined_bits, refined_error = point(quality, effort=12)
+    assert (refined_bits - bits) + slope * (refined_error - error) < -0.02 * bits
+
+
+@pytest.mark.parametrize("backbone", ["compact", "mlicpp", "bmshj2018"])
+def test_every_form_reads_refined_streams(backbone):
+    codec = Codec(small_model(backbone))
+    before = {name: tensor.clone() for name, tensor in codec.model.state_dict().items()}
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (70, 100, 3), dtype=np.uint8))
+    plain = codec.compress(image)  # leaves what it caches made in inference mode
+    refined = codec.compress(image, effort=2)
+    assert codec.decompress(refined).size == (100, 70)
+    assert refined == codec.compress(image, effort=2)
+    assert plain == codec.compress(image, effort=0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in codec.model.state_dict().items())
+
+
+def test_large_pictures_are_refined_by_windows(shipped, monkeypatch):
+    photo = cut_out(190, 130)  # windows of 64 do not see all of it
+    whole = shipped.compress(photo, 0.6, effort=4)
+    plain = squared_error(photo, shipped.decompress(shipped.compress(photo, 0.6)))
+    monkeypatch.setattr(refinement, "WINDOW", 64)
+    monkeypatch.setattr(refinement, "HALO", 64)
+    tiled = shipped.compress(photo, 0.6, tile=128, effort=4)
+    pieces = shipped.compress(photo, 0.6, effort=4)
+    assert pieces != whole
+    assert abs(len(pieces) / len(whole) - 1) < 0.02
+    for data in (whole, pieces, tiled):
+        assert squared_error(photo, shipped.decompress(data)) < plain
+
+
+def test_a_result_that_is_worse_is_not_taken(shipped, photo, monkeypatch):
+    monkeypatch.setattr(refinement, "RATE", 3.0)
+    assert shipped.compress(photo, 0.5, effort=2) == shipped.compress(photo, 0.5)
+
+
+def test_hard_rounding_costs_what_a_stream_does(shipped, photo):
+    model = shipped.model
+    parser, inside = model.parser, (7, 8)
+    with torch.inference_mode():
+        y = model.analyse(pictures.pad_to(pictures.to_tensor(photo), 64), torch.tensor([0.5]))
+        z = model.h_a(y).to(parser.dtype)
+        z_hat = torch.round(z - parser.medians) + parser.medians
+        relaxed, exact = RelaxedCoder(parser, z_hat, 1e-9, inside), LikelihoodCoder(parser, inside)
+        hyper = parser.h_s(z_hat)
+        same = parser.slices(hyper, relaxed, y.double())
+        assert torch.allclose(same, parser.slices(hyper, exact, y.double()), atol=1e-4)
+        assert float(relaxed.bits) == pytest.approx(float(-exact.y_likelihood.log2().sum()), rel=1e-4)
+
+
+def test_a_negative_effort(shipped, photo):
+    with pytest.raises(ValueError, match="effort is -1"):
+        shipped.compress(photo, effort=-1)

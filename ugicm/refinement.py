@@ -1,0 +1,145 @@
+"""Adapt the latents of one picture to it before they are written: fewer bits for the same quality, for more time.
+
+The analysis transform is good for pictures in general. For one picture, rate + slope * distortion can be lowered
+further by gradient descent on y itself, through the entropy model and the synthesis, which stay as they are: every
+reader reads the result, in the same time (Campos, Meierhans, Djelouah, Schroers, "Content Adaptive Optimization for
+Neural Image Compression", CVPR workshops 2019). Rounding is relaxed to something with a gradient that becomes rounding
+towards the end (after Yang, Bamler, Mandt, "Improving Inference for Neural Image Compression", NeurIPS 2020, without
+its noise).
+
+The distortion is that of the picture for people. How much of it a bit is worth, the slope, is read off the model: it is
+what a little more or less precision of y changes in both.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ugicm.coding.coders import LikelihoodCoder, inside_mask
+from ugicm.losses.rate import bits_per_pixel
+from ugicm.models.checkerboard import Part, pack
+from ugicm.models.codec import UGICM
+from ugicm.tiling import Box, cut
+
+WINDOW = 768  # side in pixels of what is refined at a time ...
+HALO = 128  # ... and what is seen around it; memory grows with the square of the two
+SOFT, HARD = 0.1, 0.01  # width of the relaxed rounding step, in symbols, at the beginning and the end
+RATE = 7e-3  # of learning, in symbols a step; falls to a tenth
+CALM = 0.2  # bits a symbol: weaker gradients move their symbol by less than RATE
+STRETCH = 1.2  # of y, either way, for the slope
+
+
+class RelaxedCoder:
+    """A coder (:class:`ugicm.models.entropy_model.Coder`) whose symbols lie between integers, ever more rarely.
+
+    A residual f between the integers n and n + 1 becomes n + w, with w = sigmoid((f - n - 1/2) / softness), and costs
+    what n and n + 1 cost in these shares: the bits of the values in between, which no stream can hold, say nothing.
+    ``bits`` is the sum over y, differentiable. ``z_hat`` is given.
+    """
+
+    def __init__(self, parser: torch.nn.Module, z_hat: Tensor, softness: float, inside: tuple[int, int] | None):
+        self.gaussian, self.z_hat, self.softness, self.inside = parser.gaussian, z_hat, softness, inside
+        self.bits = z_hat.new_zeros(())
+
+    def code_hyper(self, z: None = None) -> Tensor:
+        return self.z_hat
+
+    def code(self, scale: Tensor, mean: Tensor, part: Part, y: Tensor) -> Tensor:
+        residual = pack(y, part) - mean
+        below = residual.detach().floor()
+        share = torch.sigmoid((residual - below - 0.5) / self.softness)
+        bits = torch.lerp(self._bits(below, scale), self._bits(below + 1, scale), share)
+        uncoded = (self.gaussian.build_indexes(scale.detach()) == 0) & self.gaussian.sparse
+        if self.inside:
+            # A copy: the mask may have been made where no gradients are allowed.
+            uncoded = uncoded | ~inside_mask(scale.shape[2:], part, self.inside).to(scale.device, copy=True)
+        self.bits = self.bits + bits.masked_fill(uncoded, 0).sum()
+        return (below + share).masked_fill(uncoded, 0) + mean
+
+    def _bits(self, symbols: Tensor, scale: Tensor) -> Tensor:
+        likelihood = self.gaussian._likelihood(symbols, scale)
+        return -self.gaussian.likelihood_lower_bound(likelihood).log2()
+
+
+def refine(
+    model: UGICM, x: Tensor, y: Tensor, z: Tensor, quality: Tensor | None, steps: int,
+    inside: tuple[int, int] | None = None, progress: bool = False,
+) -> Tensor:  # fmt: skip
+    """Latents that cost less than ``y`` for what they show. [1, M, H/16, W/16] -> same; z stays as it is.
+
+    x [1, 3, H, W] is the padded picture, ``inside`` the rows and columns of y that are coded (None: all). ``steps``: of
+    descent, each taking as long as about three decodings. ``progress``: show a bar.
+    """
+    inside = inside or tuple(y.shape[2:])
+    with torch.inference_mode(False), torch.enable_grad():
+        parser = copy.deepcopy(model.parser).float()
+        x, y, z = x.clone(), y.clone(), z.float().clone()
+        quality = None if quality is None else quality.clone()
+        z_hat = torch.round(z - parser.medians) + parser.medians
+        padded = Box(0, 0, x.shape[3], x.shape[2])
+        windows = list(cut(padded, WINDOW))
+        refined = y.clone()
+        with tqdm(total=steps * len(windows), desc="refining", unit="step", leave=False,
+                  disable=None if progress else True) as bar:  # fmt: skip
+            for window in windows:
+                around = window.grown(HALO, padded).aligned(64)
+                rows, columns = around.slices(16)
+                # The padding may fill a window, which then has nothing to gain.
+                seen = min(inside[0], rows.stop) - rows.start, min(inside[1], columns.stop) - columns.start
+                piece = x[..., *around.slices()].to(y.device)
+                problem = _Problem(model, parser, piece, z_hat[..., *around.slices(64)], quality, seen)
+                better = problem.solve(y[..., rows, columns], steps, bar)
+                refined[..., *window.slices(16)] = better[..., *window.within(around).slices(16)]
+        return refined
+
+
+class _Problem:
+    """One window: y -> bits and squared error of what a reader would see."""
+
+    def __init__(self, model: UGICM, parser, x: Tensor, z_hat: Tensor, quality: Tensor | None, inside: tuple[int, int]):
+        self.model, self.parser, self.x, self.z_hat, self.inside = model, parser, x, z_hat, inside
+        self.quality = quality
+        self.people = torch.zeros(1, device=x.device)
+        with torch.no_grad():
+            self.hyper = parser.h_s(z_hat)
+
+    def solve(self, start: Tensor, steps: int, bar: tqdm) -> Tensor:
+        """Descend from ``start``; never to a worse place, as the coder would round it."""
+        with torch.no_grad():
+            slope = self._slope(start)
+            before = self._rounded(start)
+        y = start.clone().requires_grad_(True)
+        optimiser = torch.optim.Adam([y], lr=RATE, betas=(0.9, 0.99), eps=CALM)
+        for step in range(steps):
+            done = step / max(1, steps - 1)
+            optimiser.param_groups[0]["lr"] = RATE * (1 - 0.9 * done)
+            coder = RelaxedCoder(self.parser, self.z_hat, SOFT * (HARD / SOFT) ** done, self.inside)
+            error = self._error(self.parser.slices(self.hyper, coder, y))
+            optimiser.zero_grad()
+            (coder.bits + slope * error).backward()
+            optimiser.step()
+            bar.update()
+        y = y.detach()
+        with torch.no_grad():
+            bits, error = self._rounded(y)
+        return y if bits + slope * error < before[0] + slope * before[1] else start
+
+    def _error(self, y_hat: Tensor) -> Tensor:
+        height, width = (16 * n for n in self.inside)
+        difference = self.model.synthesize(y_hat, self.people, self.quality) - self.x
+        return difference[..., :height, :width].square().sum()
+
+    def _rounded(self, y: Tensor, stretch: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Bits and squared error of y, coded as ``stretch`` times itself."""
+        coder = LikelihoodCoder(self.parser, self.inside)
+        y_hat = self.parser.slices(self.hyper, coder, y * stretch)
+        return bits_per_pixel([coder.y_likelihood], 1)[0], self._error(y_hat / stretch)
+
+    def _slope(self, y: Tensor) -> Tensor:
+        """Bits that a unit of squared error is worth where the model stands."""
+        finer, coarser = self._rounded(y, STRETCH), self._rounded(y, 1 / STRETCH)
+        return (finer[0] - coarser[0]) / (coarser[1] - finer[1]).clamp(min=1e-9)
