@@ -13,6 +13,8 @@ what writes their files:
   scores                classification/test.py; a folder of its files
   calibration           tests/test.py, with Gaussian tables (calibration/gaussian.json) and as shipped (kodak.json); the
                         folder of both
+  effort                tests/test.py with --effort (results/effort.json) and without (results/kodak.json), and the
+                        curves of scripts/report.py; the folder docs
   fuzz                  scripts/fuzz_streams.py
   robustness            scripts/fuzz_streams.py, check_portability.py, check_concurrency.py, check_large.py, and
                         scripts/benchmark.py folder; the folder of all their files
@@ -23,10 +25,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 BLOCK = re.compile(r"(<!-- table: (\w+) (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -167,13 +171,38 @@ def calibration(documents: dict[str, dict]) -> list[list[str]]:
     return rows
 
 
+def effort(documents: dict[str, dict]) -> list[list[str]]:
+    """Rate for equal PSNR, in percent, without and with effort, at the same qualities; and the median time it takes."""
+    from ugicm.evaluation.bd import bd_rate
+
+    with_effort = documents["results"]["effort"]
+    steps, refined = with_effort["meta"]["effort"], with_effort["results"]
+    every = documents["results"]["kodak"]["results"]
+    kept = [every["quality"].index(quality) for quality in refined["quality"]]
+    plain = {name: [values[i] for i in kept] for name, values in every.items()}
+
+    def against(reference: dict, name: str = "psnr-rgb") -> list[str]:
+        deltas = (bd_rate(reference["bpp"], reference[name], r["bpp"], r[name]).value for r in (plain, refined))
+        return [f"{delta:+.1f} %" for delta in deltas]
+
+    anchors = documents["report"]["curves"]["kodak"]
+    rows = [["bits for equal PSNR, against", "effort 0", f"effort {steps}"]]
+    rows += [[name, *against(anchors[name]["results"])] for name in ("JPEG", "WebP", "AVIF")]
+    rows.append(["ugicm at effort 0", *against(plain)])
+    rows.append(["the same, both as machines see them", *against(plain, "psnr-rgb-machine")])
+    for what, key in (("to write a picture", "encoding_time"), ("to read both pictures", "decoding_time")):
+        both = (documents["results"][name]["per_image"] for name in ("kodak", "effort"))
+        rows.append([what, *(f"{statistics.median(r[key] for r in records):.2g} s" for records in both)])
+    return rows
+
+
 def fuzz(document: dict) -> list[list[str]]:
     """What became of mutated streams."""
     rows = [["outcome", "streams"], *([name, f"{count:,}"] for name, count in document["outcomes"].items())]
     return [*rows, ["anything else", f"{len(document['findings']):,}"], ["all", f"{document['streams']:,}"]]
 
 
-TABLES = {f.__name__: f for f in (rate, speed, sizes, levers, folder, train, scores, calibration, fuzz,
+TABLES = {f.__name__: f for f in (rate, speed, sizes, levers, folder, train, scores, calibration, effort, fuzz,
                                      robustness)}  # fmt: skip
 
 
