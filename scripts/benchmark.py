@@ -39,8 +39,8 @@ Seconds are medians of warm runs, from Pillow picture to bytes and back. Columns
   over floor     analysis and synthesis, over counted multiply-accumulates / the highest rate of convolutions here
   MiB            peak memory above the loaded model, in a fresh process (of the GPU, on a GPU)
 The JSON file also has the time of every stage and every module, and start-up times of the commands. The full form gets
-random weights whose latents are as lively as trained ones, the other codecs random weights: speed does not depend on
-them. cheng2020_anchor codes point by point: leave it out (--peers) for large pictures.
+random weights whose latents take 1 bit a pixel, about the most that trained ones write; the other codecs random
+weights, which write less. cheng2020_anchor codes point by point: leave it out (--peers) for large pictures.
 """
 _LEVERS_HELP = """\
 examples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 import time
 from collections import defaultdict
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from ugicm import pictures
 from ugicm.codec import Codec, load
 from ugicm.coding import stream
+from ugicm.coding.coders import LikelihoodCoder
 from ugicm.config import MLICPP
 from ugicm.evaluation.memory import in_fresh_process, memory, reset_peak
 from ugicm.evaluation.roofline import (
@@ -28,6 +30,7 @@ from ugicm.evaluation.roofline import (
     seconds_in_turns,
     synchronize,
 )
+from ugicm.losses.rate import bits_per_pixel
 from ugicm.models.codec import UGICM
 
 # CompressAI's codecs to compare with: their classes, and the sizes their papers use at medium rates.
@@ -37,6 +40,7 @@ PEERS: dict[str, tuple[str, dict[str, int]]] = {
     "cheng2020_anchor": ("Cheng2020Anchor", {"N": 192}),
 }
 REFERENCE = "Elic2022Official"
+BITS = 1.0  # a pixel: about the most that trained weights of the form write
 BASE = (512, 768)  # height and width that the time per pixel of other sizes is compared with
 FULL = "full"  # stands for a checkpoint: the 117.78 M-parameter form with random weights
 
@@ -159,17 +163,25 @@ def build(checkpoint: str | None, device: str, fast: bool = True) -> Codec:
     return load(checkpoint, device, fast)
 
 
-def lively(model: UGICM, seed: int = 0) -> UGICM:
-    """Random weights with latents spread over many symbols, as trained ones are, so that coding has work to do."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.rand(1, 3, 64, 64, generator=generator)
-    quality = torch.tensor([0.5]) if model.has_quality else None
+def lively(model: UGICM) -> UGICM:
+    """A one-rate model of random weights, its latents stretched until they take :data:`BITS` a pixel: coding then has
+    as much to do as in a trained one."""
+    x = pictures.to_tensor(sample(256, 256))
     with torch.no_grad():
-        spread = 2.0 / model.eval().analyse(x, quality).std()
+        y = model.eval().analyse(x)
+
+        def bits(stretch: float) -> float:
+            coder = LikelihoodCoder(model.parser)
+            model.parser(coder, model.h_a(y * stretch), y * stretch)
+            return float(bits_per_pixel([coder.y_likelihood], x.shape[2] * x.shape[3]))
+
+        low, high = 2.0**-10, 2.0**10
+        for _ in range(8):
+            middle = math.sqrt(low * high)
+            low, high = (low, middle) if bits(middle) > BITS else (middle, high)
         last = [m for m in model.g_a.modules() if isinstance(m, nn.Conv2d)][-1]
-        last.weight.mul_(spread)
-        if last.bias is not None:
-            last.bias.mul_(spread)
+        last.weight.mul_(low)
+        last.bias.mul_(low)
     return model
 
 
