@@ -328,6 +328,7 @@ def _folder_at_work(folder, make_picture, checkpoint):
     process = subprocess.Popen(
         [sys.executable, *map(str, arguments)], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     )  # fmt: skip
     while process.poll() is None and len(list(streams.glob("*.ugic"))) < 3:
         time.sleep(0.005)
@@ -520,6 +521,14 @@ def test_names_where_none_is_given(command, photos, monkeypatch):
     assert {"dogs/b.ugic", "dogs/b.png", "dogs/b.webp", "cats/b.ugic", "new/b.ugic"} <= set(tree(photos))
 
 
+def test_effort(command, photos, tmp_path, checkpoint):
+    image = photos / "dogs" / "a.png"
+    assert command("compress", image, tmp_path / "a.ugic", "--effort", 3)[0] == 0
+    assert (tmp_path / "a.ugic").read_bytes() == ugicm.load(checkpoint).compress(image, effort=3)
+    assert command("decompress", tmp_path / "a.ugic", tmp_path / "a.png")[0] == 0
+    assert usage_error(command("compress", image, "-e", "-1"), "--effort", "0 or more")
+
+
 def test_preferences(command, photos, tmp_path, checkpoint):
     command("compress", photos / "dogs" / "a.png", tmp_path / "a.ugic")
     codec, data = ugicm.load(checkpoint), (tmp_path / "a.ugic").read_bytes()
@@ -564,7 +573,7 @@ def test_output_equal_to_input_is_refused(command, photos, tmp_path):
 def test_wrong_usage_is_one_line(command, photos, tmp_path, monkeypatch):
     picture = photos / "dogs" / "a.png"
     for quality in ("7", "-0.1", "nan", "high"):
-        assert usage_error(command("compress", picture, f"--quality={quality}"), quality, "0 (small) to 1 (good)")
+        assert usage_error(command("compress", picture, f"--quality={quality}"), quality, "from 0 to 1")
     assert usage_error(command("compress", tmp_path / "gone.png"), "gone.png: no such file or folder")
     assert usage_error(command("compress", photos), "name an output folder")
     assert usage_error(command("compress", photos, picture), "is a file")

@@ -212,6 +212,16 @@ def test_a_broken_picture_is_named_and_does_not_stop_the_run(evaluate, photos, t
     assert [failure["image"] for failure in document["failed"]] == [str(photos / "cats" / "bad.png")]
 
 
+def test_effort_is_measured_and_recorded(evaluate, photos, tmp_path, checkpoint):
+    picture = photos / "dogs" / "a.png"
+    assert evaluate("-d", picture, "--effort", 2)[0] == 0
+    folder = tmp_path / "experiments" / "test"
+    document = json.loads((folder / "results.json").read_text())
+    assert document["meta"]["effort"] == 2
+    refined = ugicm.load(checkpoint).compress(picture, 0.5, effort=2)
+    assert (folder / "bitstream" / "a.ugic").read_bytes() == refined
+
+
 def test_what_cannot_be_done_is_one_line(evaluate, photos, tmp_path):
     (tmp_path / "empty").mkdir()
     for arguments, model, word in (
