@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if args.cuda:
         check_device("cuda")
+    if gone := [name for name in args.python if not shutil.which(name)]:
+        raise files.UsageError(f"--python {gone[0]}: no such interpreter")
     found = files.find(args.dataset, files.PICTURE_SUFFIXES)
     chosen = [found[i] for i in spread(args.pictures, len(found))]
     model = ugicm.load(args.checkpoint).describe()
