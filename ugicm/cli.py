@@ -37,7 +37,7 @@ _COMPRESS_HELP = """\
 examples:
   ugicm compress photo.jpg                        writes photo.ugic
   ugicm compress photo.jpg small.ugic -q 0.1      fewer bytes
-  ugicm compress photo.jpg small.ugic -e 30       fewer bytes for the same quality, in a minute
+  ugicm compress photo.jpg small.ugic -e 30       fewer bytes for the same quality, slowly
   ugicm compress photos/ streams/                 a folder; run again, it continues where it stopped
   ugicm compress photos/ streams/ --workers 2     two pictures at a time
   ugicm compress photo.jpg -c runs/mine/model.safetensors --verify
@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
                      help="from 0 (small) to 1 (good), default 0.5")  # fmt: skip
     sub.add_argument("-e", "--effort", type=natural, default=0, metavar="N",
                      help="steps of adapting the stream to the picture: fewer bits for what people see, much longer "
-                     "to write (a step takes as long as three decompressions), no longer to read; try 30 "
+                     "to write (a step takes as long as two or three decompressions), no longer to read; try 30 "
                      "(default: 0)")  # fmt: skip
     sub.add_argument("--verify", action="store_true", help="parse each stream again before it is written")
     model_options(sub)
