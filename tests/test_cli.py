@@ -357,8 +357,9 @@ def test_workers_do_not_outlive_the_run(tmp_path, make_picture, checkpoint):
     assert all(name.endswith(".ugic") and stream.parse((streams / name).read_bytes()) for name in there)
 
 
-@side_by_side
-def test_a_worker_that_is_killed_costs_one_picture(command, photos, tmp_path, monkeypatch):
+@pytest.fixture
+def fatal_pictures(monkeypatch):
+    """Pictures of 20x20 end the process that compresses them."""
     compress = Codec.compress
 
     def fatal(self, image, *arguments, **options):
@@ -367,6 +368,10 @@ def test_a_worker_that_is_killed_costs_one_picture(command, photos, tmp_path, mo
         return compress(self, image, *arguments, **options)
 
     monkeypatch.setattr(Codec, "compress", fatal)
+
+
+@side_by_side
+def test_a_worker_that_is_killed_costs_one_picture(command, photos, tmp_path, fatal_pictures):
     status, out, err = command("compress", photos, tmp_path / "streams", "--workers", 2)
     assert status == 1
     assert err == f"ugicm: {photos / 'cats' / 'c.bmp'}: its process was ended by SIGKILL (out of memory?)\n"
@@ -375,17 +380,9 @@ def test_a_worker_that_is_killed_costs_one_picture(command, photos, tmp_path, mo
 
 
 @side_by_side
-def test_workers_that_are_killed_are_replaced(command, photos, tmp_path, monkeypatch):
+def test_workers_that_are_killed_are_replaced(command, photos, tmp_path, fatal_pictures):
     for i in range(6):
         Image.new("RGB", (20, 20 + i % 2)).save(photos / "cats" / f"{i}.png")
-    compress = Codec.compress
-
-    def fatal(self, image, *arguments, **options):
-        if image.size == (20, 20):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return compress(self, image, *arguments, **options)
-
-    monkeypatch.setattr(Codec, "compress", fatal)
     _, out, _ = command("compress", photos, tmp_path / "streams", "--workers", 2)
     assert "5 done, 4 failed" in out  # one by one 20x20
 

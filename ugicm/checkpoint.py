@@ -152,8 +152,13 @@ def load_state(model: UGICM, state: dict[str, torch.Tensor], where: str) -> None
 
 
 def plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor can hold weights: floating point of 16 bits or more, in memory, every value of it."""
-    return tensor.dtype in _WEIGHTS and tensor.layout is torch.strided and tensor.device.type == "cpu"
+    """Whether a tensor can hold weights: floating point of 16 bits or more, and :func:`in_memory`."""
+    return tensor.dtype in _WEIGHTS and in_memory(tensor)
+
+
+def in_memory(tensor: torch.Tensor) -> bool:
+    """Whether every value of a tensor is there: it is neither sparse nor on the meta device."""
+    return tensor.layout is torch.strided and tensor.device.type == "cpu"
 
 
 def check_priors(model: UGICM, where: str) -> None:

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ugicm.coding.coders import LikelihoodCoder, inside_mask
+from ugicm.coding.coders import LikelihoodCoder, left_out
 from ugicm.losses.rate import bits_per_pixel
 from ugicm.models.checkerboard import Part, pack
 from ugicm.models.codec import UGICM
+from ugicm.models.entropy_model import Parser
 from ugicm.tiling import Box, cut
 
 WINDOW = 768  # side in pixels of what is refined at a time ...
@@ -41,7 +42,7 @@ class RelaxedCoder:
     ``bits`` is the sum over y, differentiable. ``z_hat`` is given.
     """
 
-    def __init__(self, parser: torch.nn.Module, z_hat: Tensor, softness: float, inside: tuple[int, int] | None):
+    def __init__(self, parser: Parser, z_hat: Tensor, softness: float, inside: tuple[int, int] | None):
         self.gaussian, self.z_hat, self.softness, self.inside = parser.gaussian, z_hat, softness, inside
         self.bits = z_hat.new_zeros(())
 
@@ -53,16 +54,12 @@ class RelaxedCoder:
         below = residual.detach().floor()
         share = torch.sigmoid((residual - below - 0.5) / self.softness)
         bits = torch.lerp(self._bits(below, scale), self._bits(below + 1, scale), share)
-        uncoded = (self.gaussian.build_indexes(scale.detach()) == 0) & self.gaussian.sparse
-        if self.inside:
-            # A copy: the mask may have been made where no gradients are allowed.
-            uncoded = uncoded | ~inside_mask(scale.shape[2:], part, self.inside).to(scale.device, copy=True)
+        uncoded = left_out(self.gaussian, scale.detach(), part, self.inside)
         self.bits = self.bits + bits.masked_fill(uncoded, 0).sum()
         return (below + share).masked_fill(uncoded, 0) + mean
 
     def _bits(self, symbols: Tensor, scale: Tensor) -> Tensor:
-        likelihood = self.gaussian._likelihood(symbols, scale)
-        return -self.gaussian.likelihood_lower_bound(likelihood).log2()
+        return -self.gaussian.probability(symbols, scale).log2()
 
 
 def refine(
@@ -72,7 +69,7 @@ def refine(
     """Latents that cost less than ``y`` for what they show. [1, M, H/16, W/16] -> same; z stays as it is.
 
     x [1, 3, H, W] is the padded picture, ``inside`` the rows and columns of y that are coded (None: all). ``steps``: of
-    descent, each taking as long as about three decodings. ``progress``: show a bar.
+    descent, each taking as long as two or three decodings. ``progress``: show a bar.
     """
     inside = inside or tuple(y.shape[2:])
     with torch.inference_mode(False), torch.enable_grad():
@@ -88,7 +85,6 @@ def refine(
             for window in windows:
                 around = window.grown(HALO, padded).aligned(64)
                 rows, columns = around.slices(16)
-                # The padding may fill a window, which then has nothing to gain.
                 seen = min(inside[0], rows.stop) - rows.start, min(inside[1], columns.stop) - columns.start
                 piece = x[..., *around.slices()].to(y.device)
                 problem = _Problem(model, parser, piece, z_hat[..., *around.slices(64)], quality, seen)
@@ -100,9 +96,11 @@ def refine(
 class _Problem:
     """One window: y -> bits and squared error of what a reader would see."""
 
-    def __init__(self, model: UGICM, parser, x: Tensor, z_hat: Tensor, quality: Tensor | None, inside: tuple[int, int]):
-        self.model, self.parser, self.x, self.z_hat, self.inside = model, parser, x, z_hat, inside
-        self.quality = quality
+    def __init__(
+        self, model: UGICM, parser: Parser, x: Tensor, z_hat: Tensor, quality: Tensor | None, inside: tuple[int, int]
+    ):
+        self.model, self.parser, self.x, self.z_hat = model, parser, x, z_hat
+        self.quality, self.inside = quality, inside
         self.people = torch.zeros(1, device=x.device)
         with torch.no_grad():
             self.hyper = parser.h_s(z_hat)

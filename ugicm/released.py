@@ -20,7 +20,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ugicm.checkpoint import blank_model, check_priors, plain
+from ugicm.checkpoint import blank_model, check_priors, in_memory, plain
 from ugicm.config import MLICPP, ModelConfig
 from ugicm.errors import CheckpointError, ConfigError, first_line, first_of
 from ugicm.models.codec import UGICM
@@ -114,7 +114,7 @@ def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
             f"{path}: expected a state dict of named tensors (under 'state_dict' or bare), found "
             f"{odd[0]!r}: {_kind(content[odd[0]])}"
         )
-    odd = [k for k, v in content.items() if v.layout is not torch.strided or v.device.type != "cpu"]
+    odd = [k for k, v in content.items() if not in_memory(v)]
     if odd:
         raise CheckpointError(f"{path}: tensors without plain values in memory: {first_of(odd)}")
     return {_modern_name(name): value for name, value in content.items()}

@@ -29,6 +29,7 @@ from torch import Tensor
 from ugicm.coding.stream import read_varint, varint
 from ugicm.errors import CheckpointError, StreamError
 from ugicm.models.checkerboard import ALL, Part, pack, unpack
+from ugicm.models.gaussian import TabulatedGaussian
 
 LONGEST = 8  # bytes a symbol: 16 bits and, escaped, 4 of length and up to 28 of value make 6
 MARGIN = 256  # words
@@ -44,9 +45,16 @@ def straight_through_round(x: Tensor) -> Tensor:
 def inside_mask(size: torch.Size, part: Part, inside: tuple[int, int]) -> Tensor:
     """Whether positions of a packed ``part`` of ``size`` (h, w) lie in y's first rows and columns; bool [h, w]."""
     height, width = size
-    mask = torch.zeros(1, 1, height, width if part is ALL else 2 * width, dtype=torch.bool)
-    mask[..., : inside[0], : inside[1]] = True
-    return pack(mask, part)[0, 0]
+    with torch.inference_mode(False):  # it is kept, and must serve where gradients are computed, too
+        mask = torch.zeros(1, 1, height, width if part is ALL else 2 * width, dtype=torch.bool)
+        mask[..., : inside[0], : inside[1]] = True
+        return pack(mask, part)[0, 0]
+
+
+def left_out(gaussian: TabulatedGaussian, scale: Tensor, part: Part, inside: tuple[int, int] | None) -> Tensor:
+    """Positions of a packed ``part`` that a stream does not hold, their y_hat being the mean; bool, as ``scale``."""
+    certain = gaussian.certain(gaussian.build_indexes(scale))
+    return certain | ~inside_mask(scale.shape[2:], part, inside).to(scale.device) if inside else certain
 
 
 class LikelihoodCoder:
@@ -74,12 +82,9 @@ class LikelihoodCoder:
         if gaussian.training:
             _, likelihood = gaussian(y, scale, mean)
         else:
-            certain = (gaussian.build_indexes(scale) == 0) & gaussian.sparse
-            if self.inside:
-                certain = certain | ~inside_mask(scale.shape[2:], part, self.inside).to(scale.device)
-            residual = residual.masked_fill(certain, 0)
-            likelihood = gaussian.likelihood_lower_bound(gaussian._likelihood(residual, scale))
-            likelihood = likelihood.masked_fill(certain, 1)
+            uncoded = left_out(gaussian, scale, part, self.inside)
+            residual = residual.masked_fill(uncoded, 0)
+            likelihood = gaussian.probability(residual, scale).masked_fill(uncoded, 1)
         self._parts.append((likelihood, part))
         return residual + mean
 

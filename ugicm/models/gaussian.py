@@ -79,6 +79,14 @@ class TabulatedGaussian(GaussianConditional):
         """Index of the table row for every scale: int64, same shape. Exact comparisons, no arithmetic."""
         return torch.bucketize(scales.contiguous(), self.bounds().to(scales.dtype))
 
+    def certain(self, indexes: Tensor) -> Tensor:
+        """Which rows of the table, as :meth:`build_indexes` gives them, are of certain positions: bool, same shape."""
+        return (indexes == 0) & self.sparse
+
+    def probability(self, symbols: Tensor, scales: Tensor) -> Tensor:
+        """Of integers about a mean of 0, bounded from below; differentiable in the scales. All of one shape."""
+        return self.likelihood_lower_bound(self._likelihood(symbols, scales))
+
     def borderline(self, scales: Tensor, indexes: Tensor, guard: float) -> Tensor:
         """Scales so close (relative to ``guard``) to the bound of their row that another machine may differ.
 

@@ -33,7 +33,7 @@ class SymbolCounter:
     def code(self, scale: Tensor, mean: Tensor, part: Part, y: Tensor) -> Tensor:
         residual = torch.round(pack(y, part) - mean)
         row = self.gaussian.build_indexes(scale)
-        residual = residual.masked_fill((row == 0) & self.gaussian.sparse, 0)
+        residual = residual.masked_fill(self.gaussian.certain(row), 0)
         escape = self.gaussian.cdf_length[row] - 2
         column = residual.long() - self.gaussian.offset[row]
         column = torch.where((column < 0) | (column >= escape), escape, column)
