@@ -23,10 +23,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from compressai.ans import BufferedRansEncoder, RansDecoder
 from torch import Tensor
 
 from ugicm.coding.stream import read_varint, varint
+from ugicm.compressai_parts import BufferedRansEncoder, RansDecoder
 from ugicm.errors import CheckpointError, StreamError
 from ugicm.models.checkerboard import ALL, Part, pack, unpack
 from ugicm.models.gaussian import TabulatedGaussian

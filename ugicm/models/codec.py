@@ -7,10 +7,10 @@ import hashlib
 import struct
 
 import torch
-from compressai.entropy_models import EntropyBottleneck
 from torch import Tensor, nn
 
 from ugicm.coding.coders import LikelihoodCoder, RansDecoderCoder, RansEncoderCoder
+from ugicm.compressai_parts import EntropyBottleneck
 from ugicm.config import ModelConfig
 from ugicm.models import compact, transforms
 from ugicm.models.conditional_decoder import PreferenceEmbedding, ResidualSynthesis

@@ -10,9 +10,9 @@ import copy
 from typing import Protocol
 
 import torch
-from compressai.entropy_models import EntropyBottleneck
 from torch import Tensor, nn
 
+from ugicm.compressai_parts import EntropyBottleneck
 from ugicm.models.checkerboard import ALL, ANCHOR, REST, Part, pack, unpack
 from ugicm.models.fixed_point import FixedPointConv2d
 from ugicm.models.gaussian import TabulatedGaussian

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from compressai.entropy_models import GaussianConditional
 from torch import Tensor
+
+from ugicm.compressai_parts import GaussianConditional
 
 PRIOR = 4  # observations a symbol
 

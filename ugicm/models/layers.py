@@ -11,9 +11,9 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from compressai.layers import GDN, conv1x1
 from torch import Tensor, nn
 
+from ugicm.compressai_parts import GDN, conv1x1
 from ugicm.models import winograd
 
 __all__ = [

@@ -10,7 +10,6 @@ z [B, N, H/64, W/64]; hyper context [B, 2M, H/16, W/16], the first half for scal
 
 from __future__ import annotations
 
-from compressai.models.utils import conv, deconv
 from torch import Tensor, nn
 
 from ugicm.models.layers import GDN, ResidualBlock, ResidualDown, conv3x3, full_precision, subpel_conv3x3
@@ -65,11 +64,19 @@ class HyperSynthesis(nn.Sequential):
         )  # fmt: skip
 
 
+def halve(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 5, stride=2, padding=2)
+
+
+def double(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(in_channels, out_channels, 5, stride=2, padding=2, output_padding=1)
+
+
 class GdnAnalysis(Analysis):
     """g_a of the hyperprior: four 5x5 convolutions with stride 2, GDN between them. x -> y."""
 
     def __init__(self, N: int, M: int):
-        super().__init__(conv(3, N), GDN(N), conv(N, N), GDN(N), conv(N, N), GDN(N), conv(N, M))
+        super().__init__(halve(3, N), GDN(N), halve(N, N), GDN(N), halve(N, N), GDN(N), halve(N, M))
 
 
 class GdnHyperAnalysis(nn.Sequential):
@@ -77,9 +84,9 @@ class GdnHyperAnalysis(nn.Sequential):
 
     def __init__(self, N: int, M: int):
         super().__init__(
-            conv(M, N, kernel_size=3, stride=1), nn.LeakyReLU(),
-            conv(N, N), nn.LeakyReLU(),
-            conv(N, N),
+            nn.Conv2d(M, N, 3, padding=1), nn.LeakyReLU(),
+            halve(N, N), nn.LeakyReLU(),
+            halve(N, N),
         )  # fmt: skip
 
 
@@ -89,7 +96,7 @@ class GdnHyperSynthesis(nn.Sequential):
     def __init__(self, N: int, M: int):
         middle = M * 3 // 2
         super().__init__(
-            deconv(N, M), nn.LeakyReLU(),
-            deconv(M, middle), nn.LeakyReLU(),
-            conv(middle, 2 * M, kernel_size=3, stride=1),
+            double(N, M), nn.LeakyReLU(),
+            double(M, middle), nn.LeakyReLU(),
+            nn.Conv2d(middle, 2 * M, 3, padding=1),
         )  # fmt: skip
