@@ -272,6 +272,7 @@ def test_unusable_checkpoints_are_named(tmp_path):
         "CDF tables must be integers": lambda s: s.update(
             {"parser.gaussian._offset": s["parser.gaussian._offset"].bool()}
         ),
+        "CDF offsets beyond": lambda s: s["parser.gaussian._offset"].fill_(-(2**31)),
         "no plain floating point tensors: g_a.stem.bias": lambda s: s.update(
             {"g_a.stem.bias": s["g_a.stem.bias"].to(torch.float8_e4m3fn)}
         ),
@@ -286,6 +287,10 @@ def test_unusable_checkpoints_are_named(tmp_path):
     safetensors.torch.save_file(state, tmp_path / "deep.SAFETENSORS", {**metadata, "config": "[" * 100_000})
     with pytest.raises(ugicm.CheckpointError, match="deep.SAFETENSORS: maximum recursion"):
         ugicm.load(tmp_path / "deep.SAFETENSORS")
+    endless = '{"N": ' + "1" * 5000 + "}"
+    safetensors.torch.save_file(state, tmp_path / "endless.safetensors", {**metadata, "config": endless})
+    with pytest.raises(ugicm.CheckpointError, match=r"endless.safetensors: .*\d digits"):
+        ugicm.load(tmp_path / "endless.safetensors")
     with pytest.raises(ugicm.CheckpointError, match="is a folder"):
         ugicm.load(tmp_path)
     path.write_bytes(path.read_bytes()[:5000])

@@ -143,6 +143,28 @@ def test_unexpected_tensor(state, tmp_path):
     refused(tmp_path, state, "unexpected", "g_a.extra")
 
 
+@pytest.mark.parametrize("odd", [torch.zeros(16).to(torch.float8_e4m3fn), torch.zeros(16, dtype=torch.cfloat)])
+def test_no_plain_numbers(state, tmp_path, odd):
+    state["h_a.reduction.0.bias"] = odd
+    refused(tmp_path, state, "no plain floating point tensors: h_a.reduction.0.bias")
+
+
+def test_a_small_file_does_not_become_a_large_model(state, tmp_path):
+    state["h_a.reduction.0.weight"] = torch.zeros(1).expand(state["h_a.reduction.0.weight"].shape)
+    refused(tmp_path, state, "without plain values in memory: h_a.reduction.0.weight")
+
+
+@pytest.mark.parametrize("table", [torch.ones(2, dtype=torch.cfloat), torch.zeros(2).to(torch.float8_e4m3fn)])
+def test_scale_tables_of_odd_types_count_for_nothing(state, tmp_path, table):
+    state["gaussian_conditional.scale_table"] = table
+    assert build(state).config.scale_levels == CONFIGS["mlicpp"].scale_levels
+
+
+def test_a_number_that_no_integer_can_be_made_of(state, tmp_path):
+    state[f"local_context.{'1' * 5000}.norm1.weight"] = torch.zeros(1)
+    refused(tmp_path, state, "unexpected")
+
+
 def test_another_network(tmp_path):
     refused(tmp_path, {"state_dict": torch.nn.Linear(2, 2).state_dict()}, "not a UG-ICM", "found weight, bias")
 

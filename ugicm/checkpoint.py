@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Callable
 
 import safetensors
 import safetensors.torch
@@ -18,12 +19,13 @@ from torch.overrides import TorchFunctionMode
 
 from ugicm import files
 from ugicm.config import LARGEST_SCALE, ModelConfig, from_dict, to_dict
-from ugicm.errors import CheckpointError, ConfigError, first_line, first_of
+from ugicm.errors import CheckpointError, first_line, first_of
 from ugicm.models.codec import UGICM
 from ugicm.models.entropy_model import TABLES
 
 FORMAT = "ugicm"
 _WEIGHTS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LARGEST_OFFSET = 2**16  # of a table: its symbols, less this, stay below what the rANS encoder can escape
 LARGEST_QUANTILE = 2**12  # the tables of the factorised prior reach from the lowest to the highest
 # Buffers that follow from the configuration or from CompressAI's constants: not stored.
 _DERIVED = ("likelihood_lower_bound.bound", "lower_bound_scale.bound", "scale_bound", "bottleneck.target",
@@ -82,7 +84,7 @@ def load_model(path: str | os.PathLike) -> UGICM:
     metadata = read_metadata(path)
     try:
         config = from_dict(ModelConfig, json.loads(metadata["config"]), f"{path}: config")
-    except (ConfigError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # json and int() raise plain ones
         raise CheckpointError(f"{path}: {error}") from None
     try:
         state = safetensors.torch.load_file(path)
@@ -123,21 +125,25 @@ class _WithoutInitialValues(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def load_state(model: UGICM, state: dict[str, torch.Tensor], where: str) -> None:
+def load_state(
+    model: UGICM, state: dict[str, torch.Tensor], where: str, shown: Callable[[str], str] = lambda name: name
+) -> None:
     """Load ``state`` strictly into ``model``, after checking it; CDF tables may have any length or be absent.
+
+    ``shown``: a tensor's name as messages give it, for files with other names.
 
     Raises CheckpointError naming the first offending tensors.
     """
     own = {k: v for k, v in model.state_dict().items() if not k.endswith(_DERIVED)}
     expected = {k: v for k, v in own.items() if not k.endswith(TABLES)}
-    _refuse(where, "missing tensors", [k for k in expected if k not in state])
-    _refuse(where, "unexpected tensors", [k for k in state if k not in own])
+    _refuse(where, "missing tensors", [shown(k) for k in expected if k not in state])
+    _refuse(where, "unexpected tensors", [shown(k) for k in state if k not in own])
     _refuse(where, "wrong shapes", [
-        f"{k} is {list(state[k].shape)}, expected {list(v.shape)}"
+        f"{shown(k)} is {list(state[k].shape)}, expected {list(v.shape)}"
         for k, v in expected.items() if state[k].shape != v.shape
     ])  # fmt: skip
-    _refuse(where, "no plain floating point tensors", [k for k in expected if not plain(state[k])])
-    infinite = [k for k in expected if not bool(torch.isfinite(state[k]).all())]
+    _refuse(where, "no plain floating point tensors", [shown(k) for k in expected if not plain(state[k])])
+    infinite = [shown(k) for k in expected if not bool(torch.isfinite(state[k]).all())]
     _refuse(where, "values that are not finite", infinite)
     for prior in ("bottleneck", "gaussian"):
         _check_tables(state, f"parser.{prior}", model, where)
@@ -148,7 +154,7 @@ def load_state(model: UGICM, state: dict[str, torch.Tensor], where: str) -> None
                 setattr(model.get_submodule(module_name), leaf, tensor.to(torch.int32))
             else:
                 own[name].copy_(tensor)
-    check_priors(model, where)
+    _check_priors(model, where)
 
 
 def plain(tensor: torch.Tensor) -> bool:
@@ -157,11 +163,13 @@ def plain(tensor: torch.Tensor) -> bool:
 
 
 def in_memory(tensor: torch.Tensor) -> bool:
-    """Whether every value of a tensor is there: it is neither sparse nor on the meta device."""
-    return tensor.layout is torch.strided and tensor.device.type == "cpu"
+    """Whether every value of a tensor is there: it is not sparse, not on the meta device, no view of fewer values."""
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        return False
+    return tensor.untyped_storage().nbytes() >= tensor.nbytes
 
 
-def check_priors(model: UGICM, where: str) -> None:
+def _check_priors(model: UGICM, where: str) -> None:
     """See that the numbers which the CDF tables are built from give tables of a sensible size.
 
     Raises CheckpointError.
@@ -194,6 +202,8 @@ def _check_tables(state: dict, prior: str, model: UGICM, where: str) -> None:
         complaint = f"CDF tables of {list(cdf.shape)}, expected {rows} rows"
     elif any(table.dtype not in (torch.int32, torch.int64) for table in (cdf, offset, length)):
         complaint = "CDF tables must be integers"
+    elif bool(((offset < -LARGEST_OFFSET) | (offset > LARGEST_OFFSET)).any()):
+        complaint = f"CDF offsets beyond +-{LARGEST_OFFSET}"
     elif bool(((length < 3) | (length > cdf.shape[1])).any()):
         complaint = "CDF lengths out of range"
     else:

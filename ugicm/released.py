@@ -20,10 +20,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ugicm.checkpoint import blank_model, check_priors, in_memory, plain
+from ugicm.checkpoint import blank_model, in_memory, load_state, plain
 from ugicm.config import MLICPP, ModelConfig
 from ugicm.errors import CheckpointError, ConfigError, first_line, first_of
 from ugicm.models.codec import UGICM
+from ugicm.models.conditional_decoder import PreferenceEmbedding
 
 # (reference prefix, our prefix); "#" stands for a slice's number. The first that matches counts, both ways.
 KEY_MAP: tuple[tuple[str, str], ...] = (
@@ -135,9 +136,7 @@ def infer_config(state: dict[str, Tensor], where: str = "checkpoint") -> ModelCo
                 f"{where}: not a UG-ICM or MLIC++ checkpoint: no tensor {name!r}; found {first_of(state)}"
             )
         if state[name].dim() != dimensions:
-            raise CheckpointError(
-                f"{where}: {name} is {list(state[name].shape)}, expected {dimensions} dimensions"
-            )
+            raise CheckpointError(f"{where}: {name} is {list(state[name].shape)}, expected {dimensions} dimensions")
         return state[name].shape
 
     def hidden_widths(prefix: str) -> tuple[int, ...]:
@@ -151,7 +150,7 @@ def infer_config(state: dict[str, Tensor], where: str = "checkpoint") -> ModelCo
         return tuple(widths[:-1])
 
     M, N = shape("g_a.analysis_transform.6.weight", 4)[:2]
-    numbered = (re.match(r"local_context\.(\d+)\.", name) for name in state)
+    numbered = (re.match(r"local_context\.(\d{1,4})\.", name) for name in state)
     slices = 1 + max((int(m[1]) for m in numbered if m), default=0)
     widths = tuple(shape(f"local_context.{k}.norm1.weight", 1)[0] for k in range(slices))
     sizes = dict(
@@ -173,7 +172,7 @@ def infer_config(state: dict[str, Tensor], where: str = "checkpoint") -> ModelCo
         width, features = shape("global_cond.beta_mlp.fc1.weight", 2)
         sizes.update(beta_width=width, beta_frequencies=(features - 1) // 2)
     table = state.get("gaussian_conditional.scale_table")
-    if table is not None and shape("gaussian_conditional.scale_table", 1)[0] > 1:
+    if table is not None and plain(table) and shape("gaussian_conditional.scale_table", 1)[0] > 1:
         sizes.update(scale_levels=table.numel(), scale_min=_decimal(table[0]), scale_max=_decimal(table[-1]))
     try:
         return dataclasses.replace(MLICPP, **sizes)
@@ -192,35 +191,15 @@ def _has_condition(state: Iterable[str]) -> bool:
 
 def build(state: dict[str, Tensor], where: str = "checkpoint") -> UGICM:
     """The model that a state dict with reference names describes, in eval mode. Raises CheckpointError."""
-    config = infer_config(state, where)
-    # What an MLIC++ checkpoint lacks keeps its initial values, so that it can be trained.
-    model = blank_model(config, where) if _has_condition(state) else UGICM(config)
-    tensors = {name: tensor for name, tensor in state.items() if not _DERIVED.search(name)}
-    named = {our_name(name): name for name in tensors}
-    expected = dict(model.named_parameters())
-    optional: set[str] = set()
-    if not _has_condition(state):
-        optional = {name for name in expected if name.startswith("preference.") or ".shift" in name}
-    shapes = {n: (list(tensors[n].shape), list(expected[o].shape)) for o, n in named.items() if o in expected}
-    for problem, found in (
-        ("missing tensors", [reference_name(n) for n in expected if n not in named and n not in optional]),
-        ("unexpected tensors", [name for ours, name in named.items() if ours not in expected]),
-        (
-            "wrong shapes",
-            [f"{n} is {has}, expected {want}" for n, (has, want) in shapes.items() if has != want],
-        ),
-        ("no plain floating point tensors", [n for n in named.values() if not plain(tensors[n])]),
-        ("values that are not finite", [n for n, v in tensors.items() if not bool(torch.isfinite(v).all())]),
-    ):
-        if found:
-            raise CheckpointError(f"{where}: {problem}: {first_of(found)}")
-    with torch.no_grad():
-        for ours, name in named.items():
-            expected[ours].copy_(tensors[name])
-        for name in optional:
-            if ".shift" in name:
-                expected[name].zero_()
-    check_priors(model, where)
+    model = blank_model(infer_config(state, where), where)
+    named = {our_name(name): name for name in state if not _DERIVED.search(name)}
+    tensors = {ours: state[name] for ours, name in named.items()}
+    if not _has_condition(state):  # MLIC++: the preference has no effect until it is trained
+        start = PreferenceEmbedding(model.config.beta_frequencies, model.config.beta_width).state_dict()
+        tensors |= {f"preference.{name}": tensor for name, tensor in start.items()}
+        tensors |= {name: torch.zeros(p.shape) for name, p in model.named_parameters() if ".shift" in name}
+    tensors["parser.gaussian.scale_table"] = model.parser.gaussian.scale_table
+    load_state(model, tensors, where, lambda ours: named.get(ours) or reference_name(ours))
     return model.eval()
 
 
