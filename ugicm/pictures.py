@@ -49,26 +49,26 @@ def open_rgb(source: str | os.PathLike | Image.Image) -> Image.Image:
     """
     if isinstance(source, Image.Image):
         return _to_rgb(source, getattr(source, "filename", "") or f"picture of mode {source.mode}")
-    with _opened(source) as image:
+    with opened(source) as image:
         return _to_rgb(image, source)
 
 
 def upright_size(source: str | os.PathLike) -> tuple[int, int]:
     """Width and height that :func:`open_rgb` gives a file, from its header alone. Raises PictureError."""
-    with _opened(source) as image:
+    with opened(source) as image:
         turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
         return image.size[::-1] if turned else image.size
 
 
 def description(source: str | os.PathLike) -> str | None:
     """What :func:`save_picture` wrote into a file beside the picture; None: nothing. Raises PictureError."""
-    with _opened(source) as image:
+    with opened(source) as image:
         return image.getexif().get(_IMAGE_DESCRIPTION)
 
 
 @contextlib.contextmanager
-def _opened(source: str | os.PathLike) -> Iterator[Image.Image]:
-    """Pillow's view of a file; whatever goes wrong with it is a PictureError."""
+def opened(source: str | os.PathLike) -> Iterator[Image.Image]:
+    """Pillow's view of a file, closed after; whatever goes wrong with it, here or inside, is a PictureError."""
     try:
         with Image.open(source) as image:
             yield image
@@ -98,7 +98,7 @@ def _to_rgb(image: Image.Image, name: str | os.PathLike) -> Image.Image:
         return _convert(ImageOps.exif_transpose(image))
     except MemoryError:
         raise
-    except Exception as error:  # see _opened
+    except Exception as error:  # see opened
         raise PictureError(f"{name}: damaged picture: {error}") from None
 
 
@@ -221,7 +221,9 @@ def save_picture(image: Image.Image, path: str | os.PathLike, described: str = "
     buffer = io.BytesIO()
     try:
         image.save(buffer, name, **options)
-    except (OSError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's writers raise whatever a size beyond their format leads them into
         size = f"{image.width}x{image.height}"
         raise PictureError(f"{path}: a {size} picture cannot be written as {name}: {error}") from None
     files.write(path, buffer.getvalue())
