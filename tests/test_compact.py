@@ -9,7 +9,7 @@ import torch
 from small_models import CONFIGS, small_model
 
 from ugicm.errors import ConfigError
-from ugicm.models import compact
+from ugicm.models import bands, compact
 from ugicm.models.codec import UGICM
 from ugicm.training import optim
 from ugicm.training.widen import optimal_step, reduced_rank, widen
@@ -60,7 +60,7 @@ def test_bands_give_what_the_whole_gives(quality, monkeypatch, band, most):
     y_hat, beta = latents(model), torch.tensor([0.0, 0.7])
     expected = model.analyse(x, quality), model.synthesize(y_hat, beta, quality)  # differentiable, so on whole maps
     rows, block = [], compact.PatchBlock.forward
-    monkeypatch.setattr(compact, "BAND", band)
+    monkeypatch.setattr(bands, "BAND", band)
     monkeypatch.setattr(compact.PatchBlock, "forward", lambda *a: rows.append(a[1].shape[2]) or block(*a))
     with torch.no_grad():
         found = model.analyse(x, quality), model.synthesize(y_hat, beta, quality)

@@ -24,7 +24,7 @@ from ugicm.errors import CheckpointError, PictureError, StreamError
 from ugicm.models.layers import store_for_blocks
 from ugicm.refinement import refine
 from ugicm.released import load_released
-from ugicm.tiling import Box, cut
+from ugicm.tiling import HALO, Y_STRIDE, Z_STRIDE, Box, cut
 
 if TYPE_CHECKING:
     from ugicm.models.codec import UGICM
@@ -35,8 +35,8 @@ ONE_RATE = 0.5  # what the header of a one-rate model's stream holds, and the qu
 
 TILE = 1024  # pictures of more than TILED_FROM pixels are coded in tiles of this side
 TILED_FROM = 2**22
-WINDOW = 4096  # analysis and synthesis see at most this side at once ...
-HALO = 128  # ... and this much around it: farther than any of the networks reaches
+LARGEST_TILE = 255 * Z_STRIDE
+WINDOW = 4096  # analysis and synthesis see at most this side, and HALO around it, at once
 
 
 def load(checkpoint: str | os.PathLike | None = None, device: str | torch.device = "cpu", fast: bool = True) -> Codec:
@@ -136,8 +136,8 @@ class Codec:
         quality, batched = self._quality(quality)
         if tile is None:
             tile = TILE if image.width * image.height > TILED_FROM else 0
-        if tile % self.model.stride or not 0 <= tile <= 255 * self.model.stride:
-            raise ValueError(f"tile is {tile}, must be a multiple of {self.model.stride} from 0 to 16320")
+        if tile % Z_STRIDE or not 0 <= tile <= LARGEST_TILE:
+            raise ValueError(f"tile is {tile}, must be a multiple of {Z_STRIDE} from 0 to {LARGEST_TILE}")
         if effort < 0:
             raise ValueError(f"effort is {effort}, must be 0 (none) or a number of steps")
         x = self._padded(image)
@@ -149,7 +149,8 @@ class Codec:
         strings, digests = [], []
         for box in cut(stream.padded_box(*image.size), tile):
             inside = stream.inside_of(box, *image.size)
-            (string,), (digest,) = self.model.write(y[..., *box.slices(16)], z[..., *box.slices(64)], inside)
+            y_here, z_here = y[..., *box.slices(Y_STRIDE)], z[..., *box.slices(Z_STRIDE)]
+            (string,), (digest,) = self.model.write(y_here, z_here, inside)
             strings.append(string)
             digests.append(digest)
         return stream.Stream(
@@ -195,11 +196,11 @@ class Codec:
         needed = padded if view is None else view.grown(HALO, padded)
         if not parsed.tile:
             return self._read_tile(parsed, 0, padded)
-        shape = (1, self.config.M, padded.height // 16, padded.width // 16)
+        shape = (1, self.config.M, padded.height // Y_STRIDE, padded.width // Y_STRIDE)
         y_hat = torch.zeros(shape, device=self.device)
         for i, box in enumerate(parsed.tiles):
             if box.meets(needed):
-                y_hat[..., *box.slices(16)] = self._read_tile(parsed, i, box)
+                y_hat[..., *box.slices(Y_STRIDE)] = self._read_tile(parsed, i, box)
         return y_hat
 
     def _read_tile(self, parsed: stream.Stream, i: int, box: Box) -> Tensor:
@@ -219,12 +220,12 @@ class Codec:
         for beta in betas:
             beta = beta.to(self.device)
             if beta.dim() == 4:
-                beta = pictures.pad_to(beta, self.model.stride)
+                beta = pictures.pad_to(beta, Z_STRIDE)
             image = Image.new("RGB", (view.width, view.height))
             for inside in cut(view, WINDOW):
-                around = inside.grown(HALO, parsed.padded).aligned(16)
+                around = inside.grown(HALO, parsed.padded).aligned(Y_STRIDE)
                 beta_here = beta[..., *around.slices()] if beta.dim() == 4 else beta
-                x_hat = self.model.synthesize(y_hat[..., *around.slices(16)], beta_here, quality)
+                x_hat = self.model.synthesize(y_hat[..., *around.slices(Y_STRIDE)], beta_here, quality)
                 piece = pictures.from_tensor(x_hat[..., *inside.within(around).slices()])
                 image.paste(piece, (inside.left - view.left, inside.top - view.top))
             images.append(image)
@@ -232,7 +233,7 @@ class Codec:
 
     def _padded(self, image: Image.Image) -> Tensor:
         """[1, 3, H, W] on the CPU: a large picture goes to the device by windows."""
-        return pictures.pad_to(pictures.to_tensor(image), self.model.stride)
+        return pictures.pad_to(pictures.to_tensor(image), Z_STRIDE)
 
     def _analyse(self, x: Tensor, quality: Tensor | None) -> Tensor:
         """y of a padded picture, window by window."""
@@ -242,12 +243,12 @@ class Codec:
         for inside in windows:
             around = inside.grown(HALO, padded)
             piece = x[..., *around.slices()].to(self.device).contiguous(memory_format=torch.channels_last)
-            part = self.model.analyse(piece, quality)[..., *inside.within(around).slices(16)]
+            part = self.model.analyse(piece, quality)[..., *inside.within(around).slices(Y_STRIDE)]
             if len(windows) == 1:
                 return part
             if y is None:
-                y = part.new_empty(1, self.config.M, padded.height // 16, padded.width // 16)
-            y[..., *inside.slices(16)] = part
+                y = part.new_empty(1, self.config.M, padded.height // Y_STRIDE, padded.width // Y_STRIDE)
+            y[..., *inside.slices(Y_STRIDE)] = part
         return y
 
     @torch.inference_mode()

@@ -24,10 +24,9 @@ from ugicm.losses.rate import bits_per_pixel
 from ugicm.models.checkerboard import Part, pack
 from ugicm.models.codec import UGICM
 from ugicm.models.entropy_model import Parser
-from ugicm.tiling import Box, cut
+from ugicm.tiling import HALO, Y_STRIDE, Z_STRIDE, Box, cut
 
-WINDOW = 768  # side in pixels of what is refined at a time ...
-HALO = 128  # ... and what is seen around it; memory grows with the square of the two
+WINDOW = 768  # side in pixels of what is refined at a time; memory grows with the square of it and HALO around
 SOFT, HARD = 0.1, 0.01  # width of the relaxed rounding step, in symbols, at the beginning and the end
 RATE = 7e-3  # of learning, in symbols a step; falls to a tenth
 CALM = 0.2  # bits a symbol: weaker gradients move their symbol by less than RATE
@@ -83,13 +82,13 @@ def refine(
         with tqdm(total=steps * len(windows), desc="refining", unit="step", leave=False,
                   disable=None if progress else True) as bar:  # fmt: skip
             for window in windows:
-                around = window.grown(HALO, padded).aligned(64)
-                rows, columns = around.slices(16)
+                around = window.grown(HALO, padded).aligned(Z_STRIDE)
+                rows, columns = around.slices(Y_STRIDE)
                 seen = min(inside[0], rows.stop) - rows.start, min(inside[1], columns.stop) - columns.start
                 piece = x[..., *around.slices()].to(y.device)
-                problem = _Problem(model, parser, piece, z_hat[..., *around.slices(64)], quality, seen)
+                problem = _Problem(model, parser, piece, z_hat[..., *around.slices(Z_STRIDE)], quality, seen)
                 better = problem.solve(y[..., rows, columns], steps, bar)
-                refined[..., *window.slices(16)] = better[..., *window.within(around).slices(16)]
+                refined[..., *window.slices(Y_STRIDE)] = better[..., *window.within(around).slices(Y_STRIDE)]
         return refined
 
 
@@ -127,7 +126,7 @@ class _Problem:
         return y if bits + slope * error < before[0] + slope * before[1] else start
 
     def _error(self, y_hat: Tensor) -> Tensor:
-        height, width = (16 * n for n in self.inside)
+        height, width = (Y_STRIDE * n for n in self.inside)
         difference = self.model.synthesize(y_hat, self.people, self.quality) - self.x
         return difference[..., :height, :width].square().sum()
 

@@ -13,6 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+Y_STRIDE = 16  # pixels a position of the latent y, each way
+Z_STRIDE = 64  # ... of the hyper latent z: pictures are padded to multiples of it, tiles and their sides are such
+HALO = 128  # pixels around a window; farther than any of the networks reaches
+
 
 @dataclass(frozen=True)
 class Box:
@@ -44,6 +48,7 @@ class Box:
                    -(-self.bottom // step) * step)  # fmt: skip
 
     def meets(self, other: Box) -> bool:
+        """Whether the two have a pixel in common."""
         return (
             self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
         )

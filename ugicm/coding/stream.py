@@ -33,13 +33,12 @@ import zlib
 from dataclasses import dataclass
 
 from ugicm.errors import StreamError
-from ugicm.tiling import Box, cut
+from ugicm.tiling import Y_STRIDE, Z_STRIDE, Box, cut
 
 MAGIC = b"UGI"
 VERSION = 2
 READABLE = (1, 2)
 QUALITY_STEPS = 65535
-STRIDE = 64  # pictures are padded to multiples of this; tiles are multiples of it
 # A decoder allocates in proportion to the padded picture, so a declared size is believed only up to here, and a writer
 # makes nothing larger. Raise it for larger pictures: ugicm.coding.stream.MAX_PIXELS = ... (None: no limit), as Pillow's
 # Image.MAX_IMAGE_PIXELS; on the command line, --max-pixels.
@@ -91,8 +90,8 @@ class Stream:
             ("width", self.width, 1, 2**32 - 1),
             ("height", self.height, 1, 2**32 - 1),
             ("quality", self.quality, 0, 1),
-            ("tile", self.tile, 0, 255 * STRIDE),
-            ("tile modulo 64", self.tile % STRIDE, 0, 0),
+            ("tile", self.tile, 0, 255 * Z_STRIDE),
+            ("tile modulo 64", self.tile % Z_STRIDE, 0, 0),
             ("fingerprint length", len(self.fingerprint), 3, 3),
             ("number of strings", len(self.strings), len(self.tiles), len(self.tiles)),
             *(("digest", digest, 0, 0xFFFF) for digest in self.digests),
@@ -105,21 +104,21 @@ class Stream:
         )
         body = b"".join((
             MAGIC, bytes([self.version]), self.fingerprint, varint(self.width), varint(self.height),
-            _QUALITY_AND_TILE.pack(round(self.quality * QUALITY_STEPS), self.tile // STRIDE), table, *self.strings,
+            _QUALITY_AND_TILE.pack(round(self.quality * QUALITY_STEPS), self.tile // Z_STRIDE), table, *self.strings,
         ))  # fmt: skip
         return body + _CHECKSUM.pack(zlib.crc32(body))
 
 
 def padded_box(width: int, height: int) -> Box:
     """The smallest box of multiples of 64 that holds the picture."""
-    return Box(0, 0, width, height).aligned(STRIDE)
+    return Box(0, 0, width, height).aligned(Z_STRIDE)
 
 
 def inside_of(box: Box, width: int, height: int) -> tuple[int, int] | None:
     """How many rows and columns of y in a tile see any of the picture; None where all do."""
-    rows, columns = (-(-(min(end, size) - start) // 16) for start, end, size in (
+    rows, columns = (-(-(min(end, size) - start) // Y_STRIDE) for start, end, size in (
         (box.top, box.bottom, height), (box.left, box.right, width)))  # fmt: skip
-    return None if (16 * rows, 16 * columns) == (box.height, box.width) else (rows, columns)
+    return None if (Y_STRIDE * rows, Y_STRIDE * columns) == (box.height, box.width) else (rows, columns)
 
 
 def too_large(width: int, height: int) -> str | None:
@@ -167,7 +166,7 @@ def parse(data: bytes) -> Stream:
         raise StreamError(f"damaged stream: it declares a picture of {width}x{height}")
     if complaint := too_large(width, height):
         raise StreamError(f"the stream declares {complaint}")
-    tile *= STRIDE
+    tile *= Z_STRIDE
     count = -(-width // tile) * -(-height // tile) if tile else 1
     _require(data, position + 3 * count)  # the least that the table of a stream of so many tiles takes
     lengths, digests = [], []

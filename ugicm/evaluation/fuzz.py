@@ -33,6 +33,7 @@ from ugicm import files
 from ugicm.coding import stream
 from ugicm.errors import StreamError
 from ugicm.evaluation.memory import memory, reset_peak
+from ugicm.tiling import Z_STRIDE
 
 if TYPE_CHECKING:
     from ugicm.codec import Codec
@@ -88,7 +89,7 @@ class _Pieces:
         table = [stream.varint(len(s)) + d.to_bytes(2, "little") for s, d in zip(parsed.strings, parsed.digests)]
         width, height = stream.varint(parsed.width), stream.varint(parsed.height)
         quality = data[7 + len(width) + len(height) :][:2]
-        tile = bytes([parsed.tile // stream.STRIDE])
+        tile = bytes([parsed.tile // Z_STRIDE])
         return cls(data[:7], width, height, quality, tile, table, list(parsed.strings), data[-4:])
 
     def join(self) -> bytes:

@@ -19,6 +19,7 @@ from ugicm.models.gaussian import TabulatedGaussian, log_spaced
 from ugicm.models.mlicpp import AttentionSlices
 from ugicm.models.quality import QualityGain
 from ugicm.models.sharpening import sharpen
+from ugicm.tiling import Z_STRIDE
 
 # Arithmetic of parsing, and how far scales may differ between machines, relatively: several times what was measured
 # between instruction sets and thread counts (docs).
@@ -36,7 +37,7 @@ class UGICM(nn.Module):
     viewed; only ``parser`` (and ``gain``) must agree between writer and reader.
     """
 
-    stride = 64
+    stride = Z_STRIDE
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -114,7 +115,7 @@ class UGICM(nn.Module):
         """
         height, width = size
         symbols = self.config.M * height * width // 256 + self.config.N * height * width // 4096
-        coder = RansDecoderCoder(self.parser, strings, (height // 64, width // 64), symbols, inside)
+        coder = RansDecoderCoder(self.parser, strings, (height // Z_STRIDE, width // Z_STRIDE), symbols, inside)
         return self.parser(coder), coder.digests
 
     def synthesize(self, y_hat: Tensor, beta: Tensor, quality: Tensor | None = None) -> Tensor:

@@ -7,7 +7,6 @@ entropy parameters) is made of :mod:`ugicm.models.fixed_point` layers only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from itertools import zip_longest
 
 import torch
@@ -15,20 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ugicm.config import ModelConfig
+from ugicm.models.bands import ALL_ROWS, around, bands, by_bands, in_bands
 from ugicm.models.checkerboard import REST, pack_neighbours
 from ugicm.models.conditional_decoder import Condition
 from ugicm.models.entropy_model import SliceEntropyModel
-from ugicm.models.fixed_point import FixedPointConv2d, activation, on_grid
+from ugicm.models.fixed_point import FixedPointActivation, FixedPointConv2d, activation, fixed_point_stack, on_grid
 from ugicm.models.layers import full_precision
+from ugicm.tiling import Y_STRIDE
 
-ALL_ROWS = slice(None)
 FOLD = 8  # pixels folded into channels, each way
-STRIDE = 16  # of y
-
-
-# Positions of a band that blocks work on at a time outside training: what lies between their layers then fits into the
-# cache of a processor.
-BAND = 4096
 
 
 def _rectify(x: Tensor) -> Tensor:
@@ -38,45 +32,6 @@ def _rectify(x: Tensor) -> Tensor:
 def _plus(update: Tensor, x: Tensor) -> Tensor:
     """x + update, in the memory of ``update`` unless that is of reduced precision."""
     return update.add_(x) if update.dtype == x.dtype else x + update
-
-
-def by_bands(x: Tensor) -> bool:
-    """Whether to work band by band: on a processor, outside training."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled()
-
-
-def bands(height: int, width: int, multiple: int = 1, positions: int | None = None) -> Iterator[slice]:
-    """Rows of a map, cut into bands of about that many positions (None: :data:`BAND`), which begin at multiples of
-    ``multiple``."""
-    count = -(-height * width // (positions or BAND))
-    step = -(-height // (count * multiple)) * multiple
-    for top in range(0, height, step):
-        yield slice(top, min(top + step, height))
-
-
-def around(rows: slice, height: int) -> tuple[slice, slice]:
-    """A band with the rows next to it, and where the band's own are among these."""
-    first = max(rows.start - 1, 0)
-    return slice(first, min(rows.stop + 1, height)), slice(rows.start - first, rows.stop - first)
-
-
-def in_bands(block: Callable[[Tensor, slice], Tensor], x: Tensor, positions: int | None = None) -> Tensor:
-    """``block(x, all rows)``, computed in the memory of x by :func:`bands` of ``positions``. [B, C, H, W] -> same.
-
-    ``block(x, rows)`` gives the result on ``rows`` of its input, and reaches one row further, above and below.
-    """
-    height, width = x.shape[-2:]
-    if height * width <= (positions or BAND):
-        return block(x, ALL_ROWS)
-    before = None  # the last band's result: the next one still needs what x held there
-    for rows in bands(height, width, positions=positions):
-        wider, own = around(rows, height)
-        result = block(x[:, :, wider], own)
-        if before is not None:
-            x[:, :, before[0]] = before[1]
-        before = rows, result
-    x[:, :, before[0]] = before[1]
-    return x
 
 
 class PatchBlock(nn.Module):
@@ -156,20 +111,20 @@ class DetailAnalysis(nn.Conv2d):
     """
 
     def __init__(self, width: int):
-        super().__init__(3 * STRIDE**2, width, 1, bias=False)
+        super().__init__(3 * Y_STRIDE**2, width, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pixel_unshuffle(x, STRIDE))
+        return super().forward(F.pixel_unshuffle(x, Y_STRIDE))
 
 
 class DetailSynthesis(nn.Conv2d):
     """The way back: coefficients [B, width, H/16, W/16] -> what they add to the picture, [B, 3, H, W]."""
 
     def __init__(self, width: int):
-        super().__init__(width, 3 * STRIDE**2, 1, bias=False)
+        super().__init__(width, 3 * Y_STRIDE**2, 1, bias=False)
 
     def forward(self, y_hat: Tensor) -> Tensor:
-        return F.pixel_shuffle(super().forward(y_hat), STRIDE)
+        return F.pixel_shuffle(super().forward(y_hat), Y_STRIDE)
 
 
 class PatchAnalysis(nn.Module):
@@ -226,9 +181,9 @@ class PatchSynthesis(nn.Module):
             return self._picture(h, ALL_ROWS, y_hat)
         height, width = h.shape[-2:]
         x = h.new_empty(len(h), height * FOLD, width * FOLD, 3).permute(0, 3, 1, 2)
-        for rows in bands(height, width, STRIDE // FOLD):
+        for rows in bands(height, width, Y_STRIDE // FOLD):
             wider, own = around(rows, height)
-            below = slice(rows.start * FOLD // STRIDE, rows.stop * FOLD // STRIDE)
+            below = slice(rows.start * FOLD // Y_STRIDE, rows.stop * FOLD // Y_STRIDE)
             x[:, :, rows.start * FOLD : rows.stop * FOLD] = self._picture(h[:, :, wider], own, y_hat[:, :, below])
         return x
 
@@ -236,7 +191,6 @@ class PatchSynthesis(nn.Module):
         """The last layers, on ``rows`` of h; y_hat on these rows alone."""
         x = F.pixel_shuffle(self.head(h)[:, :, rows], FOLD).float() + 0.5
         return x if self.detail is None else x + full_precision(self.detail, y_hat[:, -self.detail.in_channels :])
-
 
 
 class CompactHyperAnalysis(nn.Module):
@@ -273,21 +227,6 @@ class CompactHyperSynthesis(nn.Sequential):
         return super().forward(on_grid(z_hat))
 
 
-class FixedPointActivation(nn.Module):
-    """:func:`ugicm.models.fixed_point.activation` as a layer."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return activation(x)
-
-
-def pointwise_stack(*widths: int) -> nn.Sequential:
-    """1x1 fixed-point convolutions with activations between them."""
-    layers: list[nn.Module] = []
-    for width_in, width_out in zip(widths, widths[1:]):
-        layers += [FixedPointConv2d(width_in, width_out), FixedPointActivation()]
-    return nn.Sequential(*layers[:-1])
-
-
 class CompactSlices(SliceEntropyModel):
     """Contexts by plain convolution: 3x3 over the finished slices, a masked 5x5 over this slice's anchors."""
 
@@ -307,10 +246,10 @@ class CompactSlices(SliceEntropyModel):
         )
         known = [config.hyper_width + (context if c else 0) for c in past]
         self.anchor_params = nn.ModuleList(
-            pointwise_stack(n, *hidden, 2 * c) for n, c in zip(known, self.widths)
+            fixed_point_stack(n, *hidden, 2 * c) for n, c in zip(known, self.widths)
         )
         self.rest_params = nn.ModuleList(
-            pointwise_stack(n + context, *hidden, 2 * c) for n, c in zip(known, self.widths)
+            fixed_point_stack(n + context, *hidden, 2 * c) for n, c in zip(known, self.widths)
         )
         for params in (*self.anchor_params, *self.rest_params):
             nn.init.constant_(params[-1].bias[: len(params[-1].bias) // 2], 1.0)  # start with scale 1

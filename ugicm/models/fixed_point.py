@@ -14,6 +14,8 @@ a power of two, which also rounds: whatever enters a convolution has been throug
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,6 +42,13 @@ def activation(x: Tensor) -> Tensor:
     """Leaky ReLU with slope 1/8, exact in binary, and rounding where x is float64. May overwrite x outside training."""
     x = F.leaky_relu(x, SLOPE, inplace=not torch.is_grad_enabled())
     return to_grid(x) if x.dtype == torch.float64 else x
+
+
+class FixedPointActivation(nn.Module):
+    """:func:`activation` as a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return activation(x)
 
 
 class FixedPointConv2d(nn.Conv2d):
@@ -90,3 +99,11 @@ class FixedPointConv2d(nn.Conv2d):
                     start = row * line + column
                     out.addmm_(self.weight[:, :, row, column], picture[:, start : start + count])
         return y.unflatten(2, (height, line))[..., :width]
+
+
+def fixed_point_stack(*widths: int) -> nn.Sequential:
+    """1x1 convolutions ``widths[0] -> widths[1] -> ...`` with activations between them."""
+    layers: list[nn.Module] = []
+    for width_in, width_out in pairwise(widths):
+        layers += [FixedPointConv2d(width_in, width_out), FixedPointActivation()]
+    return nn.Sequential(*layers[:-1])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ugicm.models.compact import by_bands, in_bands
+from ugicm.models.bands import by_bands, in_bands
 
 BAND = 2**16  # pixels of a band
 

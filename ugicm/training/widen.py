@@ -19,7 +19,7 @@ from ugicm.config import ModelConfig
 from ugicm.errors import ConfigError
 from ugicm.losses.rate import log_linear
 from ugicm.models.codec import UGICM
-from ugicm.models.compact import STRIDE
+from ugicm.tiling import Y_STRIDE
 
 
 def optimal_step(lambda_: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def leftover(model: UGICM, x: Tensor, quality: float) -> tuple[Tensor, Tensor]:
     q = torch.full((len(x),), quality)
     y = model.analyse(x, q)
     x_hat = model.synthesize(torch.round(y), torch.zeros(len(x)), q)
-    return tuple(255 * F.pixel_unshuffle(v, STRIDE).permute(0, 2, 3, 1).flatten(0, 2) for v in (x - 0.5, x - x_hat))
+    return tuple(255 * F.pixel_unshuffle(v, Y_STRIDE).permute(0, 2, 3, 1).flatten(0, 2) for v in (x - 0.5, x - x_hat))
 
 
 def reduced_rank(blocks: Tensor, errors: Tensor, rank: int) -> tuple[Tensor, Tensor]:
