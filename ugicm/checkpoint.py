@@ -11,6 +11,7 @@ import errno
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import safetensors
 import safetensors.torch
@@ -61,6 +62,11 @@ def save_model(path: str | os.PathLike, model: UGICM, metadata: dict[str, str] |
         except safetensors.SafetensorError as error:  # how it reports that the file cannot be written
             raise OSError(errno.EIO, first_line(error)) from None
         os.chmod(temporary, 0o644)  # safetensors makes it private
+
+
+def is_ours(path: str | os.PathLike) -> bool:
+    """Whether a checkpoint is taken for one of ours, by its suffix; what is not is taken for a released one."""
+    return Path(path).suffix.lower() == ".safetensors"
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:

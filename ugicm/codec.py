@@ -23,7 +23,7 @@ from ugicm.coding.coders import LikelihoodCoder
 from ugicm.errors import CheckpointError, PictureError, StreamError
 from ugicm.models.layers import store_for_blocks
 from ugicm.refinement import refine
-from ugicm.released import load_released
+from ugicm.released import load_any
 from ugicm.tiling import HALO, Y_STRIDE, Z_STRIDE, Box, cut
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ def load(checkpoint: str | os.PathLike | None = None, device: str | torch.device
     path = Path(checkpoint)
     if not path.is_file():
         raise CheckpointError(f"{path}: {'is a folder: name the file in it' if path.is_dir() else 'no such file'}")
-    model = load_model(path) if path.suffix.lower() == ".safetensors" else load_released(path)
-    return Codec(model, device, fast)
+    return Codec(load_any(path), device, fast)
 
 
 def fast_dtype(device: torch.device) -> torch.dtype | None:
@@ -129,6 +128,7 @@ class Codec:
             ValueError: a quality outside [0, 1], a tile that is no multiple of 64, or a negative effort.
             PictureError: a file that cannot be read as a picture, or one with no pixels or more of them than
                 ``ugicm.coding.stream.MAX_PIXELS``, which readers would refuse.
+            CheckpointError: the weights give latents that no stream can hold: not finite, or too large.
         """
         image = pictures.open_rgb(image)
         if complaint := stream.too_large(*image.size):
@@ -183,7 +183,9 @@ class Codec:
 
     @torch.inference_mode()
     def parse(self, parsed: stream.Stream, view: Box | None = None) -> Tensor:
-        """Read y_hat [1, M, H/16, W/16] from a parsed file; with ``view``, only the tiles that it depends on.
+        """Read y_hat [1, M, H/16, W/16] from a parsed file, H and W being those of the padded picture.
+
+        With ``view``, only the tiles that it depends on are read; elsewhere y_hat is 0.
 
         Raises StreamError if the stream was not written by this model, or its symbols do not match their digests.
         """

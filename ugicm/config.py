@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 import types
 import typing
@@ -20,7 +21,7 @@ import yaml
 
 from ugicm.errors import ConfigError
 
-BACKBONES = ("compact", "mlicpp", "bmshj2018")
+BACKBONES = ("compact", "mlicpp", "bmshj2018")  # the last: that hyperprior, which here predicts means, too
 LRP_FORMS = ("full", "slim", "none")
 PARSING = ("fixed", "float64", "float32")
 # A checkpoint brings its own configuration: what it asks for is bounded before anything is built.
@@ -38,7 +39,7 @@ class ModelConfig:
     Widths that a backbone does not use are ignored by it; the docstring of each class says what it uses.
     """
 
-    backbone: str = "compact"
+    backbone: str = "compact"  # one of BACKBONES
     N: int = 128  # width of the hyper latent z; in mlicpp and bmshj2018 also of the transforms
     M: int = 192  # channels of the latent y
     slices: int = 4  # channel groups of y, coded one after another
@@ -197,9 +198,9 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
     if hint in (int, float) and not isinstance(value, bool):
         try:
             number = float(value)
-            if hint is float:
+            if hint is float and math.isfinite(number):
                 return number
-            if number == int(number):
+            if hint is int and number == int(number):
                 return int(number)
         except (TypeError, ValueError, OverflowError):
             pass
@@ -527,7 +528,7 @@ class TrainConfig:
         terms, smallest = self.objective.terms, self.data.crop
         if self.validation.every:
             smallest = min(smallest, self.validation.crop)
-        if terms.get("ms_ssim") and smallest < 161:
+        if terms.get("ms_ssim") and smallest < 161:  # its five scales; the first multiple of 64 above is 192
             raise ConfigError(f"objective.terms.ms_ssim needs crops of at least 192 pixels, got {smallest}")
         if terms.get("local") and smallest < self.objective.local_side:
             raise ConfigError(

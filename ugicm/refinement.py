@@ -67,7 +67,8 @@ def refine(
 ) -> Tensor:  # fmt: skip
     """Latents that cost less than ``y`` for what they show. [1, M, H/16, W/16] -> same; z stays as it is.
 
-    x [1, 3, H, W] is the padded picture, ``inside`` the rows and columns of y that are coded (None: all). ``steps``: of
+    x [1, 3, H, W] in [0, 1] is the padded picture, z [1, N, H/64, W/64] its hyper latent, ``quality`` [1] in [0, 1]
+    (None for a model of one rate), ``inside`` the rows and columns of y that are coded (None: all). ``steps``: of
     descent, each taking as long as two or three decodings. ``progress``: show a bar.
     """
     inside = inside or tuple(y.shape[2:])
@@ -75,7 +76,7 @@ def refine(
         parser = copy.deepcopy(model.parser).float()
         x, y, z = x.clone(), y.clone(), z.float().clone()
         quality = None if quality is None else quality.clone()
-        z_hat = torch.round(z - parser.medians) + parser.medians
+        z_hat = parser.round_hyper(z)
         padded = Box(0, 0, x.shape[3], x.shape[2])
         windows = list(cut(padded, WINDOW))
         refined = y.clone()

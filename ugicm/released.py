@@ -20,7 +20,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ugicm.checkpoint import blank_model, in_memory, load_state, plain
+from ugicm.checkpoint import blank_model, in_memory, is_ours, load_model, load_state, plain
 from ugicm.config import MLICPP, ModelConfig
 from ugicm.errors import CheckpointError, ConfigError, first_line, first_of
 from ugicm.models.codec import UGICM
@@ -76,6 +76,12 @@ _DERIVED = re.compile(
     r"(^|\.)(_offset|_quantized_cdf|_cdf_length|target|bound|pedestal|scale_bound|scale_table|attn_mask"
     r"|relative_position_index)$"
 )
+
+
+def load_any(path: str | os.PathLike) -> UGICM:
+    """Load one of our checkpoints (``.safetensors``) or a released one (any other suffix), as
+    :func:`ugicm.checkpoint.load_model` and :func:`load_released` do. Raises CheckpointError."""
+    return load_model(path) if is_ours(path) else load_released(path)
 
 
 def load_released(path: str | os.PathLike) -> UGICM:

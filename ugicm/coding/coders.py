@@ -71,9 +71,8 @@ class LikelihoodCoder:
         self._parts: list[tuple[Tensor, Part]] = []
 
     def code_hyper(self, z: Tensor) -> Tensor:
-        bottleneck, medians = self.parser.bottleneck, self.parser.medians
-        noisy, self.z_likelihood = bottleneck(z)
-        return noisy if bottleneck.training else torch.round(z - medians) + medians
+        noisy, self.z_likelihood = self.parser.bottleneck(z)
+        return noisy if self.parser.bottleneck.training else self.parser.round_hyper(z)
 
     def code(self, scale: Tensor, mean: Tensor, part: Part, y: Tensor) -> Tensor:
         gaussian = self.parser.gaussian

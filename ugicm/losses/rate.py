@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from ugicm.models.quality import interpolate
+
 
 def bits_per_pixel(likelihoods: Iterable[Tensor], pixels: int) -> Tensor:
     """-sum log2 p / pixels for every picture (Shannon). Likelihoods are [B, ...] in (0, 1] -> [B], bits per pixel."""
@@ -20,7 +22,4 @@ def log_linear(points: tuple[float, ...], quality: Tensor) -> Tensor:
     if len(points) == 1:
         return torch.full_like(quality, points[0])
     logs = torch.tensor([math.log(p) for p in points], dtype=quality.dtype, device=quality.device)
-    position = quality.clamp(0, 1) * (len(points) - 1)
-    lower = position.floor().clamp(max=len(points) - 2)
-    index = lower.long()
-    return torch.lerp(logs[index], logs[index + 1], position - lower).exp()
+    return interpolate(logs, quality).exp()

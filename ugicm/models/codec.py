@@ -19,7 +19,7 @@ from ugicm.models.gaussian import TabulatedGaussian, log_spaced
 from ugicm.models.mlicpp import AttentionSlices
 from ugicm.models.quality import QualityGain
 from ugicm.models.sharpening import sharpen
-from ugicm.tiling import Z_STRIDE
+from ugicm.tiling import Y_STRIDE, Z_STRIDE
 
 # Arithmetic of parsing, and how far scales may differ between machines, relatively: several times what was measured
 # between instruction sets and thread counts (docs).
@@ -91,7 +91,10 @@ class UGICM(nn.Module):
         return y if self.gain is None else y * self.gain(quality)
 
     def compress(self, x: Tensor, quality: Tensor | None = None) -> tuple[list[bytes], list[int]]:
-        """Pictures -> one entropy-coded string per picture, and each string's 16-bit symbol digest."""
+        """Pictures -> one entropy-coded string per picture, and each string's 16-bit symbol digest.
+
+        Raises CheckpointError where the weights give latents that no stream can hold.
+        """
         y = self.analyse(x, quality)
         return self.write(y, self.h_a(y))
 
@@ -101,6 +104,8 @@ class UGICM(nn.Module):
         """Latents -> strings and digests: the second half of :meth:`compress`.
 
         ``inside``: rows and columns of y that see any of the picture, the only ones to be coded; None: all.
+
+        Raises CheckpointError for latents that no stream can hold: not finite, or too large.
         """
         coder = RansEncoderCoder(self.parser, len(y), inside)
         self.parser(coder, z, y)
@@ -111,10 +116,10 @@ class UGICM(nn.Module):
     ) -> tuple[Tensor, list[int]]:
         """Strings of pictures of one padded ``size`` (H, W) -> y_hat and the symbol digests found.
 
-        ``inside`` as in :meth:`write`.
+        ``inside`` as in :meth:`write`. Raises StreamError for strings that cannot be read.
         """
         height, width = size
-        symbols = self.config.M * height * width // 256 + self.config.N * height * width // 4096
+        symbols = height * width * self.config.M // Y_STRIDE**2 + height * width * self.config.N // Z_STRIDE**2
         coder = RansDecoderCoder(self.parser, strings, (height // Z_STRIDE, width // Z_STRIDE), symbols, inside)
         return self.parser(coder), coder.digests
 

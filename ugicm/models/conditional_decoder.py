@@ -1,8 +1,8 @@
 """Synthesis conditioned on the viewer's preference: 0 for people, 1 for machines, anything between.
 
-UG-ICM ("Unified and Generalized Image Coding for Machine", AAAI 2025): the preference is embedded once and
-shifts the features of every residual block of the synthesis. Here it may also vary over the picture (a
-preference map).
+UG-ICM ("Unified Coding for Both Human Perception and Generalized Machine Analytics with CLIP Supervision", AAAI 2025):
+the preference is embedded once and shifts the features of every residual block of the synthesis. Here it may also
+vary over the picture (a preference map).
 """
 
 from __future__ import annotations

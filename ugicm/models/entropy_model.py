@@ -120,6 +120,10 @@ class Parser(nn.Module):
         """Of z's factorised prior, [1, N, 1, 1]: what z is rounded relative to."""
         return self.bottleneck.quantiles[:, :, 1:2].detach().reshape(1, -1, 1, 1)
 
+    def round_hyper(self, z: Tensor) -> Tensor:
+        """z as a reader will see it: whole numbers away from the medians. [B, N, H, W] -> same."""
+        return torch.round(z - self.medians) + self.medians
+
     def forward(self, coder: Coder, z: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         """Code z, then y given z (both None when reading). Returns y_hat [B, M, H, W] in the parser's dtype."""
         if y is not None:

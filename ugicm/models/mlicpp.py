@@ -22,7 +22,7 @@ from ugicm.models.entropy_model import SliceEntropyModel
 
 
 class AttentionSlices(SliceEntropyModel):
-    """The contexts of architecture: local window attention, channel, inter- and intra-slice linear attention."""
+    """MLIC++'s contexts: local window attention, channel, inter- and intra-slice linear attention."""
 
     def __init__(self, config: ModelConfig):
         super().__init__(config.widths)

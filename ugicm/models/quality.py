@@ -11,22 +11,29 @@ import torch
 from torch import Tensor, nn
 
 
+def interpolate(points: Tensor, quality: Tensor) -> Tensor:
+    """Values at any quality from those at evenly spaced ones, linear between. points [n >= 2, ...], quality [B] in
+    [0, 1] -> [B, ...]."""
+    position = quality.to(points.dtype).clamp(0, 1) * (len(points) - 1)
+    lower = position.floor().clamp(max=len(points) - 2)
+    weight = (position - lower).reshape(-1, *[1] * (points.dim() - 1))
+    index = lower.long()
+    return torch.lerp(points[index], points[index + 1], weight)
+
+
 class QualityGain(nn.Module):
     """Quality in [0, 1] -> gain [B, M, 1, 1], positive.
 
-    Starts as the same gain for every channel, from ``1 / sqrt(span)`` at quality 0 through 1 at one half to
-    ``sqrt(span)`` at quality 1.
+    Starts as the same gain for every channel, from ``1 / sqrt(SPAN)`` at quality 0 through 1 at one half to
+    ``sqrt(SPAN)`` at quality 1.
     """
 
-    def __init__(self, channels: int, points: int, span: float = 8.0):
+    SPAN = 8.0
+
+    def __init__(self, channels: int, points: int):
         super().__init__()
-        start = torch.linspace(-0.5, 0.5, points)[:, None] * torch.log(torch.tensor(span))
+        start = torch.linspace(-0.5, 0.5, points)[:, None] * torch.log(torch.tensor(self.SPAN))
         self.log_gain = nn.Parameter(start.expand(points, channels).clone())
 
     def forward(self, quality: Tensor) -> Tensor:
-        position = quality.to(self.log_gain.dtype).clamp(0, 1) * (len(self.log_gain) - 1)
-        lower = position.floor().clamp(max=len(self.log_gain) - 2)
-        weight = (position - lower)[:, None]
-        index = lower.long()
-        log_gain = torch.lerp(self.log_gain[index], self.log_gain[index + 1], weight)
-        return log_gain.exp()[:, :, None, None]
+        return interpolate(self.log_gain, quality).exp()[:, :, None, None]

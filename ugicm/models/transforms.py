@@ -1,6 +1,6 @@
 """Analysis, hyper-analysis and hyper-synthesis of the two published backbones.
 
-``Residual*`` and ``Hyper*`` are MLIC++'s (Jiang et al., ACM MM 2023); ``Gdn*`` are the mean-scale
+``Residual*`` and ``Hyper*`` are MLIC++'s (Jiang et al., 2023); ``Gdn*`` are the mean-scale
 hyperprior's (Ballé et al., ICLR 2018; Minnen, Ballé, Toderici, NeurIPS 2018). Both decode with the
 conditional synthesis of :mod:`ugicm.models.conditional_decoder`.
 

@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
-from ugicm.checkpoint import load_model, load_state, model_state, save_model
+from ugicm.checkpoint import load_state, model_state, save_model
 from ugicm.config import ModelConfig, TrainConfig, from_dict, to_dict
 from ugicm.data.images import (
     StepBatches,
@@ -28,6 +28,7 @@ from ugicm.errors import ConfigError, UgicmError, first_line
 from ugicm.files import replacing
 from ugicm.losses.objective import Objective
 from ugicm.models.codec import UGICM
+from ugicm.released import load_any
 from ugicm.training import checkpoint, distributed, optim, precision, validation
 from ugicm.training.log import Meter, Records, Stopwatch
 
@@ -42,7 +43,7 @@ def build_model(config: TrainConfig) -> tuple[UGICM, str]:
     """The model to train, and a line on where its weights come from."""
     if config.init_from is None:
         return UGICM(config.model), "weights: random"
-    start = _load(config.init_from)
+    start = load_any(config.init_from)
     if config.model is None or config.model == start.config:
         return start, f"weights: {config.init_from}"
     model = UGICM(config.model)
@@ -50,7 +51,8 @@ def build_model(config: TrainConfig) -> tuple[UGICM, str]:
     fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
     also = ""
     if config.init_also is not None:
-        more = {k: v for k, v in _load(config.init_also).state_dict().items() if k in own and own[k].shape == v.shape}
+        other = load_any(config.init_also).state_dict()
+        more = {k: v for k, v in other.items() if k in own and own[k].shape == v.shape}
         also = f" and, for {len(more.keys() - fitting.keys())} tensors that it lacks, {config.init_also}"
         fitting = {**more, **fitting}
     anew = [k for k, _ in model.named_parameters() if k not in fitting]
@@ -62,14 +64,6 @@ def build_model(config: TrainConfig) -> tuple[UGICM, str]:
     load_state(model, {**own, **fitting}, config.init_from)
     shown = ", ".join(anew[:4]) + (f" and {len(anew) - 4} more" if len(anew) > 4 else "")
     return model, f"weights: {config.init_from}{also}" + (f", except {shown}" if anew else "")
-
-
-def _load(path: str) -> UGICM:
-    if path.endswith(".safetensors"):
-        return load_model(path)
-    from ugicm.released import load_released
-
-    return load_released(path)
 
 
 def _check_folder(folder: Path) -> None:
@@ -151,7 +145,7 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
         objective.to(memory_format=torch.channels_last)
     objective.check(min(config.data.crop, config.validation.crop))
     if objective.log_scales is not None:
-        factor = config.optim.lr and config.objective.balance_lr / config.optim.lr
+        factor = config.objective.balance_lr / config.optim.lr
         trained.append(objective.log_scales)
         optimiser.add_param_group({"params": [objective.log_scales], "scale": factor, "weight_decay": 0.0})
 

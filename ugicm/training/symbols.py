@@ -23,12 +23,12 @@ class SymbolCounter:
 
     def __init__(self, parser: torch.nn.Module):
         self.gaussian = parser.gaussian
-        self.medians = parser.medians
+        self.round_hyper = parser.round_hyper
         rows, longest = self.gaussian.quantized_cdf.shape
         self.counts = torch.zeros(rows, longest - 1, dtype=torch.float64)
 
     def code_hyper(self, z: Tensor) -> Tensor:
-        return torch.round(z - self.medians) + self.medians
+        return self.round_hyper(z)
 
     def code(self, scale: Tensor, mean: Tensor, part: Part, y: Tensor) -> Tensor:
         residual = torch.round(pack(y, part) - mean)
