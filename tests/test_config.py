@@ -70,6 +70,14 @@ def test_layers_merge_and_paths_belong_to_their_file(write, tmp_path):
     assert load_config(path).run.dir == str(tmp_path / "deep/run")
 
 
+def test_free_keys_can_be_taken_out(write):
+    path = write(optim={"lr_scale": {"g_a": 2.0, "g_s": 3.0}})
+    assert load_config(path, ["optim.lr_scale.g_s=null"]).optim.lr_scale == {"g_a": 2.0}
+    assert load_config(path, ["optim.lr_scale.h_a=4"]).optim.lr_scale == {"g_a": 2.0, "g_s": 3.0, "h_a": 4.0}
+    assert load_config(path, ["optim.lr_scale={}"]).optim.lr_scale == {}
+    assert load_config(path, ["optim={}"]).optim.lr_scale == {"g_a": 2.0, "g_s": 3.0}
+
+
 def test_a_name_that_may_be_a_file_stays_a_name(write, tmp_path):
     teacher = {"kind": "timm", "name": "resnet18", "weights": "default"}
     path = write(objective={"teacher": teacher})
@@ -84,6 +92,12 @@ def test_a_name_that_may_be_a_file_stays_a_name(write, tmp_path):
         ("model.slice=3", "model: unknown key 'slice'; did you mean 'slices'?"),
         ("optim.lr=fast", "optim.lr: expected float, got 'fast'"),
         ("optim.steps=1.5", "optim.steps: expected int, got 1.5"),
+        ("optim.lr=.inf", "optim.lr: expected float, got inf"),
+        ("optim.lr_scale={g_a: 0}", "lr_scale.g_a must be positive, got 0.0; to train none of it, use freeze"),
+        ("optim.betas=[0.9, 1.0]", "betas must be two numbers in [0, 1)"),
+        ("optim.weight_decay=-1", "weight_decay must not be negative"),
+        ("run.seed=-1", "run: seed must not be negative"),
+        ("validation.every=-1", "validation: every must not be negative"),
         ("precision.compile=1", "precision.compile: expected true or false, got 1"),
         ("optim.lr", "--set optim.lr: expected KEY=VALUE"),
         ("optim.lr=[", "not a yaml value"),

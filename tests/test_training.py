@@ -152,12 +152,12 @@ def test_resume_with_another_configuration_is_refused(setup, tmp_path):
         with pytest.raises(ConfigError, match=message):
             train(setup(override), resume=True)
     train(setup("run.log_every=1", "data.cache=none"), resume=True)  # of no influence
-    with pytest.raises(ConfigError, match="holds a run already; continue it with --resume"):
+    with pytest.raises(ConfigError, match="holds a run already .*; continue it with --resume"):
         train(setup())
     with pytest.raises(ConfigError, match="nothing to resume here"):
         train(setup(f"run.dir={tmp_path / 'new'}"), resume=True)
     (tmp_path / "pictures" / "0.png").rename(tmp_path / "pictures" / "9.png")
-    with pytest.raises(ConfigError, match="the pictures are not the same"):
+    with pytest.raises(ConfigError, match="data: other pictures"):
         train(setup(), resume=True)
 
 
@@ -240,6 +240,41 @@ def test_starting_from_a_model_of_another_form(setup, start, capsys):
     with pytest.raises(ConfigError, match="is of another form"):
         train(setup(f"run.dir={start.parent / 'other'}", model=to_dict(CONFIGS["bmshj2018"]), init_from=str(start),
                     quality={"fixed": 0.5}))  # fmt: skip
+
+
+def test_sharpness_and_measured_tables_come_along(setup, start, capsys):
+    model = load_model(start)
+    model.config = dataclasses.replace(model.config, sharpness=0.5)
+    rows, longest = model.parser.gaussian.quantized_cdf.shape
+    model.parser.gaussian.calibrate(torch.ones(rows, longest - 1))
+    save_model(start, model)
+    before = load_model(start).prepare_for_coding()
+    form = to_dict(dataclasses.replace(CONFIGS["compact"], branch_width=11))
+    frozen = ["g_a", "h_a", "parser", "gain"]
+    config = setup("optim.steps=1", model=form, init_from=str(start), freeze=frozen)
+    train(config)
+    assert "; with branch_width 11 (there: 8)" in capsys.readouterr().err
+    after = load_model(Path(config.run.dir) / "model.safetensors").prepare_for_coding()
+    assert after.config.sharpness == 0.5 and after.fingerprint == before.fingerprint
+
+
+def test_a_model_without_its_state_is_not_overwritten(setup):
+    config = setup("optim.steps=1", "validation.every=0")
+    train(config)
+    (Path(config.run.dir) / "state.pt").unlink()
+    with pytest.raises(ConfigError, match=r"holds a run already \(model.safetensors\); choose another run.dir"):
+        train(config)
+
+
+def test_a_validation_that_a_stop_came_before_is_made_up_for(setup):
+    options = ["optim.steps=2", "validation.every=1"]
+    train(setup(*options, "run.max_minutes=1e-9"))
+    config = setup(*options)
+    assert [e["step"] for e in events(config.run.dir, "validation")] == [0]
+    for _ in range(2):  # the second time there is nothing left to do
+        train(config, resume=True)
+        assert [e["step"] for e in events(config.run.dir, "validation")] == [0, 1, 2]
+    assert checkpoint.load_state(Path(config.run.dir))["best"] is not None
 
 
 def test_what_a_model_lacks_may_come_from_another(setup, start, tmp_path, capsys):
@@ -329,7 +364,7 @@ def test_loss_that_is_not_finite_stops_with_step_and_terms(setup):
     config = setup("optim.lr=1e30", "optim.clip=0", "optim.warmup=0", "validation.every=0", "optim.steps=50")
     with pytest.raises(NonFiniteError, match=r"not finite at step \d+: loss .*terms: bpp .*, mse ") as caught:
         train(config)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "(nothing was saved yet)" in str(caught.value)
 
 
 def test_out_of_memory_says_what_to_lower(setup, monkeypatch):
@@ -350,6 +385,7 @@ def test_out_of_memory_says_what_to_lower(setup, monkeypatch):
         ("freeze=[g_a, g_s, h_a, parser, gain, preference]", "nothing is left to train"),
         ("init_from=/absent.safetensors", "/absent.safetensors"),
         ("optim.lr_scale.gian=2", "optim.lr_scale: the model has no submodule 'gian'"),
+        ("init_also=/absent.safetensors", "init_also gives what init_from lacks of model: it needs both"),
         ("run.dir=config.yaml", "config.yaml is not a folder; choose another run.dir"),
         ("run.dir=config.yaml/run", "config.yaml is not a folder; choose another run.dir"),
         ("data.batch=3 ", None),

@@ -168,25 +168,16 @@ def _check_keys(cls: type, values: Any, where: str, key: str) -> None:
 
 def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
+    if origin in (typing.Union, types.UnionType):  # X | None
+        if value is None:
             return None
-        errors = []
-        for option in arguments:
-            if option is not type(None):
-                try:
-                    return _convert(option, value, where, key)
-                except ConfigError as error:
-                    errors.append(error)
-        raise errors[0]
+        return _convert(next(a for a in arguments if a is not types.NoneType), value, where, key)
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where, key)
-    if origin in (tuple, list):
+    if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{_at(where, key)}: expected a list, got {value!r}")
-        return origin(_convert(arguments[0], item, where, f"{key}[{i}]") for i, item in enumerate(value))
+        return tuple(_convert(arguments[0], item, where, f"{key}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
             raise ConfigError(f"{_at(where, key)}: expected a mapping, got {value!r}")
@@ -243,6 +234,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _require("run", self.device in ("auto", "cpu", "cuda"), f"device {self.device!r}; available: auto, cpu, cuda")
+        for name in ("seed", "threads"):
+            _require("run", getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("log_every", "save_every"):
             _require("run", getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         _require("run", self.max_minutes is None or self.max_minutes > 0, "max_minutes must be positive")
@@ -254,7 +247,7 @@ class Source:
 
     path: str = _path()
     weight: float = 1.0  # how often each picture is seen in an epoch; a fraction: that share of the pictures
-    instances: str | None = _path(None)  # COCO json, or a folder made by scripts/make_instances.py
+    instances: str | None = _path(None)  # COCO json, for example one made by scripts/make_instances.py
 
     def __post_init__(self) -> None:
         _require("data", self.weight > 0, f"weight of {self.path} must be positive, got {self.weight}")
@@ -452,7 +445,11 @@ class OptimConfig:
         require(0 <= self.warmup <= self.steps, f"warmup must lie between 0 and steps = {self.steps}")
         require(0 <= self.ema < 1, f"ema must lie in [0, 1), got {self.ema}")
         require(self.clip >= 0, f"clip must not be negative, got {self.clip}")
-        require(len(self.betas) == 2, f"betas must be two numbers, got {list(self.betas)}")
+        require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
+        good = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        require(good, f"betas must be two numbers in [0, 1), got {list(self.betas)}")
+        for name, factor in self.lr_scale.items():
+            require(factor > 0, f"lr_scale.{name} must be positive, got {factor}; to train none of it, use freeze")
 
 
 @dataclass(frozen=True)
@@ -482,6 +479,8 @@ class ValidationConfig:
     strip: int = 4  # pictures shown in TensorBoard at preference 0, 0.5, 1
 
     def __post_init__(self) -> None:
+        for name in ("every", "strip"):
+            _require("validation", getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         _require("validation", self.crop > 0 and self.crop % 64 == 0, "crop must be a positive multiple of 64")
         _require("validation", len(self.qualities) > 0 and len(self.betas) > 0, "needs qualities and betas")
         inside = all(0 <= v <= 1 for v in (*self.qualities, *self.betas))
@@ -518,7 +517,11 @@ class TrainConfig:
         if one_rate and self.quality.fixed is None:
             raise ConfigError("quality must be fixed: the model has quality_points: 0, so one rate")
 
-        metrics = ("loss", "bpp", "psnr", *(name for name, term in self.objective.terms.items() if term))
+        if self.init_also is not None and (self.model is None or self.init_from is None):
+            raise ConfigError("init_also gives what init_from lacks of model: it needs both")
+        # Validation sees whole centre crops, without instances.
+        terms = (name for name, term in self.objective.terms.items() if term and name != "instance")
+        metrics = ("loss", "bpp", "psnr", *terms)
         if self.validation.metric not in metrics:
             raise ConfigError(
                 f"validation.metric: {self.validation.metric!r} not found; available: {', '.join(metrics)}"
@@ -541,7 +544,8 @@ class TrainConfig:
 def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a training configuration.
 
-    A yaml file may name another as its ``base``; its own keys are laid over the base's, mapping by mapping.
+    A yaml file may name another as its ``base``; its own keys are laid over the base's, mapping by mapping. Of mappings
+    whose keys are free (``terms``, ``layers``, ``lr_scale``), null takes out a key and ``{}`` all of them.
     Paths are relative to the yaml they stand in. ``overrides`` are ``a.b=value`` with yaml values; their paths
     are relative to the current directory. Raises :class:`ConfigError`.
     """
@@ -556,7 +560,7 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Train
             raise ConfigError(f"--set {override}: not a yaml value: {_one_line(error)}") from None
         for part in reversed(key.split(".")):
             layer = {part: layer}
-        values = _overlay(values, _check_layer(TrainConfig, layer, f"--set {override}", "", Path.cwd()))
+        values = _overlay(TrainConfig, values, _check_layer(TrainConfig, layer, f"--set {override}", "", Path.cwd()))
     return from_dict(TrainConfig, values, str(path))
 
 
@@ -582,7 +586,7 @@ def _read_layers(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         return values
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base: expected the name of a yaml file, got {base!r}")
-    return _overlay(_read_layers(path.parent / base, (*seen, path)), values)
+    return _overlay(TrainConfig, _read_layers(path.parent / base, (*seen, path)), values)
 
 
 def _names_file(value: str) -> bool:
@@ -590,13 +594,21 @@ def _names_file(value: str) -> bool:
     return "/" in value or value.endswith((".pt", ".pth", ".bin", ".safetensors"))
 
 
-def _overlay(lower: Any, upper: Any) -> Any:
-    if isinstance(lower, dict) and isinstance(upper, dict):
-        # A Draw's three forms exclude each other: the upper one replaces the lower one.
-        if {"fixed", "choices", "range"} & set(upper):
-            return upper
-        return {**lower, **{key: _overlay(lower.get(key), value) for key, value in upper.items()}}
-    return upper
+def _overlay(hint: Any, lower: Any, upper: Any) -> Any:
+    """Values of type ``hint``: ``upper`` laid over ``lower``, mapping by mapping."""
+    if not isinstance(lower, dict) or not isinstance(upper, dict):
+        return upper
+    hint = next((a for a in typing.get_args(hint) if dataclasses.is_dataclass(a)), hint)  # of X | None
+    # A Draw's three forms exclude each other: the upper one replaces the lower one.
+    if hint is Draw and {"fixed", "choices", "range"} & set(upper):
+        return upper
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        return {**lower, **{key: _overlay(hints[key], lower.get(key), value) for key, value in upper.items()}}
+    # Keys are the user's own: an empty mapping empties the lower one, null takes out a key.
+    of = typing.get_args(hint)[1]
+    merged = {**lower, **{key: _overlay(of, lower.get(key), value) for key, value in upper.items()}}
+    return {key: value for key, value in merged.items() if value is not None} if upper else {}
 
 
 def _check_layer(hint: Any, values: Any, where: str, key: str, folder: Path) -> Any:

@@ -151,7 +151,7 @@ class Objective(nn.Module):
                 chosen_hat, chosen = chosen_hat.index_select(0, where), chosen.index_select(0, where)
             values = self._values(name, chosen_hat, chosen, batch, index, memo).float()
             weighted = ((weight * emphasis)[index].to(values) * values).sum()
-            if self.log_scales is not None:
+            if self.log_scales is not None and self.training:  # validation compares steps: by fixed weights
                 scales = self.log_scales.detach()
                 weighted = weighted * (scales[0] - scales[t]).exp()
                 own = self.log_scales[t]

@@ -34,9 +34,14 @@ class Records:
                 temporary.write_text("".join(kept))
         self._lines = path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
-        self._started, self._first = time.monotonic(), first_step
+        self._first = first_step
+        self.start_clock()
         if sys.stderr.isatty():
             self._bar = tqdm(total=steps, initial=first_step, dynamic_ncols=True, unit="step")
+
+    def start_clock(self) -> None:
+        """Steps begin now: what was before does not count in how long they take."""
+        self._started = time.monotonic()
 
     def progress(self, step: int) -> None:
         if self._bar is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import signal
@@ -24,14 +25,16 @@ from ugicm.data.images import (
     find_pictures,
     open_sources,
 )
-from ugicm.errors import ConfigError, UgicmError, first_line
+from ugicm.errors import ConfigError, UgicmError, first_line, first_of
 from ugicm.files import replacing
 from ugicm.losses.objective import Objective
 from ugicm.models.codec import UGICM
+from ugicm.models.entropy_model import TABLES
 from ugicm.released import load_any
 from ugicm.training import checkpoint, distributed, optim, precision, validation
 from ugicm.training.log import Meter, Records, Stopwatch
 
+SCALES = "parser.gaussian.scale_table"
 STOP_CHECK = 16  # with several processes, steps between asking whether any was told to stop
 
 
@@ -40,15 +43,27 @@ class NonFiniteError(UgicmError):
 
 
 def build_model(config: TrainConfig) -> tuple[UGICM, str]:
-    """The model to train, and a line on where its weights come from."""
+    """The model to train, and a line on where its weights come from.
+
+    What ``init_from`` has beside weights comes along where the configuration leaves room for it: its sharpness, unless
+    the configuration has one, and its CDF tables, which may be calibrated, if its parser fits as it is.
+    """
     if config.init_from is None:
         return UGICM(config.model), "weights: random"
     start = load_any(config.init_from)
-    if config.model is None or config.model == start.config:
+    wanted = config.model or start.config
+    wanted = dataclasses.replace(wanted, sharpness=wanted.sharpness or start.config.sharpness)
+    if wanted == start.config:
+        if config.init_also is not None:
+            raise ConfigError(f"init_also: {config.init_from} lacks nothing of the model")
         return start, f"weights: {config.init_from}"
-    model = UGICM(config.model)
-    own, given = model_state(model), start.state_dict()
+    model = UGICM(wanted)
+    own, given = model_state(model), model_state(start)
     fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+    if not torch.equal(own[SCALES], given[SCALES]):
+        fitting.pop(SCALES, None)
+    elif all(k in fitting for k in own if k.startswith("parser.")):
+        fitting |= {k: v for k, v in given.items() if k.endswith(TABLES)}
     also = ""
     if config.init_also is not None:
         other = load_any(config.init_also).state_dict()
@@ -62,8 +77,12 @@ def build_model(config: TrainConfig) -> tuple[UGICM, str]:
             f"in it ({', '.join(anew[:3])} ...); leave model out to use the checkpoint's own"
         )
     load_state(model, {**own, **fitting}, config.init_from)
-    shown = ", ".join(anew[:4]) + (f" and {len(anew) - 4} more" if len(anew) > 4 else "")
-    return model, f"weights: {config.init_from}{also}" + (f", except {shown}" if anew else "")
+    other = [
+        f"{f.name} {getattr(wanted, f.name)} (there: {getattr(start.config, f.name)})"
+        for f in dataclasses.fields(ModelConfig) if getattr(wanted, f.name) != getattr(start.config, f.name)
+    ]  # fmt: skip
+    origin = f"weights: {config.init_from}{also}" + (f", except {first_of(anew, 4)}" if anew else "")
+    return model, f"{origin}; with {', '.join(other)}"
 
 
 def _check_folder(folder: Path) -> None:
@@ -115,8 +134,10 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
     # ---- what is trained, and on what ---------------------------------------------------------------------------
     device, folder = world.device, Path(config.run.dir)
     _check_folder(folder)
-    if not resume and (folder / checkpoint.STATE).exists():
-        raise ConfigError(f"{folder}: holds a run already; continue it with --resume, or choose another run.dir")
+    there = [name for name in (checkpoint.STATE, checkpoint.MODEL, checkpoint.BEST) if (folder / name).exists()]
+    if not resume and there:
+        how = "continue it with --resume, or choose" if checkpoint.STATE in there else "choose"
+        raise ConfigError(f"{folder}: holds a run already ({', '.join(there)}); {how} another run.dir")
     state = checkpoint.load_state(folder) if resume else None
 
     torch.manual_seed(config.run.seed)
@@ -139,7 +160,8 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
         average_model.to(memory_format=torch.channels_last)
     average = optim.Average(average_model, model, config.optim.ema) if average_model is not None else None
     optimiser, aux_optimiser = optim.build_optimisers(model, config.optim)
-    trained = [p for group in optimiser.param_groups for p in group["params"]]
+    weights = [p for group in optimiser.param_groups for p in group["params"]]
+    trained = list(weights)
     objective = Objective(config.objective).to(device)
     if config.precision.channels_last:
         objective.to(memory_format=torch.channels_last)
@@ -158,10 +180,11 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
 
     # ---- where to begin -----------------------------------------------------------------------------------------
     step, best, minutes_before = 0, None, 0.0
+    owed = True  # whether a validation is due before the next step: at the very start, or where a stop came before it
     if state is not None:
         difference = checkpoint.first_difference(state["config"], checkpoint.comparable(config), checkpoint.defaults())
         if difference is None and state["pictures"] != pictures.digest:
-            difference = "data: the pictures are not the same"
+            difference = "data: other pictures (with another data.cache, other broken ones may be left out)"
         if difference:
             raise ConfigError(
                 f"{folder}: cannot resume with another configuration: {difference}; to begin anew from its weights, "
@@ -176,6 +199,7 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
         if objective.log_scales is not None:
             objective.log_scales.data.copy_(state["log_scales"])
         step, best, minutes_before = state["step"], state["best"], state["minutes"]
+        owed = state.get("owed", step == 0)
         del state
     batches = StepBatches(config.data.batch, config.optim.accumulate, world.rank, world.size, step, config.optim.steps)
     samples = TrainingSamples(config.data, config.quality, config.beta, config.run.seed, pictures)
@@ -201,6 +225,8 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
         f"(cache: {pictures.store.cache}), {len(val_files)} for validation; {device}, from step {step}"
     )
 
+    saved = step or None
+
     # ---- saving and validating ----------------------------------------------------------------------------------
     def minutes() -> float:
         return minutes_before + (time.monotonic() - started) / 60
@@ -209,12 +235,14 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
         return validation.snapshot(model, average.model if average else model, torch.device("cpu"))
 
     def save() -> None:
+        nonlocal saved
+        saved = step
         if not world.main:
             return
         checkpoint.save_state(folder, {
-            "step": step, "config": checkpoint.comparable(config), "pictures": pictures.digest, "best": best,
-            "minutes": minutes(), "model_config": to_dict(model.config), "origin": origin,
-            "model": model_state(model), "optimiser": optimiser.state_dict(),
+            "step": step, "owed": owed, "minutes": minutes(), "best": best,
+            "config": checkpoint.comparable(config), "pictures": pictures.digest, "origin": origin,
+            "model_config": to_dict(model.config), "model": model_state(model), "optimiser": optimiser.state_dict(),
             "aux_optimiser": aux_optimiser.state_dict() if aux_optimiser else None,
             "average": model_state(average.model) if average else None,
             "average_updates": average.updates if average else 0,
@@ -223,7 +251,8 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
         save_model(folder / checkpoint.MODEL, current(), {**checkpoint.provenance(step), "training": origin})
 
     def run_validation() -> None:
-        nonlocal best
+        nonlocal best, owed
+        owed = False
         if world.main:
             unprepared = current()
             ready = validation.snapshot(unprepared, unprepared, device).prepare_for_coding()
@@ -257,6 +286,8 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
 
     def on_signal(number: int, frame: object) -> None:
         stop["reason"] = signal.Signals(number).name
+        if world.main:  # not by print(), which may have been interrupted in its midst
+            os.write(2, f"\n{stop['reason']}: stopping, with a checkpoint, after this step or validation\n".encode())
 
     handlers = {s: signal.signal(s, on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
 
@@ -268,19 +299,25 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
         for at, (loss, norm) in zip(range(step - len(trace) + 1, step + 1), torch.stack(trace).tolist()):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 terms = ", ".join(f"{k} {v:.4g}" for k, v in meter.means().items() if "/" not in k)
+                good = "nothing was saved yet" if saved is None else (
+                    f"the last good weights, of step {saved}: init_from: {folder / checkpoint.MODEL}"
+                )  # fmt: skip
                 raise NonFiniteError(
                     f"not finite at step {at}: loss {loss:.4g}, gradient norm {norm:.4g}; terms: {terms}. "
-                    f"Lower optim.lr or optim.clip; {folder / checkpoint.STATE} holds the last good state"
+                    f"Begin anew, in another run.dir, with a lower optim.lr or optim.clip ({good})"
                 )
         trace.clear()
 
     incoming = iter(loader)
     interval_start, interval_steps = time.monotonic(), 0
     try:
-        if step == 0 and val.every:
+        if owed and val.every:
             run_validation()
-            interval_start = time.monotonic()
-            watch.reset()
+            if step:
+                save()
+        records.start_clock()
+        interval_start = time.monotonic()
+        watch.reset()
         while step < config.optim.steps:
             optim.train_mode(model, frozen)
             optim.set_learning_rate(optimiser, optim.learning_rate(config.optim, step))
@@ -307,7 +344,7 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
                 for name, value in losses.sums.items():
                     meter.add(name, value, losses.counts[name])
             world.sum_gradients(trained)
-            norm = torch.nn.utils.clip_grad_norm_(trained, config.optim.clip or math.inf)
+            norm = torch.nn.utils.clip_grad_norm_(weights, config.optim.clip or math.inf)
             trace.append(torch.stack([world.sum(total), norm.float()]))
             step += 1
             if device.type == "cpu":  # costs nothing here, and nothing broken gets into the weights
@@ -351,7 +388,8 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
                 records.summary(step, {k: v for k, v in means.items() if "/" not in k and k != "aux"})
                 meter, interval_start, interval_steps = Meter(), time.monotonic(), 0
                 watch.reset()
-            if validating and not halt:
+            owed = validating
+            if owed and not halt:
                 run_validation()
                 interval_start = time.monotonic()
                 watch.reset()
