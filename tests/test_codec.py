@@ -1,5 +1,7 @@
 """The promised interface: pictures to bytes and back."""
 
+import copy
+import pickle
 import threading
 import warnings
 from dataclasses import replace
@@ -16,6 +18,7 @@ import ugicm
 from ugicm import checkpoint, pictures
 from ugicm.codec import Codec
 from ugicm.coding import stream
+from ugicm.coding.coders import inside_mask
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +230,44 @@ def test_threads_share_one_codec(codec):
     [t.start() for t in threads]
     [t.join() for t in threads]
     assert found == expected
+
+
+@pytest.fixture
+def default_dtype():
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("backbone", ["compact", "mlicpp"])
+def test_what_callers_set_for_their_own_networks_has_no_effect(backbone, tmp_path, default_dtype):
+    model = small_model(backbone)
+    model.config = replace(model.config, parsing="float32" if backbone == "mlicpp" else "fixed")
+    path = tmp_path / "model.safetensors"
+    checkpoint.save_model(path, model)
+    image = picture(100, 70)
+
+    def use() -> tuple:
+        codec = ugicm.load(path)
+        data = codec.compress(image, tile=64)
+        return codec.fingerprint, data, *(np.asarray(x).tolist() for x in codec.decompress(data, ["human", "machine"]))
+
+    inside_mask.cache_clear()
+    with torch.device("meta"):
+        found = [use()]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found.append(use())
+    for dtype in (torch.float64, torch.bfloat16):
+        default_dtype(dtype)
+        found.append(use())
+    default_dtype(torch.float32)
+    assert all(one == use() for one in found)
+
+
+def test_a_codec_can_be_pickled():
+    codec = Codec(small_model())
+    data = pickle.loads(pickle.dumps(codec)).compress(picture())
+    assert data == codec.compress(picture()) == copy.deepcopy(codec).compress(picture())
 
 
 def test_checkpoints_round_trip_and_halve(tmp_path):

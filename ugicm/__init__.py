@@ -27,3 +27,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(codec, name)
     raise AttributeError(f"module 'ugicm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

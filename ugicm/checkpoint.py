@@ -213,7 +213,7 @@ def _check_tables(state: dict, prior: str, model: UGICM, where: str) -> None:
     elif bool(((length < 3) | (length > cdf.shape[1])).any()):
         complaint = "CDF lengths out of range"
     else:
-        inside = torch.arange(cdf.shape[1])[None, :] < length[:, None]
+        inside = torch.arange(cdf.shape[1], device=cdf.device)[None, :] < length[:, None]
         steps = (cdf[:, 1:].long() - cdf[:, :-1].long())[inside[:, 1:]]
         last = cdf.gather(1, length.long()[:, None] - 1)
         if bool((cdf[:, 0] != 0).any()) or bool((last != 1 << 16).any()) or bool((steps <= 0).any()):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import operator
 import os
-import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ PREFERENCES = {"human": 0.0, "machine": 1.0}
 SHIPPED = "compact.safetensors"
 ONE_RATE = 0.5  # what the header of a one-rate model's stream holds, and the quality that asks nothing of it
 
-TILE = 1024  # pictures of more than TILED_FROM pixels are coded in tiles of this side
+TILE = 1024  # pictures of more than TILED_FROM pixels, padded, are coded in tiles of this side
 TILED_FROM = 2**22
 LARGEST_TILE = 255 * Z_STRIDE
 WINDOW = 4096  # analysis and synthesis see at most this side, and HALO around it, at once
@@ -52,13 +53,37 @@ def load(checkpoint: str | os.PathLike | None = None, device: str | torch.device
     Raises:
         CheckpointError: the file is missing, damaged, of another kind, or would have to execute code to load.
     """
-    if checkpoint is None:
-        with resources.as_file(resources.files("ugicm") / "weights" / SHIPPED) as path:
-            return Codec(load_model(path), device, fast)
-    path = Path(checkpoint)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: {'is a folder: name the file in it' if path.is_dir() else 'no such file'}")
-    return Codec(load_any(path), device, fast)
+    with _plain_defaults():
+        if checkpoint is None:
+            with resources.as_file(resources.files("ugicm") / "weights" / SHIPPED) as path:
+                return Codec(load_model(path), device, fast)
+        path = Path(checkpoint)
+        if not path.is_file():
+            raise CheckpointError(f"{path}: {'is a folder: name the file in it' if path.is_dir() else 'no such file'}")
+        return Codec(load_any(path), device, fast)
+
+
+@contextlib.contextmanager
+def _plain_defaults() -> Iterator[None]:
+    """PyTorch's own default device and type, whatever the caller has set: a model's numbers do not depend on them."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _undisturbed(method: Callable) -> Callable:
+    """Run a method of :class:`Codec` without gradients, and without the caller's autocast: it would change streams."""
+
+    @functools.wraps(method)
+    def run(self: Codec, *args: Any, **kwargs: Any) -> Any:
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return run
 
 
 def fast_dtype(device: torch.device) -> torch.dtype | None:
@@ -73,7 +98,10 @@ def fast_dtype(device: torch.device) -> torch.dtype | None:
 
 class Codec:
     """A model ready for use. Safe to share between threads: calls share the weights and keep no state, but for
-    scratch memory of each thread (about 125 MiB for the released form, none for the compact one).
+    scratch memory of each thread (about 125 MiB for the released form, none for the compact one). It can be pickled.
+
+    A process that was *forked* from one that has already computed with several threads hangs in PyTorch's OpenMP: call
+    ``torch.set_num_threads(1)`` there first, or start processes by spawn.
 
     Attributes:
         model: the network, prepared for coding.
@@ -93,7 +121,7 @@ class Codec:
         # picture's range in bfloat16.
         reduced = fast and self.config.backbone == "compact"
         self.model.transform_dtype = fast_dtype(self.device) if reduced else None
-        self._warned = threading.Event()
+        self._warned = False
 
     @property
     def config(self):
@@ -107,7 +135,7 @@ class Codec:
     def fingerprint(self) -> str:
         return self.model.fingerprint.hex()
 
-    @torch.inference_mode()
+    @_undisturbed
     def compress(
         self,
         image: Image.Image | str | os.PathLike,
@@ -134,8 +162,9 @@ class Codec:
         if complaint := stream.too_large(*image.size):
             raise PictureError(f"the picture has {complaint}")
         quality, batched = self._quality(quality)
+        padded = stream.padded_box(*image.size)
         if tile is None:
-            tile = TILE if image.width * image.height > TILED_FROM else 0
+            tile = TILE if padded.width * padded.height > TILED_FROM else 0
         if tile % Z_STRIDE or not 0 <= tile <= LARGEST_TILE:
             raise ValueError(f"tile is {tile}, must be a multiple of {Z_STRIDE} from 0 to {LARGEST_TILE}")
         if effort < 0:
@@ -144,10 +173,10 @@ class Codec:
         y = self._analyse(x, batched)
         z = self.model.h_a(y)
         if effort:
-            inside = stream.inside_of(stream.padded_box(*image.size), *image.size)
+            inside = stream.inside_of(padded, *image.size)
             y = refine(self.model, x, y, z, batched, effort, inside, progress)
         strings, digests = [], []
-        for box in cut(stream.padded_box(*image.size), tile):
+        for box in cut(padded, tile):
             inside = stream.inside_of(box, *image.size)
             y_here, z_here = y[..., *box.slices(Y_STRIDE)], z[..., *box.slices(Z_STRIDE)]
             (string,), (digest,) = self.model.write(y_here, z_here, inside)
@@ -181,11 +210,12 @@ class Codec:
         images = self.synthesize(parsed, self.parse(parsed, view), betas, view) if betas else []
         return images if several else images[0]
 
-    @torch.inference_mode()
+    @_undisturbed
     def parse(self, parsed: stream.Stream, view: Box | None = None) -> Tensor:
         """Read y_hat [1, M, H/16, W/16] from a parsed file, H and W being those of the padded picture.
 
-        With ``view``, only the tiles that it depends on are read; elsewhere y_hat is 0.
+        With ``view``, only the tiles that it depends on are read; elsewhere y_hat is 0. In the parser's precision, of
+        streams with tiles in float32.
 
         Raises StreamError if the stream was not written by this model, or its symbols do not match their digests.
         """
@@ -199,7 +229,7 @@ class Codec:
         if not parsed.tile:
             return self._read_tile(parsed, 0, padded)
         shape = (1, self.config.M, padded.height // Y_STRIDE, padded.width // Y_STRIDE)
-        y_hat = torch.zeros(shape, device=self.device)
+        y_hat = torch.zeros(shape, device=self.device, dtype=torch.float32)  # as synthesis takes it
         for i, box in enumerate(parsed.tiles):
             if box.meets(needed):
                 y_hat[..., *box.slices(Y_STRIDE)] = self._read_tile(parsed, i, box)
@@ -211,7 +241,7 @@ class Codec:
             raise StreamError("damaged stream: its symbols do not match their digest")
         return y_hat
 
-    @torch.inference_mode()
+    @_undisturbed
     def synthesize(
         self, parsed: stream.Stream, y_hat: Tensor, betas: list[Tensor], view: Box | None = None
     ) -> list[Image.Image]:
@@ -253,7 +283,7 @@ class Codec:
             y[..., *inside.slices(Y_STRIDE)] = part
         return y
 
-    @torch.inference_mode()
+    @_undisturbed
     def estimate_bits(self, image: Image.Image | str | os.PathLike, quality: float = 0.5) -> float:
         """Bits that the model's probabilities predict for the string of ``image``, coded in one piece."""
         image = pictures.open_rgb(image)
@@ -292,12 +322,12 @@ class Codec:
         if not 0 <= quality <= 1:
             raise ValueError(f"quality is {quality}, must be from 0 (small) to 1 (good)")
         if not self.has_quality:
-            if stream.quantise_quality(quality) != stream.quantise_quality(ONE_RATE) and not self._warned.is_set():
-                self._warned.set()
+            if stream.quantise_quality(quality) != stream.quantise_quality(ONE_RATE) and not self._warned:
+                self._warned = True
                 warnings.warn("this model has one rate: quality has no effect", stacklevel=4)
             return ONE_RATE, None
         quality = stream.quantise_quality(quality)
-        return quality, torch.tensor([quality], device=self.device)
+        return quality, torch.tensor([quality], device=self.device, dtype=torch.float32)
 
     def _beta(self, preference: Any, size: tuple[int, int]) -> Tensor:
         if isinstance(preference, str):
@@ -306,7 +336,7 @@ class Codec:
             preference = PREFERENCES[preference]
         if isinstance(preference, Image.Image):
             preference = np.asarray(pictures.open_rgb(preference).convert("L"), dtype=np.float32) / 255
-        beta = torch.as_tensor(np.asarray(preference, dtype=np.float32))
+        beta = torch.from_numpy(np.array(preference, dtype=np.float32))
         if beta.dim() not in (0, 2) or beta.dim() == 2 and tuple(beta.shape) != size[::-1]:
             raise ValueError(
                 f"a preference is a number or a map of the picture's size {size[0]}x{size[1]}, "

@@ -46,7 +46,7 @@ def inside_mask(size: torch.Size, part: Part, inside: tuple[int, int]) -> Tensor
     """Whether positions of a packed ``part`` of ``size`` (h, w) lie in y's first rows and columns; bool [h, w]."""
     height, width = size
     with torch.inference_mode(False):  # it is kept, and must serve where gradients are computed, too
-        mask = torch.zeros(1, 1, height, width if part is ALL else 2 * width, dtype=torch.bool)
+        mask = torch.zeros(1, 1, height, width if part is ALL else 2 * width, dtype=torch.bool, device="cpu")
         mask[..., : inside[0], : inside[1]] = True
         return pack(mask, part)[0, 0]
 

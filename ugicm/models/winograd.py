@@ -56,7 +56,8 @@ def _matrices(taps: int) -> tuple[Tensor, Tensor, Tensor]:
 @functools.cache
 def _transforms(taps: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`_matrices` in ``dtype``, the filters' for both dimensions: [36, taps^2], columns before rows."""
-    signal, filters, inverse = _matrices(taps)
+    with torch.device("cpu"):  # they are kept: not on a default device that somebody has set for a while
+        signal, filters, inverse = _matrices(taps)
     both = torch.einsum("ia,jb->jiab", filters, filters).reshape(TILE**2, taps**2)
     return signal.to(dtype), both.to(dtype), inverse.to(dtype)
 
@@ -73,7 +74,7 @@ class _Workspace(threading.local):
         buffer = self.buffers.get((name, dtype))
         if buffer is None or buffer.numel() < size:
             with torch.inference_mode(False):  # usable inside and outside of inference mode
-                buffer = self.buffers[name, dtype] = torch.empty(size, dtype=dtype)
+                buffer = self.buffers[name, dtype] = torch.empty(size, dtype=dtype, device="cpu")
         return buffer[:size].view(shape)
 
 
