@@ -93,10 +93,10 @@ def test_16_bit_extremes_and_transparency():
 
 
 def test_float_pictures_hold_one_or_255():
-    unit = Image.fromarray(np.array([[0, 0.5, 1, np.nan]], np.float32))
-    assert as_array(pictures.open_rgb(unit))[0, :, 0].tolist() == [0, 128, 255, 0]
-    bytes_ = Image.fromarray(np.array([[-3, 0.5, 100, 300]], np.float32))
-    assert as_array(pictures.open_rgb(bytes_))[0, :, 0].tolist() == [0, 0, 100, 255]
+    unit = Image.fromarray(np.array([[0, 0.5, 1, np.nan, np.inf, -np.inf]], np.float32))
+    assert as_array(pictures.open_rgb(unit))[0, :, 0].tolist() == [0, 128, 255, 0, 255, 0]
+    bytes_ = Image.fromarray(np.array([[-3, 0.5, 100, 300, np.inf]], np.float32))
+    assert as_array(pictures.open_rgb(bytes_))[0, :, 0].tolist() == [0, 0, 100, 255, 255]
 
 
 def test_transparent_pictures_are_composited_on_white():
@@ -134,6 +134,19 @@ def test_an_opaque_alpha_channel_is_no_reason_to_warn(make_picture):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert pictures.open_rgb(colour.convert("RGBA")).tobytes() == colour.tobytes()
+
+
+def test_warnings_that_are_made_errors_are_no_damage(tmp_path, monkeypatch):
+    image = Image.new("RGBA", (40, 30))
+    image.save(tmp_path / "x.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for source in (image, tmp_path / "x.png"):
+            with pytest.raises(UserWarning, match="composited on white"):
+                pictures.open_rgb(source)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+        with pytest.raises(Image.DecompressionBombWarning):
+            pictures.upright_size(tmp_path / "x.png")
 
 
 def test_the_warning_is_said_once_per_run(run_python):
@@ -248,15 +261,25 @@ def test_saving_without_loss(name, tmp_path, make_picture):
     assert [p.name for p in (tmp_path / "new").iterdir()] == [name]
 
 
-def test_saving_as_jpeg_is_near(tmp_path, make_picture):
-    pictures.save_picture(make_picture(), tmp_path / "x.jpg")
-    with Image.open(tmp_path / "x.jpg") as saved:
-        assert saved.format == "JPEG"
+@pytest.mark.parametrize(("name", "form"), [("x.jpg", "JPEG"), ("x.mpo", "JPEG"), ("x.avif", "AVIF")])
+def test_saving_with_loss_is_near(name, form, tmp_path, make_picture):
+    if form == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    pictures.save_picture(make_picture(), tmp_path / name)
+    with Image.open(tmp_path / name) as saved:
+        assert saved.format == form
         assert np.abs(as_array(saved) - as_array(make_picture())).max() <= 8
 
 
+def test_a_format_that_the_name_does_not_say(tmp_path, make_picture):
+    pictures.save_picture(make_picture(), tmp_path / "x", "from somewhere", "WEBP")
+    with Image.open(tmp_path / "x") as saved:
+        assert saved.format == "WEBP"
+    assert pictures.description(tmp_path / "x") == "from somewhere"
+
+
 def test_formats_that_cannot_be_written_are_named(tmp_path, make_picture):
-    for name in ("x.xyz", "x.ugic", "x.pdf", "x.ico", "x.icns"):
+    for name in ("x.xyz", "x.ugic", "x.pdf", "x.ico", "x.icns", "x.palm", "x.xbm", "x.wmf"):
         with pytest.raises(PictureError, match=f"{name}: cannot write .*try .png"):
             pictures.save_picture(make_picture(), tmp_path / name)
     with pytest.raises(PictureError, match="65501x1 picture cannot be written as JPEG"):
@@ -264,7 +287,19 @@ def test_formats_that_cannot_be_written_are_named(tmp_path, make_picture):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.webp", "x.tiff"])
+@pytest.mark.parametrize("missing", ["write", "read"])
+def test_formats_that_cannot_be_read_back_are_not_written(missing, monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError("not installed")
+
+    monkeypatch.setattr(*((Image.Image, "save", fail) if missing == "write" else (Image, "open", fail)))
+    pictures._survives.cache_clear()
+    with pytest.raises(PictureError, match="x.tga: cannot write .tga"):
+        pictures.picture_format("x.tga")
+    pictures._survives.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.webp", "x.tiff", "x.mpo"])
 def test_a_description_goes_with_the_picture(name, tmp_path, make_picture):
     path = tmp_path / name
     pictures.save_picture(make_picture(), path)
@@ -275,11 +310,14 @@ def test_a_description_goes_with_the_picture(name, tmp_path, make_picture):
     assert np.array_equal(as_array(pictures.open_rgb(path)), as_array(plain))
 
 
-def test_sizes_are_those_of_upright_pictures(tmp_path, make_picture):
+@pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.tiff"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_sizes_are_those_of_upright_pictures(name, orientation, tmp_path, make_picture):
     exif = Image.Exif()
-    exif[0x0112] = 6
-    make_picture(40, 30).save(tmp_path / "x.jpg", exif=exif)
-    assert pictures.upright_size(tmp_path / "x.jpg") == pictures.open_rgb(tmp_path / "x.jpg").size == (30, 40)
+    exif[0x0112] = orientation
+    make_picture(40, 30).save(tmp_path / name, exif=exif)
+    size = (30, 40) if orientation > 4 else (40, 30)
+    assert pictures.upright_size(tmp_path / name) == pictures.open_rgb(tmp_path / name).size == size
 
 
 def test_a_foreign_colour_profile_is_said_and_not_applied(tmp_path, make_picture):
@@ -301,6 +339,9 @@ def test_what_is_no_file(make_picture):
     assert pictures.open_rgb(io.BytesIO(buffer.getvalue())).size == make_picture().size
     with pytest.raises(PictureError, match="not a picture"):
         pictures.open_rgb(io.BytesIO(b"nothing"))
+    for wrong, kind in ((np.asarray(make_picture()), "ndarray"), (buffer.getvalue(), "bytes"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=f"^expected a Pillow picture, .* got {kind}; use Image.fromarray"):
+            pictures.open_rgb(wrong)
 
 
 def test_saving_where_it_is_impossible(tmp_path, make_picture):

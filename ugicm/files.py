@@ -30,7 +30,9 @@ PICTURE_SUFFIXES = (
     ".webp",
 )  # fmt: skip
 
-_DEVICES = {Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd")}
+_OPEN = {Path("/dev/fd"), Path("/proc/self/fd")}  # folders of open files, by number
+_DEVICES = {Path("/dev"), *_OPEN}
+_STANDARD = {"stdin": 0, "stdout": 1, "stderr": 2}
 _PART_SUFFIX = ".ugicm-part"
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
 _numbers = itertools.count()
@@ -50,6 +52,10 @@ class WriteError(UgicmError):
         reason = "not a folder" if not_a_folder else error.strerror or error
         super().__init__(f"{error.filename or path}: cannot be written: {reason}")
         self.hopeless = error.errno in _HOPELESS
+        self._made_from = path, error
+
+    def __reduce__(self) -> tuple:  # as exceptions are pickled, __init__ would be called with the message
+        return type(self), self._made_from
 
 
 @contextlib.contextmanager
@@ -90,8 +96,11 @@ def write(path: str | os.PathLike, data: bytes) -> None:
     """Write a file, whole or not at all. Raises WriteError."""
     path = Path(path)
     if is_special(path):
+        number = _descriptor(path)
         try:
-            path.write_bytes(data)
+            # What is open already is written where it stands: opened once more, a file would be emptied first.
+            with open(path if number is None else os.dup(number), "wb") as file:
+                file.write(data)
         except OSError as error:
             raise WriteError(path, error) from None
         return
@@ -102,8 +111,19 @@ def write(path: str | os.PathLike, data: bytes) -> None:
 def is_special(path: Path) -> bool:
     """Whether ``path`` is a pipe or device, or a name that stands for whatever is open, as /dev/stdout does: it is
     written into and never replaced."""
-    file = path.is_file() and path.absolute().parent not in _DEVICES
-    return path.exists() and not path.is_dir() and not file
+    try:
+        file = path.is_file() and path.absolute().parent not in _DEVICES
+        return path.exists() and not path.is_dir() and not file
+    except OSError:  # a name too long, for example: said where the file is written
+        return False
+
+
+def _descriptor(path: Path) -> int | None:
+    """The number of the open file that a name such as /dev/stdout or /dev/fd/3 stands for."""
+    path = path.absolute()
+    if path.parent in _OPEN and path.name.isdecimal():
+        return int(path.name)
+    return _STANDARD.get(path.name) if path.parent == Path("/dev") else None
 
 
 def prepare(jobs: Iterable[Job]) -> None:
@@ -151,6 +171,7 @@ def find(folder: str | os.PathLike, suffixes: Sequence[str]) -> list[Path]:
 
     Raises UsageError where there are none, OSError for a folder that cannot be listed.
     """
+
     def fail(error: OSError) -> None:
         raise error
 
