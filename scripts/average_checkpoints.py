@@ -8,7 +8,7 @@
 What the branches for machines add to the picture is linear in their last layer, widen: --multiply makes it stronger or
 weaker. Then `scripts/convert_checkpoint.py` makes a file ready to be given away, or training goes on with init_from.
 
-Exit status: 0 written, 2 unusable input or the output exists.
+Exit status: 0 written, 1 it could not be written, 2 unusable input or the output exists.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ugicm.errors import UgicmError  # noqa: E402
+from ugicm.usage import Parser, guarded  # noqa: E402
 
 
 def _factor(text: str) -> tuple[str, float]:
@@ -33,7 +33,7 @@ def _factor(text: str) -> tuple[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("sources", type=Path, nargs="+", metavar="IN", help="models of one form, .safetensors")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.safetensors", help="file to write")
     parser.add_argument("--weights", type=float, nargs="+", metavar="W", help="one for each model (default: equal)")
@@ -46,21 +46,18 @@ def main() -> int:
     from ugicm.training.checkpoint import check_target
 
     weights = arguments.weights or [1.0] * len(arguments.sources)
-    try:
-        check_target(arguments.output, arguments.overwrite)
-        mean = average([load_model(source) for source in arguments.sources], weights)
-        for pattern, factor in arguments.multiply:
-            multiply(mean, pattern, factor)
-        kept = {k: v for k, v in read_metadata(arguments.sources[0]).items() if k != "fingerprint"}
-        parts = [f"{w / sum(weights):.3g} of {source}" for w, source in zip(weights, arguments.sources)]
-        parts += [f"{pattern} times {factor:g}" for pattern, factor in arguments.multiply]
-        save_model(arguments.output, mean, {**kept, "averaged": ", ".join(parts)})
-    except (UgicmError, OSError) as error:
-        print(f"average_checkpoints.py: {error}", file=sys.stderr)
-        return 2
+    check_target(arguments.output, arguments.overwrite)
+    mean = average([load_model(source) for source in arguments.sources], weights)
+    for pattern, factor in arguments.multiply:
+        multiply(mean, pattern, factor)
+    stale = ("fingerprint",) if mean.parser.gaussian.quantized_cdf.numel() else ("fingerprint", "calibrated")
+    kept = {k: v for k, v in read_metadata(arguments.sources[0]).items() if k not in stale}
+    parts = [f"{w / sum(weights):.3g} of {source}" for w, source in zip(weights, arguments.sources)]
+    parts += [f"{pattern} times {factor:g}" for pattern, factor in arguments.multiply]
+    save_model(arguments.output, mean, {**kept, "averaged": ", ".join(parts)})
     print(f"{arguments.output}: {', '.join(parts)}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -17,13 +17,12 @@ import functools
 import json
 import os
 import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ugicm.evaluation.usage import check_device, positive, sides  # noqa: E402
+from ugicm.usage import Parser, check_device, guarded, positive, sides  # noqa: E402
 
 _CODEC_HELP = """\
 examples:
@@ -33,9 +32,10 @@ examples:
 Seconds are medians of warm runs, from Pillow picture to bytes and back. Columns:
   write, parse   entropy part of compress and of decompress, networks included
   one, both      decompress to one picture; to the human and the machine picture, parsed once
-  ratio          compress, and decompress to both, over Elic2022Official's two; calls take turns
+  ratio          compress, and decompress to both, over Elic2022Official's two: calls take turns, and the median of
+                 ratios call by call counts
   per pixel      with several sizes: time per pixel of compress, and of decompress to both, over that of the same codec
-                 at 512x768; calls take turns
+                 at 512x768, likewise
   over floor     analysis and synthesis, over counted multiply-accumulates / the highest rate of convolutions here
   MiB            peak memory above the loaded model, in a fresh process (of the GPU, on a GPU)
 The JSON file also has the time of every stage and every module, and start-up times of the commands. The full form gets
@@ -46,52 +46,36 @@ _LEVERS_HELP = """\
 examples:
   benchmark.py levers                                      the shipped model
   benchmark.py levers --full --repeats 3                   the 117.78 M-parameter form
-Each row is one way to be faster: seconds without and with it (medians, taking turns), their ratio, seconds it costs
-once, how far the two pictures are apart (PSNR; "same" where no value differs), and whether the codec does it here.
+Each row is one way to be faster: seconds without and with it (medians, taking turns), the median of ratios call by
+call, seconds it costs once, how far the two pictures are apart (PSNR; "same" where no value differs), and whether the
+codec does it here.
 """
 _FOLDER_HELP = """\
 examples:
   benchmark.py folder                                      100 pictures of 512x768, as many workers as cores
-  benchmark.py folder --count 20 --size 256x256 --workers 4
+  benchmark.py folder --count 20 --size 256x256 --workers 4 --repeats 5
   benchmark.py folder -d photos/ -c model.safetensors
 Runs "ugicm compress" and "ugicm decompress" as users do, each picture on one core. Columns: a folder of one picture
-(mostly loading), the folder one by one (--workers 1), side by side; how many times faster that is, for the whole
-command and without the start; whether the files are the same.
+(mostly loading), the folder one by one (--workers 1), side by side: medians of --repeats runs, which take turns; how
+many times faster the median is, for the whole command and without the start; whether the files are the same.
 """
 _TRAIN_HELP = """\
 examples:
   benchmark.py train -c configs/smoke.yaml --steps 10
   benchmark.py train -c configs/compact_2_all_rates.yaml --set init_from=ugicm/weights/compact.safetensors
   benchmark.py train -c configs/compact_1_one_rate.yaml --variants fp32 bf16 compile --threads 1 2
-Runs the training loop itself, in a temporary folder, once for each variant and number of threads: --steps steps to
-warm up, then --repeats times as many, of which the medians count. Shares are of the time of a step: waiting for data,
-forward with the loss, backward, optimiser (clipping, averaging), other (records). Variants change precision only:
+Runs the training loop itself, in a temporary folder: --steps steps to warm up, then as many to measure. Variants and
+numbers of threads take turns, --repeats times; medians count, and what differs by less than a variant's slowest and
+fastest turn do means nothing. Shares are of the time of a step: waiting for data, forward with the loss, backward,
+optimiser (clipping, averaging), other (records). Variants change precision only, and one that is the same as another
+is left out:
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
 def main() -> int:
     args = _parser().parse_args()
-    warnings.simplefilter("ignore", FutureWarning)  # of libraries about each other; also in the processes started here
-    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
-    from ugicm.errors import CheckpointError, ConfigError, PictureError, UgicmError
-    from ugicm.files import UsageError
-
-    try:
-        report, table = args.run(args)
-    except (CheckpointError, ConfigError, PictureError, UsageError) as error:
-        print(f"benchmark.py: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        print(f"benchmark.py: this needs {error.name}: pip install 'ugicm[train]'", file=sys.stderr)
-        return 2
-    except (UgicmError, OSError, RuntimeError) as error:
-        print(f"benchmark.py: {error}", file=sys.stderr)
-        return 1
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # also in the processes started here
+    report, table = args.run(args)
     from ugicm import files
 
     files.write(args.output, (json.dumps(report, indent=2) + "\n").encode())
@@ -99,12 +83,11 @@ def main() -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    shape = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = _Parser(description=__doc__, **shape)
+def _parser() -> Parser:
+    parser = Parser(description=__doc__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    sub = commands.add_parser("codec", help="one picture, stage by stage", epilog=_CODEC_HELP, **shape)
+    sub = commands.add_parser("codec", help="one picture, stage by stage", epilog=_CODEC_HELP)
     sub.set_defaults(run=codec)
     sub.add_argument("-c", "--checkpoint", help="model to time (default: the shipped one)")
     sub.add_argument("--size", nargs="+", type=sides("HEIGHTxWIDTH"), default=[(512, 768)], metavar="HxW",
@@ -119,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--no-full", dest="full", action="store_false", help="leave out the 117.78 M-parameter form")
     sub.add_argument("-o", "--output", default="experiments/benchmark.json", help="results file (default: %(default)s)")
 
-    sub = commands.add_parser("levers", help="one way to be faster after the other", epilog=_LEVERS_HELP, **shape)
+    sub = commands.add_parser("levers", help="one way to be faster after the other", epilog=_LEVERS_HELP)
     sub.set_defaults(run=levers)
     sub.add_argument("-c", "--checkpoint", help="model to time (default: the shipped one)")
     sub.add_argument("--full", action="store_true", help="the 117.78 M-parameter form with random weights instead")
@@ -130,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
     sub.add_argument("-o", "--output", default="experiments/levers.json", help="results file (default: %(default)s)")
 
-    sub = commands.add_parser("folder", help="commands on a folder", epilog=_FOLDER_HELP, **shape)
+    sub = commands.add_parser("folder", help="commands on a folder", epilog=_FOLDER_HELP)
     sub.set_defaults(run=folder)
     sub.add_argument("-c", "--checkpoint", help="model to use (default: the shipped one)")
     sub.add_argument("-d", "--data", help="a folder of pictures (default: made from the sample pictures)")
@@ -139,13 +122,14 @@ def _parser() -> argparse.ArgumentParser:
                      help="their size (default: 512x768)")  # fmt: skip
     sub.add_argument("--workers", type=positive, default=len(os.sched_getaffinity(0)) if hasattr(
         os, "sched_getaffinity") else os.cpu_count(), help="side by side (default: the number of cores)")  # fmt: skip
+    sub.add_argument("--repeats", type=positive, default=3, help="runs of which the median counts (default: 3)")
     sub.add_argument("-o", "--output", default="experiments/folder_speed.json",
                      help="results file (default: %(default)s)")  # fmt: skip
 
     from ugicm.evaluation.training_speed import VARIANTS
 
     variants = "".join(f"  {name:18}{' '.join(settings)}\n" for name, settings in VARIANTS.items())
-    sub = commands.add_parser("train", help="training steps", epilog=_TRAIN_HELP + variants, **shape)
+    sub = commands.add_parser("train", help="training steps", epilog=_TRAIN_HELP + variants)
     sub.set_defaults(run=train)
     sub.add_argument("-c", "--config", required=True, help="yaml file, see configs/")
     sub.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys")
@@ -153,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
                      default=[name for name in VARIANTS if name != "compile"],
                      help="see below (default: all but compile, which takes minutes to warm up on a CPU)")  # fmt: skip
     sub.add_argument("--steps", type=positive, default=10, help="to warm up, and in each repeat (default: 10)")
-    sub.add_argument("--repeats", type=positive, default=3, help="measured stretches of --steps steps (default: 3)")
+    sub.add_argument("--repeats", type=positive, default=3, help="turns of each variant (default: 3)")
     sub.add_argument("--threads", nargs="+", type=positive, default=[0], help="default: PyTorch's own choice")
     sub.add_argument("--device", nargs="+", choices=["cpu", "cuda"], default=["cpu"], help="default: cpu")
     sub.add_argument("-o", "--output", default="experiments/train_speed.json",
@@ -206,8 +190,11 @@ def codec(args: argparse.Namespace) -> tuple[dict, str]:
         lines.append(f"\n{name}: " + ", ".join(f"{step} {1000 * s:.0f} ms" for step, s in detail["seconds"].items()))
         slowest = sorted(detail["modules_seconds"].items(), key=lambda item: -item[1])[:6]
         lines.append("  slowest modules: " + ", ".join(f"{label} {1000 * s:.0f} ms" for label, s in slowest))
-        shown = (f"{part} {over:.2f} ({detail['kmac_per_pixel'][part]:g} kMAC a pixel, floor "
-                 f"{1000 * detail['floor_seconds'][part]:.0f} ms)" for part, over in detail["time_over_floor"].items())
+        shown = (
+            f"{part} {over:.2f} ({detail['kmac_per_pixel'][part]:g} kMAC a pixel, floor "
+            f"{1000 * detail['floor_seconds'][part]:.0f} ms)"
+            for part, over in detail["time_over_floor"].items()
+        )
         rate = max(detail["gmac_per_second"].values())
         lines.append(f"  transforms over floor: {', '.join(shown)}, at {rate:g} GMAC/s")
     starts = folder_speed.start_seconds(args.repeats)
@@ -256,10 +243,10 @@ def folder(args: argparse.Namespace) -> tuple[dict, str]:
         photos = Path(args.data or made)
         if not args.data:
             folder_speed.make_pictures(photos, args.count, args.size[1], args.size[0])
-        report = folder_speed.time_folder(photos, args.workers, args.checkpoint)
+        report = folder_speed.time_folder(photos, args.workers, args.checkpoint, args.repeats)
     report |= {"size": None if args.data else list(args.size), "model": model}
     rows = [
-        (name, report["pictures"], *(f"{report[name][key]:.2f}" for key in (
+        (name, report["pictures"], *(report[name][key] and f"{report[name][key]:.2f}" for key in (
             "start_seconds", "one_by_one_seconds", "side_by_side_seconds", "ratio", "ratio_without_start")),
          "yes" if report[name]["same_files"] else "NO")
         for name in ("compress", "decompress")
@@ -274,24 +261,26 @@ def train(args: argparse.Namespace) -> tuple[dict, str]:
 
     for device in args.device:
         check_device(device)
-    runs = []
-    for device in args.device:
-        for threads in args.threads:
-            for variant in args.variants:
-                print(f"{variant}, {device} ...", file=sys.stderr, flush=True)
-                runs.append(training_speed.time_variant(
-                    args.config, args.set, variant, args.steps, args.repeats, device, threads
-                ))  # fmt: skip
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    variants, same = training_speed.distinct(args.config, args.set, args.variants)
+    for variant, first in same.items():
+        say(f"{variant}: the same as '{first}' here, left out")
+    cases = [(variant, device, threads) for device in args.device for threads in args.threads for variant in variants]
+    runs = training_speed.time_in_turns(args.config, args.set, cases, args.steps, args.repeats, say)
     rows = [
-        (r["variant"], r["device"], r["threads"], f"{r['samples_per_s']:.2f}", f"{r['seconds_per_step']:.3f}",
-         *(f"{100 * r['shares'][phase]:.0f} %" for phase in training_speed.PHASES))
+        (r["variant"], r["device"], r["threads"],
+         *(f"{r[key]:.2f}" for key in ("samples_per_s", "slowest_samples_per_s", "fastest_samples_per_s")),
+         f"{r['seconds_per_step']:.3f}", *(f"{100 * r['shares'][phase]:.0f} %" for phase in training_speed.PHASES))
         for r in runs
     ]  # fmt: skip
     report = {"config": args.config, "set": args.set, "steps": args.steps, "repeats": args.repeats, "runs": runs,
-              "environment": results.environment(args.device[-1])}  # fmt: skip
-    heads = ("", "device", "threads", "samples/s", "s/step", *training_speed.PHASES)
+              "same": same, "environment": results.environment(args.device[-1])}  # fmt: skip
+    heads = ("", "device", "threads", "samples/s", "slowest", "fastest", "s/step", *training_speed.PHASES)
     return report, results.table(rows, heads)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

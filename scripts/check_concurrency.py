@@ -4,12 +4,11 @@
     python scripts/check_concurrency.py                                 # the packaged samples, 8 threads
     python scripts/check_concurrency.py -d photos/ --threads 16 --side 512 -c model.safetensors
 
-Exit status: 0 all the same, 1 something differs, 2 it cannot be checked as asked for.
+Exit status: 0 all the same, 1 something differs or failed, 2 it cannot be checked as asked for.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -18,11 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ugicm.evaluation.usage import check_device, guarded, positive, unit  # noqa: E402
+from ugicm.usage import Parser, check_device, guarded, positive, unit  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("-c", "--checkpoint", help="model (default: the shipped one)")
     parser.add_argument("-d", "--dataset", help="folder of pictures (default: the packaged samples)")
     parser.add_argument("--threads", type=positive, default=8, help="calls at a time (default: %(default)s)")
@@ -61,4 +60,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    sys.exit(guarded(main))

@@ -6,23 +6,22 @@
 
 The picture is a mosaic of the packaged samples, or of a folder's pictures. Linux only: peak memory is read from /proc.
 With the shipped model on one core, about 5 minutes.
-Exit status: 0 within all limits, 1 a limit is exceeded, 2 it cannot be measured as asked for.
+Exit status: 0 within all limits, 1 a limit is exceeded or something failed, 2 it cannot be measured as asked for.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ugicm.evaluation.usage import guarded, positive, sides, unit  # noqa: E402
+from ugicm.usage import Parser, guarded, positive, sides, unit  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("-c", "--checkpoint", help="model (default: the shipped one)")
     parser.add_argument("-d", "--dataset", help="folder of pictures for the mosaic (default: the packaged samples)")
     parser.add_argument("--size", type=sides("WIDTHxHEIGHT"), default="7680x4320", metavar="WxH",
@@ -42,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import ugicm
     from ugicm import files
-    from ugicm.evaluation import large, results
+    from ugicm.evaluation import digests, large, results
 
     folder = args.dataset or str(resources.files("ugicm") / "samples")
     sources = files.find(folder, files.PICTURE_SUFFIXES)
@@ -52,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.checkpoint, sources, Path(temporary), args.size, args.one_piece, args.quality, args.tile,
             progress=lambda line: print(line, file=sys.stderr, flush=True),
         )  # fmt: skip
-    report |= {"sources": len(sources), "data": results.digest(sources, Path(folder))}
+    report |= {"sources": len(sources), "data": digests.tree_digest(sources, Path(folder))}
     report |= {"model": model, "environment": results.environment()}
     files.write(args.output, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
     rows = [[c["what"], f"{c['value']:.4g}", f"{c['limit']:.4g}", "yes" if c["holds"] else "NO"]
@@ -65,4 +64,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    sys.exit(guarded(main))

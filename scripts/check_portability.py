@@ -7,12 +7,12 @@
 
 Settings: threads, instruction sets of PyTorch and oneDNN, oneDNN off, memory layout, precision of the transforms,
 and - where given - other interpreters (with other versions of PyTorch) and a GPU.
-Exit status: 0 all the same, 1 a stream was read wrongly somewhere, 2 it cannot be checked as asked for.
+Exit status: 0 all the same, 1 a stream was read wrongly somewhere or something failed,
+2 it cannot be checked as asked for.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -22,11 +22,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ugicm.evaluation.usage import check_device, guarded, positive, unit  # noqa: E402
+from ugicm.usage import Parser, check_device, guarded, positive, spread, unit  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("-c", "--checkpoint", help="model (default: the shipped one)")
     parser.add_argument("-d", "--dataset", required=True, help="folder of pictures")
     parser.add_argument("--pictures", type=positive, default=40, help="how many of them, evenly spread")
@@ -40,7 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     import ugicm
     from ugicm import files
     from ugicm.evaluation import portability, results
-    from ugicm.evaluation.anchors import spread
 
     if args.cuda:
         check_device("cuda")
@@ -78,4 +77,4 @@ def _cropped(path: Path, side: int, target: Path) -> Path:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    sys.exit(guarded(main))

@@ -11,12 +11,11 @@ machine can be read on another. The network and its numbers stay the same, but f
 --calibrate counts the symbols of pictures, for example those of the training, and puts their frequencies into the
 tables in place of the Gaussian's: streams become a little shorter (docs/model.md), and only this file reads them.
 
-Exit status: 0 converted, 2 unusable input or the output exists.
+Exit status: 0 converted, 1 it could not be written, 2 unusable input or the output exists.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import dataclasses
 import sys
@@ -26,13 +25,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import ugicm  # noqa: E402
-from ugicm.errors import UgicmError  # noqa: E402
+from ugicm.usage import Parser, guarded  # noqa: E402
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("source", type=Path, metavar="IN", help="released .pth.tar, or our .safetensors")
     parser.add_argument("target", type=Path, metavar="OUT.safetensors", help="file to write")
     parser.add_argument("--half", action="store_true", help="store weights as float16: half the size")
@@ -42,14 +39,10 @@ def main() -> int:
                         "by S at quality 0, not at all at 1 (default: as in IN)")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     arguments = parser.parse_args()
-    try:
-        convert(
-            arguments.source, arguments.target, half=arguments.half, pictures=arguments.calibrate,
-            sharpness=arguments.sharpness, overwrite=arguments.overwrite,
-        )  # fmt: skip
-    except (UgicmError, OSError) as error:
-        print(f"convert_checkpoint.py: {error}", file=sys.stderr)
-        return 2
+    convert(
+        arguments.source, arguments.target, half=arguments.half, pictures=arguments.calibrate,
+        sharpness=arguments.sharpness, overwrite=arguments.overwrite,
+    )  # fmt: skip
     return 0
 
 
@@ -57,19 +50,18 @@ def convert(
     source: Path, target: Path, *, half: bool, pictures: list[Path] | None, sharpness: float | None, overwrite: bool
 ) -> None:
     """Write ``source`` to ``target``, calibrated with ``pictures``. Raises UgicmError or OSError."""
-    from ugicm.checkpoint import load_model, read_metadata, save_model
+    from ugicm.checkpoint import is_ours, load_model, read_metadata, save_model
     from ugicm.data.images import centre_crops, find_pictures
-    from ugicm.released import load_released
+    from ugicm.released import load_any
     from ugicm.training.checkpoint import check_target
     from ugicm.training.symbols import count_symbols
 
     check_target(target, overwrite)
     crops = centre_crops([file for folder in pictures for file in find_pictures(folder)], 256) if pictures else None
-    ours = source.suffix == ".safetensors"
-    model = load_model(source) if ours else load_released(source)
+    model = load_any(source)
     if sharpness is not None:
         model.config = dataclasses.replace(model.config, sharpness=sharpness)
-    kept = {k: v for k, v in read_metadata(source).items() if k not in ("format", "config")} if ours else {}
+    kept = {k: v for k, v in read_metadata(source).items() if k not in ("format", "config")} if is_ours(source) else {}
     metadata = {**kept, "source": source.name, "ugicm_version": ugicm.__version__}
     if crops is not None:
         model.parser.drop_tables()
@@ -90,4 +82,4 @@ def convert(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

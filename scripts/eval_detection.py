@@ -24,7 +24,10 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     truth = parser.add_mutually_exclusive_group(required=True)
     truth.add_argument("--voc", metavar="DIR", help="a year of VOCdevkit: JPEGImages, Annotations, ImageSets")
-    truth.add_argument("--coco", metavar="JSON", help="COCO ground truth for the pictures in -d")
+    truth.add_argument(
+        "--coco", metavar="JSON", help="COCO ground truth for the pictures in -d: boxes alone, whatever the detector "
+        "finds; instance_segmentation/test.py scores the masks as well",
+    )  # fmt: skip
     parser.add_argument("-d", "--dataset", metavar="DIR", help="the pictures (with --voc: JPEGImages)")
     parser.add_argument("--split", default="test", help="of VOC (default: %(default)s)")
     parser.add_argument("--all-points", action="store_true", help="VOC 2010's average precision, not 2007's 11 points")
@@ -40,11 +43,12 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     from ugicm.errors import ConfigError
-    from ugicm.evaluation.scorers.command import device_of, score
+    from ugicm.evaluation.scorers.command import score
     from ugicm.evaluation.scorers.detection import CocoEvaluator, CocoTruth, VocEvaluator, VocTruth
     from ugicm.evaluation.scorers.detectors import load_detector
+    from ugicm.usage import pick_device
 
-    device = device_of(args)
+    device = pick_device(args.device)
     if args.coco:
         if not args.dataset:
             raise ConfigError("--coco needs the folder of its pictures: -d DIR")
@@ -57,6 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from ugicm.evaluation.usage import guarded
+    from ugicm.usage import guarded
 
-    guarded(main)
+    sys.exit(guarded(main))

@@ -37,18 +37,19 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     from ugicm.errors import ConfigError
-    from ugicm.evaluation.scorers.command import device_of, score
+    from ugicm.evaluation.scorers.command import score
     from ugicm.evaluation.scorers.segmentation import SegmentationEvaluator, load_segmenter, paired_items, voc_items
+    from ugicm.usage import pick_device
 
     if bool(args.voc) == bool(args.dataset or args.masks) or bool(args.dataset) != bool(args.masks):
         raise ConfigError("name the pictures: --voc DIR, or -d DIR with --masks DIR")
     items = voc_items(args.voc, args.split) if args.voc else paired_items(args.dataset, args.masks)
-    device = device_of(args)
+    device = pick_device(args.device)
     evaluator = SegmentationEvaluator(load_segmenter(args.segmenter, device))
     return score(args, "semantic segmentation", items, [evaluator], device)
 
 
 if __name__ == "__main__":
-    from ugicm.evaluation.usage import guarded
+    from ugicm.usage import guarded
 
-    guarded(main)
+    sys.exit(guarded(main))

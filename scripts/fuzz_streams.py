@@ -7,23 +7,22 @@
 
 Mutants are numbered and follow from the seed. Streams of findings are saved. Ctrl-C ends the run and writes what is
 known. Linux only: peak memory is read from /proc.
-Exit status: 0 no findings, 1 findings, 2 it cannot be done as asked for.
+Exit status: 0 no findings, 1 findings or something failed, 2 it cannot be done as asked for.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ugicm.evaluation.usage import guarded, positive  # noqa: E402
+from ugicm.usage import Parser, guarded, positive  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("-c", "--checkpoint", help="model (default: the shipped one)")
     parser.add_argument("--count", type=positive, default=100_000, help="how many mutants")
     parser.add_argument("--seed", type=int, default=0)
@@ -77,4 +76,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    sys.exit(guarded(main))

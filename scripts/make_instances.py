@@ -5,26 +5,30 @@
     python scripts/make_instances.py pictures/ -o out.json --method maskrcnn --weights maskrcnn_resnet50_fpn.pth
 
 The output is a COCO json (run-length masks, one category): name it as `instances` of a source in a training yaml.
-A call that was interrupted continues where it stopped. Exit status: 0 done, 1 some pictures were unreadable,
-2 unusable input.
+A call that was interrupted continues where it stopped. Exit status: 0 done, 1 some pictures were unreadable
+or something failed, 2 unusable input, 130 interrupted.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ugicm.errors import UgicmError  # noqa: E402
+from ugicm.usage import Parser, guarded, positive  # noqa: E402
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Returns the exit status."""
+    return guarded(_make, interrupted="interrupted; the same command continues")
+
+
+def _make() -> int:
+    parser = Parser(description=__doc__)
     parser.add_argument("source", type=Path, help="folder of pictures (searched recursively), .txt list or picture")
     parser.add_argument("-o", "--output", type=Path, required=True, help="json to write or continue")
-    parser.add_argument("-n", "--count", type=int, default=5, help="at most so many objects a picture (default 5)")
+    parser.add_argument("-n", "--count", type=positive, default=5, help="at most so many objects a picture (default 5)")
     parser.add_argument(
         "--method", choices=("regions", "maskrcnn"), default="regions",
         help="regions: merged superpixels, needs no weights (default); maskrcnn: torchvision's detector",
@@ -32,20 +36,14 @@ def main() -> int:
     parser.add_argument("--weights", default="default", help="maskrcnn: a file, or default to download them")
     parser.add_argument("--score", type=float, default=0.5, help="maskrcnn: least confidence (default 0.5)")
     arguments = parser.parse_args()
-    if arguments.count < 1:
-        parser.error(f"--count must be positive, got {arguments.count}")
-    try:
-        from ugicm.data.proposals import MaskRCNN, annotate, propose
+    from ugicm.data.proposals import MaskRCNN, annotate, propose
 
-        if arguments.method == "regions":
-            proposer, made_by = propose, f"regions, at most {arguments.count}"
-        else:
-            proposer = MaskRCNN(arguments.weights, arguments.score)
-            made_by = f"maskrcnn above {arguments.score}, at most {arguments.count}"
-        done, present, broken = annotate(arguments.source, arguments.output, proposer, arguments.count, made_by)
-    except (UgicmError, OSError) as error:
-        print(f"make_instances.py: {error}", file=sys.stderr)
-        return 2
+    if arguments.method == "regions":
+        proposer, made_by = propose, f"regions, at most {arguments.count}"
+    else:
+        proposer = MaskRCNN(arguments.weights, arguments.score)
+        made_by = f"maskrcnn above {arguments.score}, at most {arguments.count}"
+    done, present, broken = annotate(arguments.source, arguments.output, proposer, arguments.count, made_by)
     print(f"{arguments.output}: {done} pictures added, {present} were there, {broken} unreadable")
     return 1 if broken else 0
 

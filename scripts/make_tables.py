@@ -22,7 +22,6 @@ what writes their files:
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import statistics
@@ -31,6 +30,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from ugicm.usage import Parser, guarded  # noqa: E402
+
 BLOCK = re.compile(r"(<!-- table: (\w+) (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -133,18 +135,23 @@ def folder(document: dict) -> list[list[str]]:
         r = document[name]
         rows.append([
             f"`ugicm {name}`", str(document["pictures"]), f"{r['one_by_one_seconds']:.1f} s",
-            f"{r['side_by_side_seconds']:.1f} s", f"{r['ratio']:.2f}", f"{r['ratio_without_start']:.2f}",
+            f"{r['side_by_side_seconds']:.1f} s", f"{r['ratio']:.2f}",
+            "-" if r["ratio_without_start"] is None else f"{r['ratio_without_start']:.2f}",
         ])  # fmt: skip
     return rows
 
 
 def train(document: dict) -> list[list[str]]:
-    """Speed of training by variant, and where the time of a step goes."""
-    phases = list(document["runs"][0]["shares"])
-    rows = [["variant", "device", "threads", "samples a second", *phases]]
-    for r in document["runs"]:
+    """Speed of training by variant, how far its turns are apart, and where the time of a step goes."""
+    runs, same = document["runs"], document.get("same", {})
+    phases = list(runs[0]["shares"])
+    turns = [key for key in ("slowest_samples_per_s", "fastest_samples_per_s") if "fastest_samples_per_s" in runs[0]]
+    rows = [["variant", "device", "threads", "samples a second", *(key.partition("_")[0] for key in turns), *phases]]
+    for r in runs:
+        name = " = ".join([r["variant"], *(other for other, first in same.items() if first == r["variant"])])
         shares = [f"{100 * r['shares'][phase]:.0f} %" for phase in phases]
-        rows.append([r["variant"], r["device"], str(r["threads"]), f"{r['samples_per_s']:.2f}", *shares])
+        paces = [f"{r[key]:.2f}" for key in ("samples_per_s", *turns)]
+        rows.append([name, r["device"], str(r["threads"]), *paces, *shares])
     return rows
 
 
@@ -227,7 +234,7 @@ def rewritten(text: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="only compare")
     args = parser.parse_args()
     stale = 0
@@ -243,4 +250,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

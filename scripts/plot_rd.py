@@ -4,17 +4,21 @@
 python scripts/plot_rd.py report/curves/kodak/*.json -o kodak.png
 python scripts/plot_rd.py ours.json compressai/results/image/kodak/mbt2018-mean-mse.json --metric ms-ssim-rgb
 python scripts/plot_rd.py report/results.json --section imagenet --metric "top-1 (resnet101)"
+
+Curves have the names that their files give them; those of one name in several files have their files' names.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ugicm.usage import Parser, guarded  # noqa: E402
 
 SHORT = {"psnr": "psnr-rgb", "ms-ssim": "ms-ssim-rgb"}  # as CompressAI's older files and its own plots have them
 
@@ -43,8 +47,31 @@ def read_curves(path: str, section: str | None) -> list[tuple[str, dict[str, lis
     return [(document.get("name") or Path(path).stem, document["results"])]
 
 
+def labels(curves: Sequence[tuple[str, str, bool]]) -> list[str]:
+    """What to call curves, (name, file, whether it is the only one in its file) each: by their names, but by as much of
+    their files' as tells them apart where several files have one of that name."""
+    files = defaultdict(set)
+    for name, path, _ in curves:
+        files[name].add(path)
+    found = []
+    for name, path, alone in curves:
+        if len(files[name]) > 1:
+            where = _distinct(path, files[name])
+            name = where if alone else f"{where}: {name}"
+        found.append(name)
+    return found
+
+
+def _distinct(path: str, among: set[str]) -> str:
+    """The file's stem, behind as many of its folders as no other file of ``among`` shares with it."""
+    ends = [Path(other).with_suffix("").parts for other in among]
+    own = Path(path).with_suffix("").parts
+    count = next((n for n in range(1, len(own)) if sum(end[-n:] == own[-n:] for end in ends) == 1), len(own))
+    return "/".join(own[-count:])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("files", nargs="+", metavar="JSON")
     parser.add_argument("-m", "--metric", default="psnr-rgb", help="(default: %(default)s)")
     parser.add_argument("-s", "--section", metavar="NAME", help="data set of a report's results.json")
@@ -56,19 +83,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ugicm.evaluation.report_tables import plot
 
     metric = SHORT.get(args.metric, args.metric)
-    curves = []
+    curves, names = [], []
     for path in args.files:
-        for name, scores in read_curves(path, args.section):
+        found = read_curves(path, args.section)
+        names += [(name, path, len(found) == 1) for name, _ in found]
+        for name, scores in found:
             key = next((k for k in (metric, args.metric, metric.removesuffix("-rgb")) if k in scores), None)
             if key is None or "bpp" not in scores:
                 raise ConfigError(f"{path}: {name} has no '{metric}'; available: {', '.join(scores)}")
-            curves.append((name, scores["bpp"], scores[key]))
-    plot(Path(args.output), curves, metric, args.title)
+            curves.append((scores["bpp"], scores[key]))
+    named = [(name, *curve) for name, curve in zip(labels(names), curves, strict=True)]
+    plot(Path(args.output), named, metric, args.title)
     print(f"written: {args.output}")
     return 0
 
 
 if __name__ == "__main__":
-    from ugicm.evaluation.usage import guarded
-
-    guarded(main)
+    sys.exit(guarded(main))

@@ -1,25 +1,24 @@
 #!/usr/bin/env python3
 """Give a trained compact model more latent channels for detail at high rates, to be trained on from there.
 
-    python scripts/widen_checkpoint.py runs/a/model.safetensors wider.safetensors -d photos/ --width 64
+    python scripts/widen_checkpoint.py runs/a/model.safetensors experiments/wider.safetensors -d photos/ --width 64
     python scripts/train.py -c configs/compact_4_detail.yaml
 
-Exit status: 0 written, 2 unusable input or the output exists.
+Exit status: 0 written, 1 it could not be written, 2 unusable input or the output exists.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ugicm.errors import UgicmError  # noqa: E402
+from ugicm.usage import Parser, guarded  # noqa: E402
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("source", type=Path, metavar="IN", help="a compact model of many rates, .safetensors")
     parser.add_argument("target", type=Path, metavar="OUT.safetensors", help="file to write")
     parser.add_argument("-d", "--data", type=Path, nargs="+", required=True, help="pictures to fit the channels on")
@@ -37,24 +36,20 @@ def main() -> int:
     from ugicm.training.checkpoint import check_target
     from ugicm.training.widen import widen
 
-    try:
-        check_target(arguments.target, arguments.overwrite)
-        model = load_model(arguments.source)
-        files = [file for folder in arguments.data for file in find_pictures(folder)]
-        # Made smaller, pictures lose the traces of earlier compression.
-        crops = centre_crops(files, 320)
-        small = [torch.nn.functional.interpolate(c.float(), size=192, mode="bicubic", antialias=True)
-                 for c in crops.split(32)]  # fmt: skip
-        wider = widen(model, arguments.width, torch.cat(small).clamp(0, 255), tuple(arguments.lambdas))
-        about = {**read_metadata(arguments.source), "widened": f"{arguments.width} detail channels"}
-        save_model(arguments.target, wider, {k: v for k, v in about.items() if k != "fingerprint"})
-    except (UgicmError, OSError) as error:
-        print(f"widen_checkpoint.py: {error}", file=sys.stderr)
-        return 2
+    check_target(arguments.target, arguments.overwrite)
+    model = load_model(arguments.source)
+    files = [file for folder in arguments.data for file in find_pictures(folder)]
+    # Made smaller, pictures lose the traces of earlier compression.
+    crops = centre_crops(files, 320)
+    small = [torch.nn.functional.interpolate(c.float(), size=192, mode="bicubic", antialias=True)
+             for c in crops.split(32)]  # fmt: skip
+    wider = widen(model, arguments.width, torch.cat(small).clamp(0, 255), tuple(arguments.lambdas))
+    about = {**read_metadata(arguments.source), "widened": f"{arguments.width} detail channels"}
+    save_model(arguments.target, wider, {k: v for k, v in about.items() if k not in ("fingerprint", "calibrated")})
     parameters = sum(p.numel() for p in wider.parameters()) / 1e6
     print(f"{arguments.target}: M={wider.config.M}, {parameters:.2f} M parameters")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -130,7 +130,7 @@ def test_zoo_models_from_local_files(zoo_file, picture):
         out = model.compress(x)
         x_hat = model.decompress(**out)["x_hat"][0, :, :61, :97].clamp(0, 1)
         assert np.array_equal(np.array(decoded), x_hat.mul(255).round().byte().permute(1, 2, 0).numpy())
-        assert len(data) <= sum(len(s[0]) for s in out["strings"]) + 20
+        assert len(data) == 10 + sum(4 + len(s[0]) for s in out["strings"])
     with pytest.raises(StreamError):
         contender.decode(data[:7], (None,))
 
@@ -166,6 +166,9 @@ def test_errors_say_what_would_have_worked(zoo_file, tmp_path, monkeypatch):
         anchors.load_contender("avif:sped=3")
     with pytest.raises(CheckpointError, match="not weights of"):
         anchors.load_contender(f"zoo/mbt2018={zoo_file / 'q0.pth.tar'}")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(CheckpointError, match="list.pth: holds no state dict"):
+        anchors.load_contender(f"zoo/mbt2018={tmp_path / 'list.pth'}")
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="one per rate"):
         anchors.load_contender(f"zoo/mbt2018={tmp_path / 'empty'}")

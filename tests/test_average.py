@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import runpy
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +11,12 @@ import torch
 from small_models import CONFIGS, small_model
 
 from ugicm.checkpoint import load_model, read_metadata, save_model
+from ugicm.files import UsageError, WriteError
 from ugicm.models.codec import UGICM
 from ugicm.training.average import average, multiply
+from ugicm.training.checkpoint import check_target
 
 SCRIPT = "scripts/average_checkpoints.py"
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +59,9 @@ def test_weights_that_make_no_mean(weights):
         average([small_model(seed=0), small_model(seed=1)], weights)
 
 
-def test_script(run_python, checkpoint, other_checkpoint, tmp_path):
+def test_script(run_script, checkpoint, other_checkpoint, tmp_path):
     out = tmp_path / "mean.safetensors"
-    end = run_python(SCRIPT, checkpoint, other_checkpoint, "-o", out, "--multiply", "g_s.stem.bias=2")
+    end = run_script(SCRIPT, checkpoint, other_checkpoint, "-o", out, "--multiply", "g_s.stem.bias=2")
     assert end.returncode == 0, end.stderr
     models = [load_model(path) for path in (checkpoint, other_checkpoint, out)]
     a, b, mean = (model.g_s.stem.bias for model in models)
@@ -71,10 +72,11 @@ def test_script(run_python, checkpoint, other_checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [(["--weights", "1"], "1 weights for 2 models"), (["--multiply", "nothing*=2"], "matches nothing*"),
-     (["--multiply", "x"], "'x' is not PATTERN=FACTOR")],
+     (["--multiply", "x"], "'x' is not PATTERN=FACTOR"),
+     (["--multiply", "g_s.stem.bias=inf"], "values that are not finite: g_s.stem.bias")],
 )  # fmt: skip
-def test_script_refuses(run_python, checkpoint, other_checkpoint, tmp_path, options, complaint):
-    end = run_python(SCRIPT, checkpoint, other_checkpoint, "-o", tmp_path / "mean.safetensors", *options)
+def test_script_refuses(run_script, checkpoint, other_checkpoint, tmp_path, options, complaint):
+    end = run_script(SCRIPT, checkpoint, other_checkpoint, "-o", tmp_path / "mean.safetensors", *options)
     assert end.returncode == 2 and complaint in end.stderr
     assert list(tmp_path.iterdir()) == []
     assert "Traceback" not in end.stderr
@@ -83,27 +85,45 @@ def test_script_refuses(run_python, checkpoint, other_checkpoint, tmp_path, opti
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [("mean.pt", "must be named *.safetensors"), ("there.safetensors", "there.safetensors exists; give another name"),
-     ("there.safetensors/mean.safetensors", "cannot be written")],
+     ("there.safetensors/mean.safetensors", "there.safetensors is not a folder"),
+     ("folder.safetensors", "it is a folder")],
 )  # fmt: skip
 @pytest.mark.parametrize("script", [SCRIPT, "scripts/convert_checkpoint.py", "scripts/widen_checkpoint.py"])
-def test_where_models_cannot_be_written(
-    narrow_checkpoint, photos, tmp_path, monkeypatch, capsys, script, name, complaint
-):
+def test_where_models_cannot_be_written(narrow_checkpoint, photos, tmp_path, run_script, script, name, complaint):
     (tmp_path / "there.safetensors").write_text("mine")
+    (tmp_path / "folder.safetensors").mkdir()
     options = {SCRIPT: ["-o", tmp_path / name], "scripts/convert_checkpoint.py": [tmp_path / name]}.get(
         script, [tmp_path / name, "-d", photos, "--width", "4"]
     )
-    monkeypatch.setattr("sys.argv", [script, str(narrow_checkpoint), *map(str, options)])
-    assert runpy.run_path(str(ROOT / script))["main"]() == 2
-    said = capsys.readouterr().err
-    assert complaint in said and said.count("\n") == 1 and said.startswith(f"{Path(script).name}: ")
+    end = run_script(script, narrow_checkpoint, *options)
+    assert end.returncode == 2 and complaint in end.stderr
+    assert end.stderr.count("\n") == 1 and end.stderr.startswith(f"{Path(script).name}: ")
     assert (tmp_path / "there.safetensors").read_text() == "mine" and not (tmp_path / "mean.pt").exists()
 
 
-def test_overwriting_when_asked_to(run_python, checkpoint, tmp_path):
+def test_folders_that_can_be_made_are_not_made_before_the_model(tmp_path, monkeypatch):
+    path = tmp_path / "a" / "b" / "mean.safetensors"
+    check_target(path, overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UsageError, match=f"no permission to write in {tmp_path}"):
+        check_target(path, overwrite=False)
+
+
+@pytest.mark.parametrize("script", [SCRIPT, "scripts/convert_checkpoint.py"])
+def test_a_disk_that_is_full_is_no_wrong_usage(checkpoint, tmp_path, run_script, monkeypatch, script):
+    def full(*_, **options):
+        raise WriteError(tmp_path, OSError(28, "No space left on device"))
+
+    monkeypatch.setattr("ugicm.checkpoint.save_model", full)
+    end = run_script(script, checkpoint, *(["-o"] if script == SCRIPT else []), tmp_path / "mean.safetensors")
+    assert end.returncode == 1 and "cannot be written: No space left" in end.stderr
+
+
+def test_overwriting_when_asked_to(run_script, checkpoint, tmp_path):
     out = tmp_path / "there.safetensors"
     out.write_text("mine")
-    end = run_python(SCRIPT, checkpoint, "-o", out, "--overwrite")
+    end = run_script(SCRIPT, checkpoint, "-o", out, "--overwrite")
     assert end.returncode == 0, end.stderr
     load_model(out)
 

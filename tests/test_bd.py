@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from ugicm.evaluation.bd import bd_rate, bd_rate_interval, bd_score, isotonic
+from ugicm.evaluation.bd import bd_rate, bd_rate_interval, bd_score
 
 RATE = np.array([0.1, 0.2, 0.4, 0.8])
 PSNR = np.array([26.0, 28.5, 31.0, 34.0])
@@ -79,19 +77,6 @@ def test_curves_without_a_delta():
     for rate, score in ((RATE, PSNR[:3]), ([0, 1, 2, 3], PSNR), (RATE, [np.nan] * 4), ([], [])):
         with pytest.raises(ValueError):
             bd_rate(rate, score, RATE, PSNR)
-
-
-@given(st.lists(st.floats(-100, 100), min_size=1, max_size=12))
-@settings(max_examples=50, deadline=None)
-def test_isotonic_is_monotone_and_nearest(values):
-    fitted = isotonic(values)
-    assert np.all(np.diff(fitted) >= -1e-9)
-    assert np.sum(fitted) == pytest.approx(np.sum(values), abs=1e-6)  # least squares keeps the mean
-    assert np.allclose(isotonic(sorted(values)), sorted(values))
-    # No other monotone sequence built from the same blocks' neighbours is nearer.
-    for shift in (-0.5, 0.5):
-        other = np.maximum.accumulate(fitted + shift * (np.arange(len(fitted)) == len(fitted) // 2))
-        assert np.sum((fitted - values) ** 2) <= np.sum((other - np.array(values)) ** 2) + 1e-6
 
 
 def test_the_interval_covers_the_truth_and_narrows():

@@ -15,9 +15,11 @@ from small_models import CONFIGS, small_model
 from ugicm import workers
 from ugicm.codec import Codec, load
 from ugicm.config import to_dict
+from ugicm.errors import UgicmError
 from ugicm.evaluation import benchmark, folder_speed, levers, roofline, training_speed
 from ugicm.evaluation.benchmark import Setting, Timing
 from ugicm.models.layers import Conv2d
+from ugicm.usage import guarded
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -91,6 +93,7 @@ def test_ratios_are_to_the_reference(checkpoint, monkeypatch):
         return [[1.0, 3.0, 9.0], [2.0, 4.0, 9.0]] if len(works) == 2 else [[1.0] * 3, [3.0] * 3, [4.0] * 3]
 
     monkeypatch.setattr(benchmark, "seconds_in_turns", seconds)
+    monkeypatch.setattr(benchmark, "peak_memory", lambda setting: 0.0)  # takes a process
     timing, _ = benchmark.time_setting(setting, 3, peer)
     assert (timing.compress, timing.decompress, timing.decompress_both) == (3.0, 1.0, 3.0)
     assert (timing.compress_ratio, timing.decompress_ratio) == (0.75, 0.75)
@@ -109,6 +112,7 @@ def test_time_per_pixel_is_compared_with_the_base(checkpoint, monkeypatch):
         return [[8.0], [4.0], [1.0]] if len(works) == 3 else [[5.0], [6.0], [3.0], [2.0]]  # base is the last
 
     monkeypatch.setattr(benchmark, "seconds_in_turns", seconds)
+    monkeypatch.setattr(benchmark, "peak_memory", lambda setting: 0.0)  # takes a process
     timing, _ = benchmark.time_setting(setting, 1, peer, base)
     assert (timing.compress_ratio, timing.decompress_ratio) == (2.0, 2.0)
     assert (timing.compress_per_pixel_ratio, timing.decompress_per_pixel_ratio) == (2.0, 0.75)
@@ -136,7 +140,7 @@ def test_a_folder(checkpoint, tmp_path):
     folder_speed.make_pictures(photos, 4, 96, 64)
     contents = {path.read_bytes() for path in photos.iterdir()}
     assert len(contents) == 4
-    report = folder_speed.time_folder(photos, 2, str(checkpoint))
+    report = folder_speed.time_folder(photos, 2, str(checkpoint), repeats=1)
     assert (report["pictures"], report["workers"]) == (4, 2)
     for command in ("compress", "decompress"):
         figures = report[command]
@@ -146,8 +150,36 @@ def test_a_folder(checkpoint, tmp_path):
         )
 
 
+def test_figures_of_a_folder_are_medians_of_commands_that_take_turns(tmp_path, monkeypatch):
+    photos, runs = tmp_path / "photos", []
+    folder_speed.make_pictures(photos, 2, 16, 16)
+    seconds = iter([9, *(1, 11, 6, 2, 12, 7, 9, 99, 99), *(3, 3, 3) * 3])  # of compress; where there is only loading
+
+    def command(*arguments):
+        source, target, options = arguments[3], arguments[4], arguments[5:]
+        assert source.exists() and not target.exists()
+        if source.is_dir():
+            runs.append((arguments[2], source.name, options[options.index("--workers") + 1]))
+            target.mkdir()
+            second_alone = len(runs) == 5
+            (target / "a").write_text("other" if second_alone else "same")
+        return next(seconds)
+
+    monkeypatch.setattr(folder_speed, "_seconds", command)
+    report = folder_speed.time_folder(photos, 2)
+    turn = [("single", 1), ("photos", 1), ("photos", 2)]
+    assert runs[:9] == [("compress", *run) for run in turn] * 3
+    assert runs[9:12] == [("decompress", f"compress-{run}", n) for run, n in (("single", 1), ("one", 1), ("side", 2))]
+    compress, decompress = report["compress"], report["decompress"]
+    assert [compress[f"{name}_seconds"] for name in ("start", "one_by_one", "side_by_side")] == [2, 12, 7]
+    assert (compress["ratio"], compress["ratio_without_start"]) == (round(12 / 7, 3), 2)
+    assert compress["seconds"]["start"] == [1, 2, 9] and report["repeats"] == 3
+    assert not compress["same_files"] and decompress["same_files"]  # in each turn
+    assert decompress["ratio_without_start"] is None
+
+
 def test_a_command_that_fails_is_not_timed(tmp_path):
-    with pytest.raises(RuntimeError, match="no files to work on"):
+    with pytest.raises(UgicmError, match="no files to work on"):
         folder_speed._seconds("-m", "ugicm", "compress", tmp_path, tmp_path / "out")
 
 
@@ -157,7 +189,8 @@ def test_start_seconds():
     assert 0 < found["python"] < found["ugicm info FILE"]
 
 
-def test_training_speed_is_read_from_the_records_of_a_run(tmp_path, make_picture, run_python):
+def test_training_speed_is_read_from_the_records_of_a_run(tmp_path, make_picture, run_script, monkeypatch):
+    monkeypatch.setattr(os, "environ", os.environ.copy())
     (tmp_path / "pictures").mkdir()
     for i in range(4):
         make_picture(96, 80, i).save(tmp_path / "pictures" / f"{i}.png")
@@ -171,25 +204,59 @@ def test_training_speed_is_read_from_the_records_of_a_run(tmp_path, make_picture
         "optim": {"steps": 1000, "lr": 1e-3, "warmup": 100},
     }))  # fmt: skip
     output = tmp_path / "speed.json"
-    done = run_python("scripts/benchmark.py", "train", "-c", config, "--variants", "fp32", "--threads", 1, "--steps", 2,
-                      "--repeats", 2, "-o", output)  # fmt: skip
+    done = run_script("scripts/benchmark.py", "train", "-c", config, "--set", "precision.autocast=none", "--variants",
+                      "as configured", "fp32", "--threads", 1, "--steps", 2, "--repeats", 1, "-o", output)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    (run,) = json.loads(output.read_text())["runs"]
-    assert (run["variant"], run["device"], run["threads"]) == ("fp32", "cpu", 1)
+    assert "fp32: the same as 'as configured' here, left out" in done.stderr
+    report = json.loads(output.read_text())
+    assert report["same"] == {"fp32": "as configured"}
+    (run,) = report["runs"]
+    assert (run["variant"], run["device"], run["threads"]) == ("as configured", "cpu", 1)
     assert run["samples_per_s"] * run["seconds_per_step"] == pytest.approx(2, rel=0.01)
     assert sum(run["shares"].values()) == pytest.approx(1, abs=0.1)
     assert run["shares"]["forward"] > 0.05 and run["shares"]["backward"] > 0.05
-    assert "samples/s" in done.stdout and "fp32" in done.stdout
+    assert "samples/s" in done.stdout and "as configured" in done.stdout
     assert not (tmp_path / "run").exists()
 
 
-def test_the_first_stretch_is_warm_up():
-    def event(pace, forward):
-        return {"event": "train", "samples_per_s": pace, "time/forward": forward, "time/backward": 1 - forward}
+def test_speed_of_training_is_of_the_second_stretch(monkeypatch):
+    def trained(work, config, settings):
+        said = dict(setting.split("=", 1) for setting in settings)
+        assert (said["run.log_every"], said["optim.steps"]) == ("5", "10")
+        events = [{"event": "start", "device": "cpu", "threads": 1}, *({"event": "train", "step": n} for n in (5, 10))]
+        Path(said["run.dir"]).mkdir()
+        Path(said["run.dir"], "metrics.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
 
-    found = training_speed.summarise([{"event": "start"}, event(1, 0.9), event(8, 0.4), event(10, 0.2)], batch=18)
-    assert (found["samples_per_s"], found["seconds_per_step"], found["slowest_samples_per_s"]) == (9, 2, 8)
-    assert (found["shares"]["forward"], found["shares"]["backward"]) == (0.3, 0.7)
+    monkeypatch.setattr(training_speed, "in_fresh_process", trained)
+    start, stretch = training_speed._measured("configs/smoke.yaml", [], "cpu", 1, 5)
+    assert start["event"] == "start" and stretch["step"] == 10
+
+
+def test_variants_take_turns(monkeypatch):
+    def stretch(pace, forward):
+        return {"samples_per_s": pace, "time/forward": forward, "time/backward": 1 - forward}
+
+    turns, calls = iter([(8, 0.4), (1, 0.5), (10, 0.2), (2, 0.5), (9, 0.3), (3, 0.5)]), []
+
+    def measured(config, overrides, device, threads, steps):
+        calls.append((overrides, device, threads))
+        return {"device": "cpu", "threads": 2}, stretch(*next(turns))
+
+    monkeypatch.setattr(training_speed, "_measured", measured)
+    cases, config = [("as configured", "cpu", 0), ("fp32", "cpu", 0)], str(ROOT / "configs" / "smoke.yaml")
+    first, second = training_speed.time_in_turns(config, ["data.batch=18"], cases, 5, 3)
+    assert calls[:2] * 3 == calls and calls[1][0] == ["data.batch=18", *training_speed.VARIANTS["fp32"]]
+    assert (first["samples_per_s"], first["seconds_per_step"]) == (9, 2)
+    assert (first["slowest_samples_per_s"], first["fastest_samples_per_s"]) == (8, 10)
+    assert (first["shares"]["forward"], first["shares"]["backward"]) == (0.3, 0.7)
+    assert (second["variant"], second["threads"], second["samples_per_s"]) == ("fp32", 2, 2)
+
+
+def test_variants_that_are_the_same_are_left_out():
+    config, names = str(ROOT / "configs" / "compact_base.yaml"), list(training_speed.VARIANTS)
+    variants, same = training_speed.distinct(config, [], names)
+    assert same == {"bf16": "as configured"} and variants == [name for name in names if name != "bf16"]
+    assert training_speed.distinct(config, [], ["bf16"]) == (["bf16"], {})
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -199,6 +266,7 @@ def test_the_first_stretch_is_warm_up():
     (["train", "-c", "gone.yaml"], ["gone.yaml"]),
     (["train", "-c", "configs/smoke.yaml", "--variants", "fp8"], ["fp8", "bf16"]),
     (["folder", "--workers", "0"], ["1 or more"]),
+    (["levers", "--device", "meta"], ["device 'meta' cannot be used"]),
 ])  # fmt: skip
 def test_wrong_usage_is_one_line(arguments, words, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
@@ -206,7 +274,7 @@ def test_wrong_usage_is_one_line(arguments, words, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["benchmark.py", *arguments])
     monkeypatch.setattr(os, "environ", os.environ.copy())
     try:
-        status = script.main()
+        status = guarded(script.main)
     except SystemExit as end:
         status = end.code
     _, err = capsys.readouterr()

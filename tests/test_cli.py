@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,10 +16,10 @@ import pytest
 from PIL import Image
 
 import ugicm
-from ugicm import cli, files, workers
+from ugicm import cli, files, usage, workers
 from ugicm.codec import Codec
 from ugicm.coding import stream
-from ugicm.errors import PictureError
+from ugicm.errors import CheckpointError, ConfigError, PictureError, StreamError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -200,8 +201,10 @@ def test_ctrl_c_just_after_a_file_was_written(tmp_path, overwrite, summary):
 
 def test_a_name_that_is_too_long_costs_one_picture(tmp_path):
     jobs = [files.Job(tmp_path / "a", tmp_path / ("x" * 300)), files.Job(tmp_path / "b", tmp_path / "b.out")]
+    files.prepare(jobs)
     summary = files.run(jobs, lambda job: files.write(job.target, b"new") or files.Made(1), lambda job: None)
     assert (summary.done, len(summary.failed)) == (1, 1) and "name too long" in summary.failed[0][1]
+    assert not files.is_special(jobs[0].target)
 
 
 def test_ctrl_c_while_a_file_is_written_leaves_nothing(command, photos, tmp_path, monkeypatch):
@@ -445,7 +448,7 @@ def test_output_below_a_file(command, photos, tmp_path):
     for output in (tmp_path / "file" / "streams", tmp_path / "file" / "deep" / "streams"):
         status, out, err = command("compress", photos, output)
         assert (status, out) == (1, "")
-        assert err == f"ugicm: {tmp_path / 'file'}: cannot be written: not a folder\n" or "not a folder" in err
+        assert err == f"ugicm: error: {tmp_path / 'file'}: cannot be written: not a folder\n" or "not a folder" in err
         assert len(err.splitlines()) == 1
 
 
@@ -454,7 +457,7 @@ def test_an_unwritable_folder(command, photos, tmp_path):
     (tmp_path / "sealed").mkdir(mode=0o500)
     status, out, err = command("compress", photos, tmp_path / "sealed")
     assert (status, out) == (1, "")
-    assert err == f"ugicm: {tmp_path / 'sealed'}: cannot be written: Permission denied\n"
+    assert err == f"ugicm: error: {tmp_path / 'sealed'}: cannot be written: Permission denied\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -465,6 +468,24 @@ def test_a_device_is_written_into_and_not_replaced(command, photos):
     status, out, err = command("compress", photos / "dogs" / "a.png", "/dev/null")
     assert (status, out) == (0, "") and "bpp" in err  # out of the way of what goes through stdout
     assert not Path("/dev/null").is_file() and not Path("/dev/full").is_file()
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="no /dev/fd here")
+def test_an_open_file_is_written_where_it_stands(tmp_path, capfd):
+    with (tmp_path / "log").open("w+b") as file:
+        file.write(b"before ")
+        file.flush()
+        files.write(f"/dev/fd/{file.fileno()}", b"new ")
+        file.seek(0, os.SEEK_END)
+        file.write(b"after")
+    assert (tmp_path / "log").read_bytes() == b"before new after"
+    files.write("/dev/stdout", b"one")
+    files.write("/dev/stderr", b"two")
+    assert capfd.readouterr() == ("one", "two")
+    with (tmp_path / "log").open("rb") as file:
+        with pytest.raises(files.WriteError, match="cannot be written: Bad file descriptor"):
+            files.write(f"/dev/fd/{file.fileno()}", b"new")
+    assert (tmp_path / "log").stat().st_size == 16
 
 
 @pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="no /dev/stdout here")
@@ -500,9 +521,23 @@ def test_outputs_of_another_preference_or_stream_are_not_taken_for_the_right_one
 def test_a_stream_of_a_picture_that_has_changed_is_not_kept_in_silence(command, photos, tmp_path):
     command("compress", photos, tmp_path / "streams")
     Image.new("RGB", (30, 10)).save(photos / "dogs" / "a.png")
+    Image.new("RGB", (33, 70)).save(photos / "dogs" / "b.jpg")
+    later = (tmp_path / "streams" / "dogs" / "b.ugic").stat().st_mtime_ns + 1
+    os.utime(photos / "dogs" / "b.jpg", ns=(later, later))
     status, out, err = command("compress", photos, tmp_path / "streams")
-    assert status == 1 and "2 skipped" in out
+    assert status == 1 and "1 skipped" in out
     assert "a.ugic: is already there, of another picture: 64x48; --overwrite replaces it" in err
+    assert "b.ugic: is already there, older than the picture, which may be another one now; --overwrite" in err
+
+
+def test_pictures_that_cannot_say_what_they_are_are_not_taken_for_the_right_ones(command, photos, tmp_path):
+    command("compress", photos, tmp_path / "streams")
+    run = ("decompress", tmp_path / "streams", tmp_path / "seen", "--format", "ppm")
+    assert command(*run)[0] == 0
+    (tmp_path / "seen" / "dogs" / "a.ppm").unlink()
+    status, out, err = command(*run, "-p", "machine")
+    assert status == 1 and "1 done, 2 failed" in out
+    assert "b.ppm: is already there, and .ppm pictures cannot say of which stream and for whom they are; --over" in err
 
 
 # Single files, and what is refused
@@ -513,6 +548,9 @@ def test_names_where_none_is_given(command, photos, monkeypatch):
     assert command("compress", "dogs/b.jpg")[1].startswith("dogs/b.jpg -> dogs/b.ugic\n")
     assert command("decompress", "dogs/b.ugic")[1] == "dogs/b.ugic -> dogs/b.png\n"
     assert command("decompress", "dogs/b.ugic", "--format", "webp")[0] == 0
+    assert command("decompress", "dogs/b.ugic", "bare", "--format", "webp")[0] == 0
+    with Image.open("bare") as picture:
+        assert picture.format == "WEBP"
     assert command("compress", "dogs/b.jpg", "cats")[0] == 0
     assert command("compress", "dogs/b.jpg", "new/")[0] == 0
     assert {"dogs/b.ugic", "dogs/b.png", "dogs/b.webp", "cats/b.ugic", "new/b.ugic"} <= set(tree(photos))
@@ -581,7 +619,8 @@ def test_wrong_usage_is_one_line(command, photos, tmp_path, monkeypatch):
     assert usage_error(command("compress", tmp_path / "x.ugic", tmp_path / "y.ugic"), "ugicm decompress")
     decompress = ("decompress", tmp_path / "x.ugic")
     assert usage_error(command(*decompress, tmp_path / "x.xyz"), ".xyz", ".png")
-    assert usage_error(command(*decompress, "--format", "xyz"), ".xyz", ".png")
+    for extension in ("xyz", "palm", "wmf"):
+        assert usage_error(command(*decompress, "--format", extension), f"cannot write .{extension} pictures", ".png")
     assert usage_error(command(*decompress, tmp_path / "x.png", "--format", "jpg"), "leave one out")
     assert usage_error(command("compress", picture, "--device", "tpu9"), "device 'tpu9'")
     assert usage_error(command("compress"), "IN", "--help")
@@ -648,7 +687,55 @@ def test_info_knows_the_shipped_model(command, tmp_path, make_picture):
     assert command("info", tmp_path / "x.ugic")[1].rstrip().endswith(f"{codec.fingerprint} (shipped)")
 
 
+# ugicm.usage itself
+
+
+@pytest.mark.parametrize("error, status, said", [
+    (files.UsageError("wrong"), 2, "x: error: wrong"),
+    (ConfigError("wrong"), 2, "x: error: wrong"),
+    (CheckpointError("wrong"), 2, "x: error: wrong"),
+    (PictureError("wrong"), 2, "x: error: wrong"),
+    (FileNotFoundError(errno.ENOENT, "No such file", "gone"), 2, "x: error: gone: No such file"),
+    (ModuleNotFoundError("", name="timm"), 2, "x: error: this needs timm: pip install 'ugicm[train,eval]'"),
+    (StreamError("broken"), 1, "x: error: broken"),
+    (OSError(errno.ENOSPC, "full"), 1, "x: error: [Errno 28] full"),
+    (KeyboardInterrupt(), 130, "x: stopped"),
+])  # fmt: skip
+def test_all_commands_end_by_one_rule(error, status, said, capsys, monkeypatch):
+    def fail():
+        raise error
+
+    assert usage.guarded(fail, "x", "stopped") == status
+    assert capsys.readouterr() == ("", f"{said}\n")
+    monkeypatch.setenv("RANK", "1")  # what is wrong with the command, one of torchrun's processes says for all
+    assert usage.guarded(fail, "x") == status
+    assert bool(capsys.readouterr().err) == (status == 1)
+
+
+def test_what_a_command_returns_is_its_status_and_a_bug_leaves_its_traceback(capsys):
+    assert [usage.guarded(lambda: 0), usage.guarded(lambda: 1)] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        usage.guarded(lambda: 1 // 0)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_each_of_torchruns_processes_takes_its_own_gpu(monkeypatch):
+    monkeypatch.setattr(usage, "check_device", lambda name: None)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert [usage.pick_device(name) for name in (None, "auto", "cpu", "cuda")] == ["cuda:0", "cuda:0", "cpu", "cuda"]
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert [usage.pick_device(name) for name in (None, "cuda")] == ["cuda:1", "cuda"]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert usage.pick_device() == "cpu"
+
+
 # ugicm.files itself
+
+
+def test_what_cannot_be_written_can_be_said_by_another_process():
+    error = pickle.loads(pickle.dumps(files.WriteError(Path("x"), OSError(errno.ENOSPC, "full", "y"))))
+    assert (str(error), error.hopeless) == ("y: cannot be written: full", True)
 
 
 def test_run_reports_what_libraries_raise_on_one_line(tmp_path):

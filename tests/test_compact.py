@@ -127,6 +127,11 @@ def test_what_cannot_be_widened_is_refused():
         widen(small_model(), 8, crops, (0.01,))
     with pytest.raises(ConfigError, match="compact"):
         widen(small_model("bmshj2018"), 8, crops, (0.01,))
+    narrow = UGICM(dataclasses.replace(CONFIGS["compact"], M=24, slices=2, slice_widths=(8, 16), detail_width=0))
+    with pytest.raises(ConfigError, match="from 1 to 768 channels"):
+        widen(narrow, 1000, crops, (0.01,))
+    with pytest.raises(ConfigError, match="lambdas must be positive"):
+        widen(narrow, 8, crops, (0.0, 0.01))
 
 
 @pytest.mark.parametrize("width", [4, -1, 32])

@@ -13,12 +13,13 @@ from PIL import Image
 import ugicm
 from ugicm import pictures
 from ugicm.evaluation import codec as evaluation
-from ugicm.evaluation import metrics, results
+from ugicm.evaluation import digests, metrics, results
 
 
 @pytest.fixture
 def evaluate(tmp_path, capsys, checkpoint):
     """evaluate(*arguments) -> (exit status, stdout, stderr); experiments go below tmp_path."""
+
     def run(*arguments, model=checkpoint):
         options = ["-c", str(model)] if model else []
         status = evaluation.main(tmp_path / "experiments", [*map(str, arguments), *options])
@@ -51,11 +52,12 @@ def check_experiment(folder: Path, names: list[str], codec) -> dict:
 
 
 @pytest.mark.parametrize("place", ["root", "tests"])
-def test_as_users_run_it(place, run_python, checkpoint, tmp_path):
+def test_as_users_run_it(place, run_python, run_script, checkpoint, tmp_path):
     samples = sorted(p.stem for p in (resources.files("ugicm") / "samples").iterdir() if p.name.endswith(".png"))
     assert len(samples) == 3
-    cwd, script = (ROOT, "tests/test.py") if place == "root" else (ROOT / "tests", "test.py")
-    done = run_python(script, "-exp", tmp_path / "exp", "--gpu_id", 0, "-c", checkpoint, cwd=cwd)
+    options = ("-exp", tmp_path / "exp", "--gpu_id", 0, "-c", checkpoint)
+    in_tests = place == "tests"
+    done = run_python("test.py", *options, cwd=ROOT / "tests") if in_tests else run_script("tests/test.py", *options)
     assert done.returncode == 0, done.stderr
     document = check_experiment(tmp_path / "exp", samples, ugicm.load(checkpoint))
     assert set(document) == {"name", "description", "results", "meta", "per_image", "failed"}
@@ -134,7 +136,7 @@ def test_an_interrupted_run_continues_and_a_finished_one_starts_over(evaluate, p
     assert status == 130 and "continues" in err
     assert not (folder / "results.json").exists()
     with open(folder / "records.jsonl", "a") as journal:
-        journal.write('{"image": "dogs/b.ugic", "qua')  # as a killed run leaves it
+        journal.write('["0.5 dogs/b.ugic", {"image": "dogs/b.ugic", "qua')  # as a killed run leaves it
     status, out, _ = evaluate("-d", photos)
     assert status == 0 and "continuing after 2 results" in out
     assert len(calls) == 4
@@ -146,6 +148,76 @@ def test_an_interrupted_run_continues_and_a_finished_one_starts_over(evaluate, p
     assert evaluate("-d", photos / "cats")[0] == 0
     assert len(calls) == 5
     assert sorted(p.name for p in (folder / "human").rglob("*")) == ["c.png"]
+
+
+def test_results_of_before_are_kept_beside_and_named(evaluate, photos, tmp_path, other_checkpoint):
+    folder = tmp_path / "experiments" / "mine"
+    previous, said = folder / "results.previous.json", "are kept in results.previous.json"
+    status, out, _ = evaluate("-exp", "mine", "-d", photos / "cats", "--quality", 0.3)
+    first = (folder / "results.json").read_bytes()
+    assert status == 0 and said not in out and not previous.exists()
+    for options, model in (((photos / "cats", "--quality", 0.8), other_checkpoint), ((photos,), other_checkpoint)):
+        status, out, err = evaluate("-exp", "mine", "-d", *options, model=model)
+        assert (status, err) == (0, "") and sum(said in line for line in out.splitlines()) == 1
+        assert previous.read_bytes() == first
+        first = (folder / "results.json").read_bytes()
+    assert len(json.loads(first)["per_image"]) == len(list((folder / "human").rglob("*.png"))) == 3
+    assert evaluate("-exp", "mine", "-d", photos, model=other_checkpoint)[0] == 0  # the same once more
+    assert previous.read_bytes() == first
+
+    # What has that name and is no results file of this command makes the folder one of somebody else's.
+    previous.write_text("mine")
+    assert evaluate("-exp", "mine", "-d", photos)[0] == 2
+    assert previous.read_text() == "mine" and (folder / "human" / "cats" / "c.png").exists()
+
+
+def test_help_says_what_becomes_of_earlier_results(evaluate, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        evaluate("--help")
+    assert "results.previous.json" in capsys.readouterr().out
+
+
+@pytest.fixture
+def interrupt(evaluate, monkeypatch):
+    """interrupt(*arguments): a run that ends after its first picture, as with Ctrl-C."""
+    measure = evaluation.measure
+
+    def once(*arguments):
+        with monkeypatch.context() as patch:
+            calls = []
+
+            def impatient(*given):
+                if calls:
+                    raise KeyboardInterrupt
+                calls.append(1)
+                return measure(*given)
+
+            patch.setattr(evaluation, "measure", impatient)
+            assert evaluate(*arguments)[0] == 130
+
+    return once
+
+
+def test_an_interrupted_run_continues_at_another_revision(evaluate, interrupt, photos, tmp_path, monkeypatch):
+    folder = tmp_path / "experiments" / "test"
+    for revision in ("aaa", "aaa-dirty"):
+        monkeypatch.setattr(results, "revision", lambda revision=revision: revision)
+        interrupt("-d", photos)
+    monkeypatch.setattr(results, "revision", lambda: "bbb")
+    status, out, _ = evaluate("-d", photos)
+    assert status == 0 and "continuing after 2 results" in out
+    assert f"{folder}: begun at revision aaa-dirty, continued at bbb" in out.splitlines()
+    meta = json.loads((folder / "results.json").read_text())["meta"]
+    assert (meta["revision"], meta["earlier_revisions"]) == ("bbb", ["aaa", "aaa-dirty"])
+    monkeypatch.setattr(results, "revision", lambda: "ccc")
+    assert evaluate("-d", photos)[0] == 0
+    assert "earlier_revisions" not in json.loads((folder / "results.json").read_text())["meta"]
+
+
+def test_an_interrupted_run_that_is_given_up_is_said(evaluate, interrupt, photos, tmp_path):
+    interrupt("-d", photos)
+    status, out, _ = evaluate("-d", photos, "--quality", 0.3)
+    assert status == 0 and "1 results of an interrupted run are dropped (other qualities)" in out
 
 
 def test_an_interrupted_run_with_other_settings_starts_over(evaluate, photos, tmp_path, other_checkpoint, monkeypatch):
@@ -172,14 +244,19 @@ def test_a_folder_that_is_no_experiment_is_left_alone(evaluate, photos, tmp_path
     assert (theirs / "me.png").exists()
 
 
-@pytest.mark.parametrize("name, text", [
-    ("results.json", '{"mine": 1}'),
-    ("results.json", '{"name": "n", "results": {"bpp": [1]}, "meta": {"ugicm": "0"}}'),
-    ("results.json", "no json"),
-    ("records.jsonl", '{"image": 1}\n'),
-    ("records.jsonl", "no json"),
-    ("records.jsonl", ""),
-])
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("results.json", '{"mine": 1}'),
+        ("results.json", '{"name": "n", "results": {"bpp": [1]}, "meta": {"ugicm": "0"}}'),
+        ("results.json", "no json"),
+        ("records.jsonl", '{"image": 1}\n'),
+        ("records.jsonl", '{"settings": 1, "image": 2}\n'),
+        ("records.jsonl", '["settings", {"image": 1}]\n'),
+        ("records.jsonl", "no json"),
+        ("records.jsonl", ""),
+    ],
+)
 def test_results_of_something_else_make_no_experiment(name, text, evaluate, photos, tmp_path):
     theirs = tmp_path / "experiments" / "holiday"
     (theirs / "human").mkdir(parents=True)
@@ -196,7 +273,7 @@ def test_foreign_results_beside_a_journal_are_kept(evaluate, photos, tmp_path):
     folder = tmp_path / "experiments" / "test"
     assert evaluate("-d", photos)[0] == 0
     own = json.loads((folder / "results.json").read_text())
-    (folder / "records.jsonl").write_text(json.dumps(own["meta"]) + "\n")
+    (folder / "records.jsonl").write_text(json.dumps(["settings", own["meta"]]) + "\n")
     (folder / "results.json").write_text('{"mine": 1}')
     assert evaluate("-d", photos)[0] == 2
     assert (folder / "results.json").read_text() == '{"mine": 1}' and (folder / "human" / "cats" / "c.png").exists()
@@ -260,6 +337,19 @@ def test_results_files(tmp_path):
             results.read(tmp_path / "r.json")
 
 
+def test_a_journal_reads_what_it_can_and_goes_on(tmp_path):
+    path = tmp_path / "folder" / "journal.jsonl"
+    results.Journal(path).add({"a": {"x": 1}, "b": None})
+    with open(path, "a") as file:
+        file.write('5\n{"c": 1}\n[["list"], 1]\n["d", {"x"')
+    before = path.read_text()
+    journal = results.Journal(path)
+    assert journal.records == {"a": {"x": 1}, "b": None} and path.read_text() == before
+    journal.add({"e": 2})
+    journal.add({"a": 3})
+    assert results.Journal(path).records == {"a": 3, "b": None, "e": 2}
+
+
 def test_compressai_can_plot_our_results(evaluate, tmp_path, make_picture):
     from compressai.utils.plot.__main__ import parse_json_file
 
@@ -275,5 +365,5 @@ def test_a_data_sets_digest_depends_on_names_and_contents(tmp_path):
     for folder, name, content in (("a", "x", "1"), ("b", "x", "1"), ("c", "y", "1"), ("d", "x", "2")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / name).write_text(content)
-    a, b, c, d = (results.digest(sorted((tmp_path / f).iterdir()), tmp_path / f) for f in "abcd")
+    a, b, c, d = (digests.tree_digest(sorted((tmp_path / f).iterdir()), tmp_path / f) for f in "abcd")
     assert a == b and len({a, c, d}) == 3

@@ -2,6 +2,7 @@
 commands that check streams say of arguments that are wrong."""
 
 import json
+import sys
 from importlib import util
 
 import pytest
@@ -11,9 +12,10 @@ from small_models import small_model
 
 from ugicm.codec import load
 from ugicm.errors import UgicmError
-from ugicm.evaluation import large, portability, usage
+from ugicm.evaluation import large, portability
 from ugicm.models.gaussian import log_spaced
 from ugicm.released import reference_name
+from ugicm.usage import guarded
 
 
 def test_released_checkpoints_get_the_same_tables_under_other_instruction_sets(photos, tmp_path):
@@ -78,7 +80,7 @@ def test_wrong_arguments_are_no_findings(name, arguments, photos, checkpoint, mo
     given = [{"PHOTOS": str(photos), "SMALL": str(checkpoint)}.get(argument, argument) for argument in arguments]
     main = script(name).main
     with pytest.raises(SystemExit) as end:
-        usage.guarded(lambda _: main(given))
+        sys.exit(guarded(lambda: main(given)))
     last = capsys.readouterr().err.splitlines()[-1]
     assert end.value.code == 2 and "error: " in last and arguments[-1] in last
     assert not (tmp_path / "experiments").exists()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from ugicm.errors import CheckpointError
 from ugicm.models.codec import UGICM
 from ugicm.released import build, load_released, reference_name
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "convert_checkpoint.py"
+SCRIPT = "scripts/convert_checkpoint.py"
 
 
 @pytest.fixture(scope="module")
@@ -209,16 +207,16 @@ def test_code_is_refused(tmp_path, write):
     assert not trace.exists()
 
 
-def test_convert(model, state, tmp_path):
+def test_convert(model, state, tmp_path, run_script):
     source, target = save(tmp_path, {"state_dict": state}), tmp_path / "converted.safetensors"
-    run = subprocess.run([sys.executable, SCRIPT, source, target], capture_output=True, text=True)
+    run = run_script(SCRIPT, source, target)
     assert run.returncode == 0, run.stderr
     converted = load_model(target)
     assert same(converted, model)
     fingerprint = load_released(source).prepare_for_coding().fingerprint
     assert converted.prepare_for_coding().fingerprint == fingerprint
     assert read_metadata(target)["fingerprint"] == fingerprint.hex()
-    again = subprocess.run([sys.executable, SCRIPT, source, target], capture_output=True, text=True)
+    again = run_script(SCRIPT, source, target)
     assert again.returncode == 2 and "--overwrite" in again.stderr
 
 

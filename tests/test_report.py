@@ -16,7 +16,7 @@ from PIL import Image
 from test_anchors import JpegCodec
 
 from ugicm.errors import ConfigError
-from ugicm.evaluation import anchors, bd, curves, report, report_tables
+from ugicm.evaluation import anchors, bd, curves, report, report_tables, results
 from ugicm.evaluation.metrics import psnr
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -148,16 +148,23 @@ def test_curves_are_compressai_s_json(made):
     assert document["meta"]["codec"] == "stand-in 1" and document["meta"]["libraries"]
 
 
-def test_markdown_and_plots(made, tmp_path):
+@pytest.fixture(scope="module")
+def plot_rd():
+    """scripts/plot_rd.py as a module."""
+    specification = importlib.util.spec_from_file_location("plot_rd", ROOT / "scripts" / "plot_rd.py")
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    return script
+
+
+def test_markdown_and_plots(made, plot_rd, tmp_path):
     text = (made / "tables.md").read_text()
     assert "### BD-rate at equal psnr-rgb" in text and "| WebP |" in text and "no overlap" in text
     plots = sorted(p.name for p in (made / "plots").iterdir())
     assert "birds psnr-rgb.png" in plots and len(plots) == 6
     with Image.open(made / "plots" / "birds psnr-rgb.png") as image:
         assert image.width > 600
-    specification = importlib.util.spec_from_file_location("plot_rd", ROOT / "scripts" / "plot_rd.py")
-    plot_rd = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(plot_rd)
+    assert text.splitlines()[2] == report_tables._LEGEND
     theirs = tmp_path / "theirs.json"
     theirs.write_text(
         json.dumps({"name": "mbt2018", "results": {"bpp": [0.1, 0.5], "psnr": [27, 33], "ms-ssim": [0.9, 0.98]}})
@@ -171,6 +178,46 @@ def test_markdown_and_plots(made, tmp_path):
     (tmp_path / "x.json").write_text("[1]")
     with pytest.raises(ConfigError, match="not a results file"):
         plot_rd.main([str(tmp_path / "x.json")])
+
+
+def test_curves_of_one_name_have_their_files_names(plot_rd, tmp_path, monkeypatch):
+    paths = [tmp_path / name for name in ("a/results.json", "b/results.json", "c.json", "report.json")]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"name": "ugicm compact", "results": {"bpp": [0.1], "psnr-rgb": [30]}}))
+    curve = {"results": {"bpp": [0.1], "psnr-rgb": [30]}}
+    names = ["ugicm compact", "JPEG"]
+    sections = [{"name": "x", "curves": [{"name": name, **curve} for name in names]}]
+    paths[-1].write_text(json.dumps({"sections": sections}))
+    drawn = []
+    monkeypatch.setattr(report_tables, "plot", lambda path, curves, *_: drawn.append([name for name, *_ in curves]))
+    assert plot_rd.main([*map(str, paths), "-o", str(tmp_path / "rd.png")]) == 0
+    assert plot_rd.main([str(paths[0]), str(paths[0])]) == 0
+    assert drawn[0] == ["a/results", "b/results", "c", "report: ugicm compact", "JPEG"]
+    assert drawn[1] == ["ugicm compact"] * 2
+
+
+def test_a_perfect_score_of_originals_is_shown_but_not_their_agreement(made, tmp_path, monkeypatch):
+    document = json.loads((made / "results.json").read_text())
+    (section,) = document["sections"]
+    assert section["originals"]["agreement (random)"] == 100
+    (line,) = (line for line in report_tables.markdown(document).splitlines() if line.startswith("Originals"))
+    assert "agreement" not in line
+    section["originals"]["top-1 (random)"] = 100.0
+    assert "Originals: top-1 (random) 100.0, top-5" in report_tables.markdown(document)
+    drawn = {}
+    monkeypatch.setattr(report_tables, "plot", lambda path, curves, metric, title, line: drawn.update({metric: line}))
+    report_tables.plots(document, tmp_path)
+    assert drawn["top-1 (random)"] == 100 and drawn["agreement (random)"] is None
+
+
+def test_plots_keep_the_colours_of_single_points(tmp_path):
+    curves = [(f"curve {i}", [0.1 * (i + 1)], [30 + i]) for i in range(6)]
+    report_tables.plot(tmp_path / "x.png", curves, "psnr-rgb")
+    found = np.unique(np.asarray(Image.open(tmp_path / "x.png").convert("RGB"), int).reshape(-1, 3), axis=0)
+    for colour in report_tables.COLOURS[:6]:
+        wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert np.abs(found - wanted).sum(1).min() < 6
 
 
 def test_an_interrupted_report_continues(made, pictures, judge, codec, tmp_path, capsys):
@@ -187,7 +234,7 @@ def test_an_interrupted_report_continues(made, pictures, judge, codec, tmp_path,
     assert report.main(arguments(pictures, judge, tmp_path)) == 0
     assert codec.encoded == 30 - 14  # two finished batches were cached as streams
     assert codec.decoded < 30 + 2 * 2  # one decode per picture still to be judged, and the viewer's
-    assert all(json.loads(line) for line in journals[-1].read_text().splitlines())
+    assert len(results.Journal(journals[-1]).records) == len(journals[-1].read_text().splitlines()) - 1
     first, again = (json.loads((folder / "results.json").read_text()) for folder in (made, tmp_path))
     assert first["sections"] == again["sections"]
     # Once more: nothing is left to do but the viewer's decodes. With another quality, only that one.
@@ -323,7 +370,7 @@ def test_what_is_not_at_hand_is_said(pictures, codec, tmp_path, monkeypatch, cap
     assert all(note.split(":")[0] in (tmp_path / "r" / "tables.md").read_text() for note in document["notes"])
 
 
-def test_command_is_light_and_hooks_into_a_parser(run_python, tmp_path):
+def test_command_is_light_and_hooks_into_a_parser(run_python, run_script, tmp_path, capsys):
     parser = argparse.ArgumentParser()
     report.add_report_command(parser.add_subparsers())
     args = parser.parse_args(["report", "-d", "x", "-o", "y"])
@@ -333,9 +380,14 @@ def test_command_is_light_and_hooks_into_a_parser(run_python, tmp_path):
     )
     assert done.stdout.split() == ["False", "False"], done.stderr
     (tmp_path / "all.args").write_text("# a comment\n-d 'a folder' --codecs jpeg\n")
-    done = run_python("scripts/report.py", f"@{tmp_path / 'all.args'}", "-o", tmp_path / "r")
-    assert done.returncode == 2 and done.stderr == "report: a folder: no such folder\n"
-    done = run_python("scripts/report.py", "--help")
+    done = run_script("scripts/report.py", f"@{tmp_path / 'all.args'}", "-o", tmp_path / "r")
+    assert done.returncode == 2 and done.stderr == "report: error: a folder: no such folder\n"
+    (tmp_path / "bad.args").write_text("-d 'a folder\n")
+    for name, complaint in (("bad", "-d 'a folder: No closing quotation"), ("gone", "No such file")):
+        with pytest.raises(SystemExit, match="2"):
+            report.main([f"@{tmp_path / name}.args"])
+        assert complaint in capsys.readouterr().err
+    done = run_script("scripts/report.py", "--help")
     assert done.returncode == 0 and "python scripts/report.py -d" in done.stdout
 
 
@@ -344,7 +396,12 @@ def test_formats():
     assert (
         report_tables.number(0.98765, "ms-ssim-rgb") == "0.9877" and report_tables.number(31.337, "psnr-rgb") == "31.34"
     )
-    assert report_tables.axis_label("top-1 (x)") == "top-1 (x), %"
+    labels = {
+        "top-1 (x)": "top-1 (x), %", "mask AP50 (x)": "mask AP50 (x), %", "mIoU (x)": "mIoU (x), %",
+        "psnr-rgb-machine": "psnr-rgb-machine (dB)", "log-loss (x)": "log-loss (x), nats (less is better)",
+        "encoding_time": "encoding_time, s", "bytes": "bytes",
+    }  # fmt: skip
+    assert {metric: report_tables.axis_label(metric) for metric in labels} == labels
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from small_models import CONFIGS, small_model
 import ugicm
 from ugicm.checkpoint import load_model, read_metadata
 from ugicm.errors import ConfigError
-from ugicm.evaluation.codec import model_digest
+from ugicm.evaluation.digests import model_digest
 from ugicm.models import sharpening
 from ugicm.models.sharpening import sharpen
 
@@ -69,8 +69,8 @@ def test_strengths_that_make_no_sense(sharpness):
         dataclasses.replace(CONFIGS["compact"], sharpness=sharpness)
 
 
-def test_script(run_python, checkpoint, make_picture, tmp_path):
-    end = run_python("scripts/convert_checkpoint.py", checkpoint, tmp_path / "a.safetensors", "--sharpness", "2")
+def test_script(run_script, checkpoint, make_picture, tmp_path):
+    end = run_script("scripts/convert_checkpoint.py", checkpoint, tmp_path / "a.safetensors", "--sharpness", "2")
     assert end.returncode == 0, end.stderr
     assert load_model(tmp_path / "a.safetensors").config.sharpness == 2
     before, after = ugicm.load(checkpoint), ugicm.load(tmp_path / "a.safetensors")
@@ -83,7 +83,7 @@ def test_script(run_python, checkpoint, make_picture, tmp_path):
     assert human.tobytes() == same.tobytes() and machine.tobytes() != sharper.tobytes()
 
 
-def test_script_refuses(run_python, checkpoint, tmp_path):
-    end = run_python("scripts/convert_checkpoint.py", checkpoint, tmp_path / "a.safetensors", "--sharpness", "9")
+def test_script_refuses(run_script, checkpoint, tmp_path):
+    end = run_script("scripts/convert_checkpoint.py", checkpoint, tmp_path / "a.safetensors", "--sharpness", "9")
     assert end.returncode == 2 and "sharpness must be from 0 to 4, got 9.0" in end.stderr
     assert not (tmp_path / "a.safetensors").exists()

@@ -80,10 +80,10 @@ def test_streams_become_shorter_and_stay_the_same_pictures(model):
     assert torch.equal(mean.parser.gaussian.quantized_cdf, model.parser.gaussian.quantized_cdf)
 
 
-def test_script(run_python, checkpoint, photos, tmp_path):
+def test_script(run_script, checkpoint, photos, tmp_path):
     plain, calibrated = tmp_path / "plain.safetensors", tmp_path / "calibrated.safetensors"
     for target, options in ((plain, ()), (calibrated, ("--calibrate", photos / "dogs", photos / "cats"))):
-        end = run_python(SCRIPT, checkpoint, target, "--half", *options)
+        end = run_script(SCRIPT, checkpoint, target, "--half", *options)
         assert end.returncode == 0, end.stderr
     assert "dogs" in read_metadata(calibrated)["calibrated"] and "calibrated" not in read_metadata(plain)
     for (name, a), b in zip(load_model(plain).state_dict().items(), load_model(calibrated).state_dict().values()):
@@ -98,8 +98,8 @@ def test_script(run_python, checkpoint, photos, tmp_path):
         before.decompress(data)
 
 
-def test_script_without_pictures(run_python, checkpoint, tmp_path):
+def test_script_without_pictures(run_script, checkpoint, tmp_path):
     (tmp_path / "empty").mkdir()
-    end = run_python(SCRIPT, checkpoint, tmp_path / "out.safetensors", "--calibrate", tmp_path / "empty")
+    end = run_script(SCRIPT, checkpoint, tmp_path / "out.safetensors", "--calibrate", tmp_path / "empty")
     assert end.returncode == 2 and "empty" in end.stderr and "Traceback" not in end.stderr
     assert not (tmp_path / "out.safetensors").exists()

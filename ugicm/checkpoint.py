@@ -45,8 +45,8 @@ def save_model(path: str | os.PathLike, model: UGICM, metadata: dict[str, str] |
     the model is rounded accordingly when it is loaded, by writer and reader alike. CDF tables are stored where
     they have been built (``model.parser.build_tables()``); a checkpoint of an unfinished training has none.
 
-    Raises ValueError for a model after ``prepare_for_coding``: its weights are rounded already; ugicm.files.WriteError
-    where the file cannot be written.
+    Raises ValueError for a model after ``prepare_for_coding``: its weights are rounded already; CheckpointError for
+    values that are not finite, which no reader would take; ugicm.files.WriteError where the file cannot be written.
     """
     if model.fingerprint:
         raise ValueError("save the model before prepare_for_coding(): its parsing weights have been rounded")
@@ -55,6 +55,7 @@ def save_model(path: str | os.PathLike, model: UGICM, metadata: dict[str, str] |
         tensor = tensor.detach().cpu().contiguous()
         narrow = half and tensor.is_floating_point() and "bottleneck" not in name and "scale_table" not in name
         state[name] = tensor.half() if narrow else tensor
+    _refuse(str(path), "values that are not finite", [k for k, v in state.items() if not bool(torch.isfinite(v).all())])
     described = {**(metadata or {}), "format": FORMAT, "config": json.dumps(to_dict(model.config))}
     with files.replacing(path) as temporary:
         try:

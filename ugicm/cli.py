@@ -1,4 +1,4 @@
-"""The command ``ugicm``: compress, decompress and info, on files and folders.
+"""The command ``ugicm``: compress, decompress and info, on files and folders; report, on folders of pictures.
 
 Exit status: 0 all done; 1 something failed (the summary names it); 2 the command cannot be carried out as given;
 130 interrupted. Heavy libraries are imported by the commands that need them, so that help and info are quick.
@@ -9,19 +9,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import os
 import sys
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from ugicm import __version__, files
 from ugicm.coding import stream
-from ugicm.errors import CheckpointError, PictureError, StreamError, UgicmError, first_line
+from ugicm.errors import PictureError, StreamError
 from ugicm.evaluation.report import add_report_command
-from ugicm.evaluation.usage import check_device, natural, positive, unit
+from ugicm.usage import Parser, described, guarded, natural, pick_device, positive, unit
 
 if TYPE_CHECKING:
     from ugicm.codec import Codec
@@ -59,58 +58,40 @@ Only headers and checksums are read: no model is loaded.
 _MOST_WORKERS = 16  # without being asked: each takes the memory of a picture
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status."""
     args = _parser().parse_args(arguments)
     warnings.showwarning = _show_warning
-    warnings.simplefilter("ignore", FutureWarning)
     warnings.filterwarnings("ignore", module="torch")  # hints for developers
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may be of any bytes
     if hasattr(args, "max_pixels"):
         stream.MAX_PIXELS = args.max_pixels
-    try:
-        return args.command(args)
-    except (files.UsageError, CheckpointError) as error:
-        _say(str(error))
-        return 2
-    except (UgicmError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as `| head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-        _say(str(error) if isinstance(error, UgicmError) else _described(error))
-        return 1
-    except KeyboardInterrupt:
-        _say("interrupted")
-        return 130
+    return guarded(lambda: args.command(args), "ugicm")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="ugicm",
         description="Learned image codec: one stream, decoded for people, for machines, or anything between.",
         epilog=_MAIN_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ugicm {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], summary: str, examples: str) -> _Parser:
-        sub = commands.add_parser(
-            name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=examples,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
+    def command(name: str, run: Callable[[argparse.Namespace], int], summary: str, examples: str) -> Parser:
+        description = summary[0].upper() + summary[1:] + "."
+        sub = commands.add_parser(name, help=summary, description=description, epilog=examples)
         sub.set_defaults(command=run)
         return sub
 
     def model_options(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("-c", "--checkpoint", metavar="CKPT",
-                         help="a .safetensors checkpoint or a released .pth.tar (default: the shipped model)")
+        sub.add_argument(
+            "-c",
+            "--checkpoint",
+            metavar="CKPT",
+            help="a .safetensors checkpoint or a released .pth.tar (default: the shipped model)",
+        )
         sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
         sub.add_argument("--overwrite", action="store_true", help="replace outputs that are already there")
         sub.add_argument("--workers", type=positive, metavar="N",
@@ -196,6 +177,8 @@ def _compress(args: argparse.Namespace) -> int:
             return f"is already there, with quality {there.quality:.3g}"
         if (there.width, there.height) != pictures.upright_size(job.source):
             return f"is already there, of another picture: {there.width}x{there.height}"
+        if job.source.stat().st_mtime_ns > job.target.stat().st_mtime_ns:
+            return "is already there, older than the picture, which may be another one now"
         return None
 
     summary = _run(args, codec, jobs, work, incomplete)
@@ -217,10 +200,12 @@ def _decompress(args: argparse.Namespace) -> int:
         _refuse(jobs[0], args.overwrite)
     from ugicm import pictures
 
+    target = jobs[0].target
     try:
-        chosen = pictures.picture_format(jobs[0].target)
-        if args.format and chosen != pictures.picture_format(f"x{suffix}"):
-            raise files.UsageError(f"{jobs[0].target} does not go with --format {args.format}: leave one out")
+        asked = pictures.picture_format(target.with_suffix(suffix))
+        chosen = pictures.picture_format(target) if target.suffix else asked
+        if args.format and chosen != asked:
+            raise files.UsageError(f"{target} does not go with --format {args.format}: leave one out")
     except PictureError as error:
         raise files.UsageError(str(error)) from None
     _raise_pillows_limit(args.max_pixels)
@@ -235,7 +220,7 @@ def _decompress(args: argparse.Namespace) -> int:
     def work(job: files.Job) -> files.Made:
         data = job.source.read_bytes()
         image = codec.decompress(data, preference)
-        pictures.save_picture(image, job.target, origin(data))
+        pictures.save_picture(image, job.target, origin(data), chosen)
         return files.Made(image.width * image.height)
 
     def incomplete(job: files.Job) -> str | None:
@@ -248,7 +233,9 @@ def _decompress(args: argparse.Namespace) -> int:
             return "is already there, but is no complete picture"
         if size != (declared.width, declared.height):
             return f"is already there, a picture of another size ({size[0]}x{size[1]})"
-        if pictures.holds_description(job.target) and said != origin(data):
+        if not pictures.holds_description(job.target):
+            return f"is already there, and {suffix} pictures cannot say of which stream and for whom they are"
+        if said != origin(data):
             of = f"({said})" if said else "(it does not say which)"
             return f"is already there, of another stream or for another preference than {shown} {of}"
         return None
@@ -304,15 +291,9 @@ def _refuse(job: files.Job, overwrite: bool) -> None:
 
 
 def _load(args: argparse.Namespace) -> Codec:
-    import torch
-
     from ugicm.codec import load
 
-    device = args.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    check_device(device)
-    return load(args.checkpoint, device)
+    return load(args.checkpoint, pick_device(args.device))
 
 
 def _run(
@@ -358,7 +339,7 @@ def _info(args: argparse.Namespace) -> int:
             paths = files.find(name, [files.STREAM_SUFFIX]) if Path(name).is_dir() else [Path(name)]
         except (files.UsageError, OSError) as error:
             status = 1
-            _say(_described(error) if isinstance(error, OSError) else str(error))
+            _say(described(error))
             continue
         for path in paths:
             try:
@@ -366,7 +347,7 @@ def _info(args: argparse.Namespace) -> int:
                 header = stream.parse(data)
             except (OSError, StreamError) as error:
                 status = 1
-                _say(f"{path}: {error}" if isinstance(error, StreamError) else _described(error))
+                _say(f"{path}: {error}" if isinstance(error, StreamError) else described(error))
                 continue
             model = header.fingerprint.hex()
             model += " (shipped)" if model in shipped else " (not shipped)"
@@ -397,10 +378,6 @@ def _shipped_fingerprints() -> set[str]:
                 header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
             found.add(header.get("__metadata__", {}).get("fingerprint", ""))
     return found
-
-
-def _described(error: OSError) -> str:
-    return f"{error.filename}: {error.strerror}" if error.filename else first_line(error)
 
 
 def _say(line: str) -> None:

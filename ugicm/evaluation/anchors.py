@@ -1,4 +1,4 @@
-"""Contenders: every codec behind the same three calls, so that one loop measures all of them.
+"""Contenders: every codec behind the same two calls, so that one loop measures all of them.
 
 A contender turns a picture into the bytes of a file at some *setting* (a quality), and the bytes into one
 picture per *viewer*. Ours has a viewer per preference; the others have one, ``None``. All are handed the
@@ -18,9 +18,7 @@ same bare pixels: ICC profiles, EXIF and other metadata are no part of any conte
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
-import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +28,7 @@ import numpy as np
 from PIL import Image, features
 
 from ugicm.errors import CheckpointError, ConfigError, StreamError, UgicmError, first_line
+from ugicm.evaluation.digests import file_digest, model_digest
 from ugicm.evaluation.specs import Spec, parse_spec
 from ugicm.pictures import from_tensor, pad_to, to_tensor
 
@@ -73,11 +72,6 @@ def bare(image: Image.Image) -> Image.Image:
     return Image.frombytes("RGB", image.size, image.tobytes())
 
 
-def pixels_digest(image: Image.Image) -> str:
-    """16 hex digits of SHA-256 over size and pixels."""
-    return hashlib.sha256(struct.pack("<II", *image.size) + image.tobytes()).hexdigest()[:16]
-
-
 class PillowAnchor:
     """A format that Pillow writes."""
 
@@ -114,8 +108,8 @@ _PILLOW_FILES = {
 class ZooAnchor:
     """A CompressAI model at its rate points; a setting is the index of one.
 
-    The file is a header of 5 bytes and two per side (height and width of the picture and of the
-    hyper-latent), then each entropy-coded string behind its length.
+    The file is a header of 10 bytes (the setting, height and width of the picture and of the hyper-latent, the number
+    of strings), then each entropy-coded string behind 4 bytes of its length.
     """
 
     viewers = (None,)
@@ -218,12 +212,6 @@ def failures_named(contender: Contender, setting: float, path: Path) -> Iterator
         raise UgicmError(f"{path}: {contender.label} at {setting:g}: {first_line(error)}") from error
 
 
-def spread(count: int, of: int) -> list[int]:
-    """``count`` indices (or all) evenly spread over ``range(of)``."""
-    count = min(count, of)
-    return sorted({round(i * (of - 1) / max(count - 1, 1)) for i in range(count)})
-
-
 def mean_bpp(contender: Contender, images: Sequence[Image.Image], setting: float) -> float:
     """Mean over pictures of bits per pixel at a setting."""
     return float(np.mean([8 * len(contender.encode(i, setting)) / (i.width * i.height) for i in images]))
@@ -311,7 +299,6 @@ _LOADERS = {"jpeg": _jpeg, "webp": _webp, "avif": _avif, "jxl": _jxl}
 def _ugicm(spec: Spec, device: str, viewers: Sequence[float]) -> UgicmContender:
     import ugicm
     from ugicm.coding import stream
-    from ugicm.evaluation.codec import model_digest
 
     spec.take()
     codec = ugicm.load(spec.where, device=device)
@@ -359,17 +346,12 @@ def _rate_points(path: Path) -> list[Path]:
 
 
 def _zoo_from_file(architecture, path: Path):
-    import torch
     from compressai.zoo import load_state_dict
 
+    from ugicm.foreign_weights import read_state
+
+    state = read_state(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-        state = loaded.get("network", loaded.get("state_dict", loaded))
         return architecture.from_state_dict(load_state_dict(state))
-    except Exception as error:
+    except Exception as error:  # architectures guess their sizes from tensors that need not be there
         raise CheckpointError(f"{path}: not weights of {architecture.__name__} ({error})") from None
-
-
-def file_digest(path: str | os.PathLike) -> str:
-    with open(path, "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()[:16]

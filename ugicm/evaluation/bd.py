@@ -23,6 +23,7 @@ from typing import Literal
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
+from scipy.optimize import isotonic_regression
 
 Method = Literal["pchip", "isotonic"]
 NARROW = 0.25  # overlaps below this share of the two ranges together are marked
@@ -66,7 +67,7 @@ def bd_rate(rate_a, score_a, rate_b, score_b, method: Method = "pchip") -> Delta
         if len(log_rate) < 2:
             return Delta(None, note=f"the {name} curve has one point")
         if method == "isotonic":
-            pooled = isotonic(score)
+            pooled = isotonic_regression(score).x
             if np.any(pooled != score):
                 notes.append(f"{name} curve made monotone")
             inverses.append(_Lines(pooled, log_rate))
@@ -80,8 +81,8 @@ def bd_rate(rate_a, score_a, rate_b, score_b, method: Method = "pchip") -> Delta
 def bd_score(rate_a, score_a, rate_b, score_b, method: Method = "pchip") -> Delta:
     """Mean difference in score of curve b (the test) against curve a (the reference) at equal rate.
 
-    Arguments as for :func:`bd_rate`; scores need not rise with rate. ``isotonic`` joins the points by
-    straight lines in log rate.
+    Arguments and errors as for :func:`bd_rate`; scores need not rise with rate. ``isotonic`` joins the
+    points by straight lines in log rate.
     """
     curves = []
     for name, rate, score in (("reference", rate_a, score_a), ("test", rate_b, score_b)):
@@ -121,19 +122,6 @@ def bd_rate_interval(
         return whole
     low, high = np.percentile(found, [2.5, 97.5])
     return Delta(whole.value, whole.low, whole.high, whole.share, (float(low), float(high)), whole.note)
-
-
-def isotonic(values) -> np.ndarray:
-    """The non-decreasing sequence nearest to ``values`` in least squares (pool adjacent violators)."""
-    blocks: list[list[float]] = []  # [mean, length]
-    for value in values:
-        blocks.append([float(value), 1])
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            mean, length = blocks.pop()
-            before = blocks[-1]
-            before[0] = (before[0] * before[1] + mean * length) / (before[1] + length)
-            before[1] += length
-    return np.array([mean for mean, length in blocks for _ in range(int(length))])
 
 
 class _Lines:

@@ -2,14 +2,15 @@
 
 An experiment's folder holds ``bitstream/``, ``human/`` and ``machine/`` with the data set's tree (inside ``q0.3/``
 and so on where there are several qualities), ``results.json``, ``rd.png`` and ``comparison.png``. While it runs,
-``records.jsonl`` holds what is done; the same command continues from there after an interruption.
+``records.jsonl`` holds what is done; the same command continues from there after an interruption. A folder of another
+or a finished run is used again: what it held is replaced, but for its results, now ``results.previous.json``.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -24,17 +25,20 @@ from tqdm import tqdm
 
 from ugicm import files, pictures
 from ugicm.codec import ONE_RATE, Codec, load
-from ugicm.config import to_dict
-from ugicm.errors import CheckpointError, PictureError, StreamError, UgicmError, first_line
-from ugicm.evaluation import figures, results
+from ugicm.errors import PictureError, StreamError, first_line
+from ugicm.evaluation import digests, figures, results
 from ugicm.evaluation.metrics import bits_per_pixel, ms_ssim, psnr
-from ugicm.evaluation.usage import natural
+from ugicm.evaluation.results import Journal
+from ugicm.usage import Parser, guarded, natural, pick_device
 
 # Averaged into rate points, under CompressAI's names; its own plain "-rgb" metrics are those of the human picture.
 METRICS = ("bpp", "psnr-rgb", "psnr-rgb-machine", "ms-ssim-rgb", "ms-ssim-rgb-machine",
            "encoding_time", "decoding_time")  # fmt: skip
 JOURNAL, RESULTS, CURVES, COMPARISON = "records.jsonl", "results.json", "rd.png", "comparison.png"
-_SAID = {"dataset", "model", "qualities"}  # in a journal's first line and in a results file's meta: made here
+PREVIOUS = "results.previous.json"  # the results of the run before, whose streams and pictures are gone
+_SAID = {"dataset", "model", "qualities"}  # in a journal's settings and in a results file's meta: made here
+_SETTINGS = "settings"  # a name in a journal; all others are of records
+_EARLIER = "earlier_revisions"  # of the code, at which a run that was interrupted has measured
 _OUTPUT_FOLDER = re.compile(r"bitstream|human|machine|q[0-9.]+")
 _PICTURES_LISTED = 40
 
@@ -42,24 +46,17 @@ _PICTURES_LISTED = 40
 def main(experiments: Path, arguments: Sequence[str] | None = None) -> int:
     """Run the command; experiments are written under the folder ``experiments``. Returns the exit status."""
     args = _parser().parse_args(arguments)
-    try:
-        return _run(args, experiments)
-    except (files.UsageError, CheckpointError) as error:
-        print(f"test.py: {error}", file=sys.stderr)
-        return 2
-    except (UgicmError, OSError) as error:
-        print(f"test.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("test.py: interrupted; the same command continues", file=sys.stderr)
-        return 130
+    return guarded(lambda: _run(args, experiments), "test.py", "interrupted; the same command continues")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="test.py",
-        description="Compress every picture of a data set to a file, decode the files for people and for machines, "
+        description="Compress every picture of a data set to a file, decode the files for people and for machines,\n"
         "and measure rate, distortion and time.",
+        epilog="An interrupted run continues with the same command. Otherwise everything is measured anew, and the\n"
+        "streams and pictures that the experiment has are replaced; its results.json is kept, until the next\n"
+        f"time, as {PREVIOUS}. Another -exp leaves all as it is.",
     )
     parser.add_argument("-exp", "--experiment", default="test", metavar="NAME",
                         help="results go to experiments/NAME in the checkout (default: test)")  # fmt: skip
@@ -89,19 +86,23 @@ def _run(args: argparse.Namespace, experiments: Path) -> int:
             print("this model has one rate: --quality has no effect")
         qualities = [ONE_RATE]
     meta = {
-        "dataset": {"path": str(dataset), "pictures": len(sources), "digest": results.digest(sources, root)},
-        "model": {**codec.describe(), "weights": model_digest(codec)},
+        "dataset": {"path": str(dataset), "pictures": len(sources), "digest": digests.tree_digest(sources, root)},
+        "model": {**codec.describe(), "weights": digests.model_digest(codec)},
         "qualities": qualities,
         "effort": args.effort,
     }
     environment = results.environment(codec.device)
     settings = {**meta, "ugicm": environment["ugicm"], "revision": environment["revision"]}
-    records = _begin(folder, json.loads(json.dumps(settings)))
+    journal = _begin(folder, json.loads(json.dumps(settings)))
+    known = len(journal.records) - 1
     print(f"{len(sources)} pictures, {codec.config.backbone} model {codec.fingerprint}, {environment['device']}"
-          + (f"; continuing after {len(records)} results" if records else ""))  # fmt: skip
+          + (f"; continuing after {known} results" if known else ""))  # fmt: skip
 
     jobs = files.pair(sources, root, Path(), files.STREAM_SUFFIX)
-    failures = _measure_all(codec, jobs, folder, qualities, args.effort, records)
+    failures = _measure_all(codec, jobs, folder, qualities, args.effort, journal)
+    names = (_name(quality, job) for quality in qualities for job in jobs)
+    records = [journal.records[name] for name in names if name in journal.records]
+    earlier = journal.records[_SETTINGS].get(_EARLIER)
     for path, reason in failures.items():
         print(f"test.py: {reason if str(path) in reason else f'{path}: {reason}'}", file=sys.stderr)
     if not records:
@@ -112,12 +113,12 @@ def _run(args: argparse.Namespace, experiments: Path) -> int:
         f"ugicm {codec.config.backbone}",
         f"{len(sources) - len(failures)} pictures of {dataset.name}, preferences 0 (human) and 1 (machine)",
         averages,
-        meta={**environment, **meta},
+        meta={**environment, **meta, **({_EARLIER: earlier} if earlier else {})},
         per_image=records,
         failed=[{"image": str(path), "reason": reason} for path, reason in failures.items()],
     )
     figures.rate_distortion(folder / CURVES, averages)
-    figures.comparison(folder / COMPARISON, _compared(records, root, folder, qualities))
+    figures.comparison(folder / COMPARISON, _compared(records, folder, qualities))
     (folder / JOURNAL).unlink()
     print(_table(records, averages))
     print(f"written: {folder}")
@@ -139,84 +140,79 @@ def _device(gpu: int) -> str:
     if not torch.cuda.is_available():
         print("no CUDA device: running on the CPU")
         return "cpu"
-    if gpu >= torch.cuda.device_count():
-        raise files.UsageError(f"--gpu_id {gpu}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
-    return f"cuda:{gpu}"
+    return pick_device(f"cuda:{gpu}")
 
 
-def model_digest(codec: Codec) -> str:
-    """16 hex digits over the form and all weights, also of what the viewer sees: more than the fingerprint covers."""
-    state = hashlib.blake2b(json.dumps(to_dict(codec.config)).encode(), digest_size=8)
-    for name, tensor in sorted(codec.model.state_dict().items()):
-        state.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return state.hexdigest()
+def _begin(folder: Path, settings: dict[str, Any]) -> Journal:
+    """The journal to continue: that of an interrupted run with equal settings (but for the revision of the code, which
+    is noted), else one without records in a clean folder.
 
-
-def _begin(folder: Path, settings: dict[str, Any]) -> list[dict]:
-    """The records to continue from: those of an interrupted run with equal settings, else none in a clean folder.
+    What is lost by that, and where the results of a finished run are kept, is said in one line.
 
     Raises UsageError rather than clean a folder that is not an experiment of this command: it has a journal or results,
     and those are this command's own.
     """
-    journal, finished = folder / JOURNAL, folder / RESULTS
-    there = [path for path in (journal, finished) if path.exists()]
+    path, finished, previous = folder / JOURNAL, folder / RESULTS, folder / PREVIOUS
+    there = [file for file in (path, finished, previous) if file.exists()]
     if folder.exists() and any(folder.iterdir()) and not (there and all(map(_made_here, there))):
         raise files.UsageError(f"{folder} is there and was not written by this command; choose another -exp")
-    if journal.is_file():
-        there, *records = _journal_lines(journal)
-        if there == settings:
-            _write_journal(journal, [settings, *records])  # without a line that an interruption cut off
-            return records
-    if folder.exists():
-        for old in folder.iterdir():
-            if old.is_dir() and _OUTPUT_FOLDER.fullmatch(old.name):
-                shutil.rmtree(old)
-            elif old.name in (CURVES, COMPARISON):
-                old.unlink()
-    # The journal first: without either file the folder would no longer be recognised.
-    _write_journal(journal, [settings])
-    finished.unlink(missing_ok=True)
-    return []
+    journal = Journal(path)
+    before = journal.records.get(_SETTINGS, {})
+    changed = [name for name in settings if settings[name] != before.get(name)]
+    if before and not changed:
+        return journal
+    if before and changed == ["revision"]:
+        print(f"{folder}: begun at revision {before['revision']}, continued at {settings['revision']}")
+        earlier = [*before.get(_EARLIER, []), before["revision"]]
+        journal.add({_SETTINGS: {**settings, _EARLIER: earlier}})
+        return journal
+    known, lost = len(journal.records) - 1, []
+    if known > 0:
+        lost.append(f"{known} results of an interrupted run are dropped (other {', '.join(changed)})")
+    if finished.exists():
+        lost.append(f"streams and pictures are replaced, the results they had are kept in {PREVIOUS}")
+        os.replace(finished, previous)  # first: by it the folder is recognised while it has no journal
+    if lost:
+        print(f"{folder}: {'; '.join(lost)}")
+    _clean(folder)
+    files.write(path, Journal.lines({_SETTINGS: settings}).encode())
+    return Journal(path)
+
+
+def _clean(folder: Path) -> None:
+    """Remove the streams and pictures of a run."""
+    for old in folder.iterdir() if folder.exists() else ():
+        if old.is_dir() and _OUTPUT_FOLDER.fullmatch(old.name):
+            shutil.rmtree(old)
+        elif old.name in (CURVES, COMPARISON):
+            old.unlink()
 
 
 def _made_here(path: Path) -> bool:
     """Whether a file says what was measured as the journal and the results of this command do."""
     try:
-        said = _journal_lines(path)[0] if path.name == JOURNAL else results.read(path).get("meta")
+        said = Journal(path).records.get(_SETTINGS) if path.name == JOURNAL else results.read(path).get("meta")
     except (OSError, ValueError):
         return False
     return isinstance(said, dict) and said.keys() >= _SAID
 
 
-def _write_journal(path: Path, lines: list[dict]) -> None:
-    files.write(path, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
-
-
-def _journal_lines(path: Path) -> list[dict | None]:
-    lines: list[dict | None] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines or [None]
+def _name(quality: float, job: files.Job) -> str:
+    """Of a record in the journal."""
+    return f"{quality} {job.target.as_posix()}"
 
 
 def _measure_all(
-    codec: Codec, jobs: list[files.Job], folder: Path, qualities: list[float], effort: int, records: list[dict]
+    codec: Codec, jobs: list[files.Job], folder: Path, qualities: list[float], effort: int, journal: Journal
 ) -> dict[Path, str]:
-    """Add to ``records`` what they do not hold yet, and to the journal. Returns the pictures that failed and why."""
-    known = {(record["quality"], record["image"]) for record in records}
+    """Add to the journal the records that it does not hold yet. Returns the pictures that failed and why."""
     failures: dict[Path, str] = {}
     warm = False
-    with (
-        open(folder / JOURNAL, "a", encoding="utf-8") as journal,
-        tqdm(total=len(qualities) * len(jobs), unit="picture", disable=None) as bar,
-    ):
-        bar.update(len(known))
+    with tqdm(total=len(qualities) * len(jobs), unit="picture", disable=None) as bar:
+        bar.update(len(journal.records) - 1)
         for quality in qualities:
             for job in jobs:
-                if (quality, job.target.as_posix()) in known or job.source in failures:
+                if _name(quality, job) in journal.records or job.source in failures:
                     continue
                 try:
                     image = pictures.open_rgb(job.source)
@@ -230,11 +226,7 @@ def _measure_all(
                 finally:
                     bar.update()
                 record = {"image": job.target.as_posix(), "source": str(job.source), **record}
-                records.append(record)
-                journal.write(json.dumps(record) + "\n")
-                journal.flush()
-    order = {job.target.as_posix(): i for i, job in enumerate(jobs)}
-    records.sort(key=lambda record: (record["quality"], order[record["image"]]))
+                journal.add({_name(quality, job): record})
     return failures
 
 
@@ -246,9 +238,7 @@ def _outputs(folder: Path, qualities: list[float], quality: float, target: Path)
             "machine": base / "machine" / picture}  # fmt: skip
 
 
-def measure(
-    codec: Codec, image: Any, outputs: dict[str, Path], quality: float, effort: int = 0
-) -> dict[str, Any]:
+def measure(codec: Codec, image: Any, outputs: dict[str, Path], quality: float, effort: int = 0) -> dict[str, Any]:
     """Write ``image`` to its stream, decode what was written, write both pictures, and measure.
 
     Times are in seconds, from a Pillow picture to bytes and from bytes to both pictures, without reading and
@@ -280,12 +270,10 @@ def measure(
     }
 
 
-def _compared(
-    records: list[dict], root: Path, folder: Path, qualities: list[float], most: int = 3
-) -> list[figures.Compared]:
-    """Rows for the comparison: the first pictures at the lowest, the middle and the highest quality."""
-    names = list(dict.fromkeys(record["image"] for record in records))[:most]
-    shown = qualities if len(qualities) <= most else [qualities[0], qualities[len(qualities) // 2], qualities[-1]]
+def _compared(records: list[dict], folder: Path, qualities: list[float]) -> list[figures.Compared]:
+    """Rows for the comparison: the first three pictures at the lowest, the middle and the highest quality."""
+    names = list(dict.fromkeys(record["image"] for record in records))[:3]
+    shown = qualities if len(qualities) <= 3 else [qualities[0], qualities[len(qualities) // 2], qualities[-1]]
     rows = []
     for record in sorted(records, key=lambda record: record["image"]):
         if record["image"] in names and record["quality"] in shown:

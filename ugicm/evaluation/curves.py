@@ -8,7 +8,6 @@ adds what is missing, and one with a changed model, codec version or judge share
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,9 @@ from PIL import Image
 
 from ugicm import files
 from ugicm.errors import ConfigError, UgicmError
-from ugicm.evaluation.anchors import Contender, failures_named, file_digest, pixels_digest
+from ugicm.evaluation.anchors import Contender, failures_named
+from ugicm.evaluation.digests import file_digest, pixels_digest
+from ugicm.evaluation.results import Journal
 from ugicm.evaluation.scorers.base import Evaluator, Item
 from ugicm.pictures import open_rgb
 
@@ -112,35 +113,6 @@ class Cache:
     def forget(self) -> None:
         """Read journals again when they are next asked for: other processes may have written."""
         self._journals = {}
-
-
-class Journal:
-    """Records by picture name, in a file that only grows; a line that an interruption cut off does not count."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.records: dict[str, dict] = {}
-        if path.is_file():
-            text = path.read_text(encoding="utf-8")
-            for line in text.splitlines():
-                try:
-                    name, record = json.loads(line)
-                except (json.JSONDecodeError, ValueError):
-                    continue
-                self.records[name] = record
-            if text and not text.endswith("\n"):
-                files.write(path, self._lines(self.records).encode())
-
-    def add(self, records: dict[str, dict]) -> None:
-        """Append records; on disk when this returns."""
-        self.records.update(records)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(self._lines(records))
-
-    @staticmethod
-    def _lines(records: dict[str, dict]) -> str:
-        return "".join(json.dumps([name, record]) + "\n" for name, record in records.items())
 
 
 class Cached:

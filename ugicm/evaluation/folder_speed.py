@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ugicm import files, pictures
+from ugicm.errors import UgicmError
 
 
 def make_pictures(folder: Path, count: int, width: int, height: int, sources: Sequence[Path] = ()) -> None:
@@ -31,14 +33,14 @@ def make_pictures(folder: Path, count: int, width: int, height: int, sources: Se
 
 
 def _seconds(*arguments: object) -> float:
-    """Of one command in a process of its own. Raises RuntimeError with what it said where it fails."""
+    """Of one command in a process of its own. Raises UgicmError with what it said where it fails."""
     root = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]).rstrip(":")}
     start = time.perf_counter()
     done = subprocess.run([sys.executable, *map(str, arguments)], env=environment, capture_output=True, text=True)
     seconds = time.perf_counter() - start
     if done.returncode:
-        raise RuntimeError(f"{' '.join(map(str, arguments))}: {done.stderr.strip() or done.stdout.strip()}")
+        raise UgicmError(f"{' '.join(map(str, arguments))}: {done.stderr.strip() or done.stdout.strip()}")
     return seconds
 
 
@@ -58,15 +60,16 @@ def start_seconds(repeats: int) -> dict[str, float]:
         }
 
 
-def time_folder(photos: Path, workers: int, checkpoint: str | None = None) -> dict[str, Any]:
+def time_folder(photos: Path, workers: int, checkpoint: str | None = None, repeats: int = 3) -> dict[str, Any]:
     """``ugicm compress`` and ``decompress`` of a folder with one worker and with ``workers``, each on one core.
 
-    ``ratio`` is of whole commands; ``ratio_without_start`` leaves out what a folder of one picture takes, which is
-    mostly loading PyTorch and the model.
+    Seconds are medians of ``repeats`` runs, which take turns, and ratios are of these medians. ``ratio`` is of whole
+    commands; ``ratio_without_start`` leaves out what a folder of one picture takes, which is mostly loading PyTorch and
+    the model.
     """
     sources = files.find(photos, files.PICTURE_SUFFIXES)
     model = ("-c", checkpoint) if checkpoint else ()
-    report: dict[str, Any] = {"pictures": len(sources), "workers": workers}
+    report: dict[str, Any] = {"pictures": len(sources), "workers": workers, "repeats": repeats}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "single").mkdir()
@@ -76,23 +79,36 @@ def time_folder(photos: Path, workers: int, checkpoint: str | None = None) -> di
         inputs = {"single": folder / "single", "one": photos, "side": photos}
         for command in ("compress", "decompress"):
             outputs = {run: folder / f"{command}-{run}" for run in inputs}
-            taken = {
-                run: _seconds("-m", "ugicm", command, inputs[run], outputs[run], *model,
-                              "--workers", workers if run == "side" else 1, "--device", "cpu")
-                for run in inputs
-            }  # fmt: skip
-            report[command] = {
-                "start_seconds": round(taken["single"], 3),
-                "one_by_one_seconds": round(taken["one"], 3),
-                "side_by_side_seconds": round(taken["side"], 3),
-                "ratio": round(taken["one"] / taken["side"], 3),
-                "ratio_without_start": round(
-                    (taken["one"] - taken["single"]) / (taken["side"] - taken["single"]), 3
-                ),
-                "same_files": _contents(outputs["one"]) == _contents(outputs["side"]),
-            }
+            taken: dict[str, list[float]] = {run: [] for run in inputs}
+            same = True
+            for _ in range(repeats):
+                for run, source in inputs.items():
+                    shutil.rmtree(outputs[run], ignore_errors=True)  # what is there would not be made again
+                    taken[run].append(_seconds(
+                        "-m", "ugicm", command, source, outputs[run], *model,
+                        "--workers", workers if run == "side" else 1, "--device", "cpu",
+                    ))  # fmt: skip
+                same &= _contents(outputs["one"]) == _contents(outputs["side"])
+            report[command] = {**_figures(**taken), "same_files": same}
             inputs = outputs
     return report
+
+
+def _figures(single: list[float], one: list[float], side: list[float]) -> dict[str, Any]:
+    """Medians, their ratios, and all that was measured, in seconds."""
+    start, alone, together = map(statistics.median, (single, one, side))
+    beyond = together - start  # not positive where loading is all there is
+    return {
+        "start_seconds": round(start, 3),
+        "one_by_one_seconds": round(alone, 3),
+        "side_by_side_seconds": round(together, 3),
+        "ratio": round(alone / together, 3),
+        "ratio_without_start": round((alone - start) / beyond, 3) if beyond > 0 else None,
+        "seconds": {
+            name: [round(seconds, 3) for seconds in taken]
+            for name, taken in (("start", single), ("one_by_one", one), ("side_by_side", side))
+        },
+    }
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

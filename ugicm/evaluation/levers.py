@@ -22,7 +22,7 @@ from ugicm import pictures
 from ugicm.codec import Codec
 from ugicm.coding import stream
 from ugicm.errors import first_line
-from ugicm.evaluation.benchmark import sample
+from ugicm.evaluation.benchmark import QUALITY, sample
 from ugicm.evaluation.roofline import median_ratio, seconds_in_turns
 from ugicm.models import layers
 
@@ -42,14 +42,13 @@ class Lever:
 
 
 @torch.inference_mode()
-def levers(codec: Codec, width: int, height: int, quality: float = 0.5) -> list[Lever]:
+def levers(codec: Codec, width: int, height: int) -> list[Lever]:
     """The levers that apply to ``codec``, on the package's photograph scaled to the given size."""
     model, device = codec.model, codec.device
     image = sample(width, height)
     x = pictures.pad_to(pictures.to_tensor(image), model.stride).to(device)
     x = x.contiguous(memory_format=torch.channels_last)
-    data = codec.compress(image, quality)
-    parsed = stream.parse(data)
+    parsed = stream.parse(codec.compress(image, QUALITY))
     y_hat = codec.parse(parsed)
     q = codec._quality(parsed.quality)[1]
     human, machine = torch.zeros(1, device=device), torch.ones(1, device=device)
@@ -125,22 +124,16 @@ def levers(codec: Codec, width: int, height: int, quality: float = 0.5) -> list[
 def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
     """While it lasts, ``owner.name`` is ``value``."""
     before = getattr(owner, name)
+    setattr(owner, name, value)
     try:
-        if isinstance(before, torch.nn.Module):
-            owner._modules[name] = value
-        else:
-            setattr(owner, name, value)
         yield
     finally:
-        if isinstance(before, torch.nn.Module):
-            owner._modules[name] = before
-        else:
-            setattr(owner, name, before)
+        setattr(owner, name, before)
 
 
 @torch.inference_mode()
 def measure(lever: Lever, repeats: int) -> dict[str, Any]:
-    """Median seconds of both versions, their ratio, and the PSNR [dB] of one's picture as a copy of the other's.
+    """Median seconds of both versions, their ratio, and the PSNR in dB between their two pictures.
 
     A lever that cannot be measured here (no compiler, for example) has an ``error`` instead.
     """

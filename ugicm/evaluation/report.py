@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ugicm.errors import CheckpointError, ConfigError, UgicmError
-from ugicm.evaluation.usage import natural, positive
-from ugicm.files import UsageError
+from ugicm.errors import CheckpointError, ConfigError
+from ugicm.usage import Parser, guarded, natural, pick_device, positive, spread
 
 if TYPE_CHECKING:
     from ugicm.evaluation.anchors import Contender
@@ -44,7 +41,6 @@ def add_report_command(subparsers) -> argparse.ArgumentParser:
         help="compare codecs by rate, distortion and what networks recognise, on one page",
         description="Compare codecs by rate, distortion and what networks recognise, on one page.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
     parser.set_defaults(command=run)
@@ -118,55 +114,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The script's entry."""
-    warnings.simplefilter("ignore", FutureWarning)  # of libraries, as they are imported
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Compare codecs by rate, distortion and what networks recognise, on one page.",
         epilog=EXAMPLES.replace("ugicm report", "python scripts/report.py")
-        + "@FILE stands for the arguments that FILE holds.\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        + "@FILE stands for the arguments that FILE holds, as in a shell, with # comments.\n",
+        fromfile_prefix_chars="@",
     )
+    parser.convert_arg_line_to_args = _words
     add_arguments(parser)
-    return run(parser.parse_args(_with_files(sys.argv[1:] if argv is None else argv)))
+    return run(parser.parse_args(argv))
 
 
-def _with_files(argv: Sequence[str]) -> list[str]:
-    """Arguments with every ``@FILE`` replaced by what that file holds: arguments as in a shell, # comments."""
-    found: list[str] = []
-    for argument in argv:
-        if argument.startswith("@"):
-            try:
-                found += shlex.split(Path(argument[1:]).read_text(encoding="utf-8"), comments=True)
-            except (OSError, ValueError) as error:
-                raise SystemExit(f"report: {argument}: cannot be read as arguments: {error}") from None
-        else:
-            found.append(argument)
-    return found
+def _words(line: str) -> list[str]:
+    try:
+        return shlex.split(line, comments=True)
+    except ValueError as error:  # a quote that is not closed
+        raise argparse.ArgumentError(None, f"{line.strip()}: {error}") from None
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the report. Returns the exit status: 0; 1 where pictures were left out; 2 for what cannot be done as asked;
-    130 interrupted."""
-    try:
-        return _run(args)
-    except (ConfigError, CheckpointError, UsageError) as error:
-        return _stop(str(error), 2)
-    except (UgicmError, OSError) as error:
-        return _stop(str(error), 1)
-    except KeyboardInterrupt:
-        return _stop("interrupted; the same command continues", 130)
-
-
-def _stop(message: str, status: int) -> int:
-    if os.environ.get("RANK", "0") == "0":
-        print(f"report: {message}", file=sys.stderr)
-    return status
+    """Make the report. Returns the exit status as :func:`~ugicm.usage.guarded` has it; 1 also where pictures were left
+    out."""
+    return guarded(lambda: _run(args), "report", "interrupted; the same command continues")
 
 
 def _run(args: argparse.Namespace) -> int:
     from ugicm.evaluation import results
     from ugicm.evaluation.curves import Cache
-    from ugicm.evaluation.scorers.base import leave_process_group, make_deterministic, process_group
-    from ugicm.evaluation.scorers.weights import pick_device
+    from ugicm.evaluation.scorers.base import make_deterministic
+    from ugicm.training.distributed import leave, process_group
 
     make_deterministic()
     device = pick_device(args.device)
@@ -187,7 +163,7 @@ def _run(args: argparse.Namespace) -> int:
                 print(f"report: left out: {key}: {reason}", file=sys.stderr)
         _write(output, args, sections, measured, environment, notes, cache)
         print(f"written: {output / 'index.html'}")
-    leave_process_group()
+    leave()
     return 1 if any(dataset.failed for dataset in datasets) else 0
 
 
@@ -228,7 +204,6 @@ def _contenders(args: argparse.Namespace, device: str) -> list[Contender]:
 def _datasets(args: argparse.Namespace, device: str, notes: list[str]) -> list[Dataset]:
     """Folders and their evaluators. Judges that were asked for must be there; default ones may lack their
     weights, which the report then says."""
-    from ugicm.evaluation.anchors import spread
     from ugicm.evaluation.curves import Dataset
     from ugicm.evaluation.scorers.base import Item
     from ugicm.evaluation.scorers.detection import CocoTruth
@@ -344,10 +319,10 @@ def _measured(dataset: Dataset, contenders: list[Contender], args: argparse.Name
     """All curves of a data set, through the cache; under torchrun each process does a share of the rate points."""
     from tqdm import tqdm
 
-    from ugicm.evaluation.anchors import spread, sweep
+    from ugicm.evaluation.anchors import sweep
     from ugicm.evaluation.curves import Cached, collect, measure, score_originals
-    from ugicm.evaluation.scorers.base import process_group
     from ugicm.pictures import open_rgb
+    from ugicm.training.distributed import process_group
 
     rank, world = process_group()
     silent = rank > 0 or not sys.stderr.isatty()
@@ -432,13 +407,13 @@ def _section(dataset: Dataset, curves: list[Curve], cache: Cache) -> dict[str, A
 
 def _write(output: Path, args, sections, measured, environment, notes, cache: Cache) -> None:
     from ugicm import files
-    from ugicm.evaluation import results
+    from ugicm.evaluation import digests, results
     from ugicm.evaluation.report_page import page
     from ugicm.evaluation.report_tables import markdown, plots
     from ugicm.evaluation.report_viewer import viewer
 
     for section, (dataset, curves) in zip(sections, measured, strict=True):
-        digest = results.digest([item.path for item in dataset.items], dataset.folder)
+        digest = digests.tree_digest([item.path for item in dataset.items], dataset.folder)
         section["digest"] = digest
         for described, curve in zip(section["curves"], curves, strict=True):
             results.write(

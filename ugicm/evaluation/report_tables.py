@@ -15,15 +15,26 @@ from ugicm.evaluation.comparison import comparable
 # Okabe & Ito's colours, told apart by everyone; ours first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#000000")
 MARKERS = "os^Dvp*X"
+_LEGEND = (
+    "BD-rates: in brackets a 95 % interval, from resampling the pictures; † where the two curves share less than a "
+    "quarter of what they span."
+)
+# How metrics begin, and their unit.
+_UNITS = {
+    "psnr": " (dB)", "ms-ssim": " (dB)", "lpips": " (less is better)", "log-loss": ", nats (less is better)",
+    "encoding_time": ", s", "decoding_time": ", s",
+    **dict.fromkeys(("top-", "agreement", "AP", "box AP", "mask AP", "mAP", "mIoU", "IoU", "pixel accuracy"), ", %"),
+}  # fmt: skip
 
 
 def markdown(document: dict[str, Any]) -> str:
     """Tables of a results document: per data set the Bjøntegaard deltas of every headline score, then the points."""
-    parts = [f"# {document['name']}\n"]
+    parts = [f"# {document['name']}\n\n{_LEGEND}\n"]
     for section in document["sections"]:
         parts.append(f"\n## {section['name']}, {section['pictures']} pictures\n")
         if section["originals"]:
-            scores = ", ".join(f"{k} {v:.1f}" for k, v in section["originals"].items() if v is not None and v != 100)
+            shown = {title: v for title in section["originals"] if (v := original(section, title)) is not None}
+            scores = ", ".join(f"{title} {value:.1f}" for title, value in shown.items())
             parts.append(f"\nOriginals: {scores}.\n" if scores else "")
         for metric in section["metrics"]:
             parts.append(_delta_table(section, metric))
@@ -36,6 +47,11 @@ def markdown(document: dict[str, Any]) -> str:
         f"{meta['device']}, {meta['threads']} threads, {meta['time'][:10]}).\n"
     )
     return "".join(parts)
+
+
+def original(section: dict[str, Any], title: str) -> float | None:
+    """The score of the original pictures; None where there is none, and for their agreement with themselves."""
+    return None if title.startswith("agreement") else section["originals"].get(title)
 
 
 def _delta_table(section: dict[str, Any], metric: dict[str, Any]) -> str:
@@ -94,9 +110,9 @@ def plots(document: dict[str, Any], folder: Path) -> None:
                 (curve["name"], curve["results"]["bpp"], curve["results"].get(metric["title"], []))
                 for curve in section["curves"]
             ]
-            original = section["originals"].get(metric["title"])
             name = "".join(c if c.isalnum() or c in " -." else "_" for c in f"{section['name']} {metric['title']}")
-            plot(folder / f"{name.strip()}.png", curves, metric["title"], section["name"], original)
+            plot(folder / f"{name.strip()}.png", curves, metric["title"], section["name"],
+                 original(section, metric["title"]))  # fmt: skip
 
 
 def plot(
@@ -124,7 +140,7 @@ def plot(
                 linewidth=1.4,
                 label=name,
             )
-    if original is not None and original != 100:
+    if original is not None:
         axes.axhline(original, color="#555555", linestyle=":", linewidth=1, label="original")
     axes.set_xlabel("bits per pixel")
     axes.set_ylabel(axis_label(metric))
@@ -134,15 +150,10 @@ def plot(
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=150)
     with files.replacing(path) as temporary:  # lines need few colours: a third of the size
-        Image.open(drawn).convert("RGB").quantize(64).save(temporary, "PNG", optimize=True)
+        few = Image.open(drawn).convert("RGB").quantize(64, Image.Quantize.MAXCOVERAGE)  # also those of single points
+        few.save(temporary, "PNG", optimize=True)
 
 
 def axis_label(metric: str) -> str:
     """A metric with its unit."""
-    if metric.startswith("psnr"):
-        return f"{metric} (dB)"
-    if metric.startswith("ms-ssim"):
-        return f"{metric} (dB)"
-    if metric.startswith("lpips"):
-        return f"{metric} (less is better)"
-    return f"{metric}, %"
+    return metric + next((unit for start, unit in _UNITS.items() if metric.startswith(start)), "")

@@ -16,11 +16,12 @@ from typing import Any
 
 from PIL import Image, features
 
-from ugicm.evaluation.anchors import Contender, nearest_setting, spread
+from ugicm.evaluation.anchors import Contender, nearest_setting
 from ugicm.evaluation.curves import Cache, Cached, Curve, Dataset
 from ugicm.evaluation.metrics import bits_per_pixel, psnr
 from ugicm.evaluation.results import finite
 from ugicm.pictures import open_rgb
+from ugicm.usage import spread
 
 LARGEST = 1_200_000  # pixels of a picture that is shown whole
 

@@ -1,4 +1,5 @@
-"""Results files: CompressAI's ``{name, description, results: {metric: [per rate point]}}``, with provenance.
+"""Results files: CompressAI's ``{name, description, results: {metric: [per rate point]}}``, with provenance; and
+journals, which keep what is measured until then.
 
 Besides CompressAI's keys a file holds ``meta`` (versions, device, threads, command, data set) and ``per_image``
 (what the averages are of). Averages are over pictures, each counting once. A value that does not exist (MS-SSIM of
@@ -7,13 +8,12 @@ a small picture, the PSNR of an exact one) is null and is left out of averages.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import math
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ugicm import __version__, files
+from ugicm.revision import revision
 
 _LIBRARIES = ("torch", "torchvision", "compressai", "numpy", "pillow", "pytorch-msssim")
 
@@ -62,13 +63,32 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
     raise ValueError(f"{os.fspath(path)}: not a results file (a JSON object with 'results')")
 
 
-def digest(paths: Iterable[Path], root: Path) -> str:
-    """16 hex digits over names (relative to ``root``) and contents: equal for equal data sets, anywhere."""
-    state = hashlib.blake2b(digest_size=8)
-    for path in paths:
-        content = hashlib.blake2b(path.read_bytes()).digest()
-        state.update(path.relative_to(root).as_posix().encode() + b"\0" + content)
-    return state.hexdigest()
+class Journal:
+    """Records by name, in a file that only grows. A line that does not hold one, as where an interruption cut it off,
+    does not count. Raises OSError or ValueError for a file that cannot be read as text."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.records: dict[str, Any] = {}
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        self._cut_off = not text.endswith("\n") and text != ""
+        for line in text.splitlines():
+            with contextlib.suppress(ValueError, TypeError):
+                name, record = json.loads(line)
+                self.records[name] = record
+
+    def add(self, records: Mapping[str, Any]) -> None:
+        """Append records; on disk when this returns."""
+        self.records.update(records)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write("\n" * self._cut_off + self.lines(records))
+        self._cut_off = False
+
+    @staticmethod
+    def lines(records: Mapping[str, Any]) -> str:
+        """What a journal's file says of records."""
+        return "".join(f"{json.dumps(item)}\n" for item in records.items())
 
 
 def environment(device: Any = "cpu") -> dict[str, Any]:
@@ -90,18 +110,6 @@ def environment(device: Any = "cpu") -> dict[str, Any]:
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def revision() -> str | None:
-    """The git revision of the checkout this package runs from, "-dirty" with changes; None outside of one."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _processor() -> str:

@@ -12,7 +12,7 @@ import ast
 import re
 from dataclasses import dataclass, field
 
-from ugicm.errors import ConfigError
+from ugicm.errors import ConfigError, first_line
 
 _OPTION = re.compile(r":(?=[A-Za-z_][\w.]*=)")  # so that C:\path and URLs are left whole
 
@@ -26,10 +26,11 @@ class Spec:
     options: dict = field(default_factory=dict)
     text: str = ""
 
-    def take(self, **defaults):
-        """Options by name, with defaults. Raises ConfigError for an option that is not among ``defaults``
-        (options with a dot excepted: see :meth:`attributes`)."""
-        unknown = [key for key in self.options if key not in defaults and "." not in key and key != "label"]
+    def take(self, attributes: bool = False, **defaults):
+        """Options by name, with defaults. Raises ConfigError for an option that is not among ``defaults``; with
+        ``attributes`` those with a dot are left to :func:`set_attributes`."""
+        known = {"label", *defaults, *(self.attributes if attributes else ())}
+        unknown = [key for key in self.options if key not in known]
         if unknown:
             available = ", ".join([*defaults, "label"])
             raise ConfigError(f"{self.text}: unknown option '{unknown[0]}'; available: {available}")
@@ -44,6 +45,11 @@ class Spec:
     def attributes(self) -> dict:
         """Options that set attributes of inner modules, by dotted name."""
         return {key: value for key, value in self.options.items() if "." in key}
+
+    @property
+    def changes(self) -> str:
+        """The attributes as the identity of a network has them, each after a space; empty where there are none."""
+        return "".join(f" {key}={value}" for key, value in self.attributes.items())
 
 
 def parse_spec(text: str) -> Spec:
@@ -63,7 +69,7 @@ def set_attributes(root, attributes: dict, text: str) -> None:
     """Set attributes of modules inside ``root``, given by dotted names that end in the attribute's.
 
     The new value takes the shape of the old one: ``1`` for a padding of ``(0, 0)`` becomes ``(1, 1)``.
-    Raises ConfigError for a module or attribute that does not exist.
+    Raises ConfigError for a module or attribute that does not exist, or that cannot have such a value.
     """
     for dotted, value in attributes.items():
         path, _, attribute = dotted.rpartition(".")
@@ -74,7 +80,10 @@ def set_attributes(root, attributes: dict, text: str) -> None:
             raise ConfigError(f"{text}: the network has no '{dotted}' to set") from None
         if isinstance(old, tuple) and not isinstance(value, tuple):
             value = (value,) * len(old)
-        setattr(module, attribute, value)
+        try:
+            setattr(module, attribute, value)
+        except (AttributeError, TypeError) as error:  # weights, modules and properties take no plain values
+            raise ConfigError(f"{text}: '{dotted}' cannot be set: {first_line(error)}") from None
 
 
 def _literal(text: str):

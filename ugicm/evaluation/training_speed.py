@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +24,60 @@ VARIANTS: dict[str, list[str]] = {
 PHASES = ("data", "forward", "backward", "optimiser", "other")
 
 
-def time_variant(
-    config: str, overrides: Sequence[str], variant: str, steps: int, repeats: int, device: str = "cpu", threads: int = 0
-) -> dict[str, Any]:
-    """Train ``steps`` steps to warm up and ``repeats`` times as many to measure, in a process and a folder of its own.
+Case = tuple[str, str, int]  # variant, device, threads (0: PyTorch's own choice)
 
-    Returns samples a second and each phase's share of the time (medians over the measured stretches), and seconds a
-    step. Raises what training raises: ConfigError, CheckpointError, UgicmError.
+
+def distinct(config: str, overrides: Sequence[str], variants: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The variants that differ from those before them, and which of these the others are the same as.
+
+    Raises ConfigError.
     """
+    first: dict[str, str] = {}
+    same: dict[str, str] = {}
+    for variant in variants:
+        said = str(load_config(config, [*overrides, *VARIANTS[variant]]).precision)
+        first.setdefault(said, variant)
+        if first[said] != variant:
+            same[variant] = first[said]
+    return list(first.values()), same
+
+
+def time_in_turns(
+    config: str, overrides: Sequence[str], cases: Sequence[Case], steps: int, repeats: int,
+    say: Callable[[str], object] = lambda line: None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Speed of training for each case, which take turns ``repeats`` times, so that other load meets all of them.
+
+    ``say`` takes a line for each turn. Raises what training raises: ConfigError, CheckpointError, UgicmError.
+    """
+    batch = load_config(config, overrides).data.batch
+    turns: list[list[tuple[dict, dict]]] = [[] for _ in cases]
+    for turn in range(repeats):
+        for case, measured in zip(cases, turns, strict=True):
+            say(f"{case[0]}, {case[1]}, turn {turn + 1} of {repeats} ...")
+            measured.append(_measured(config, [*overrides, *VARIANTS[case[0]]], *case[1:], steps))
+    return [
+        {"variant": case[0], "device": measured[0][0]["device"], "threads": measured[0][0]["threads"],
+         **summarise([stretch for _, stretch in measured], batch)}
+        for case, measured in zip(cases, turns, strict=True)
+    ]  # fmt: skip
+
+
+def _measured(config: str, overrides: Sequence[str], device: str, threads: int, steps: int) -> tuple[dict, dict]:
+    """Train ``steps`` steps to warm up and as many to measure, in a process and a folder of its own. Returns the run's
+    records of its start and of the measured stretch."""
     with tempfile.TemporaryDirectory() as folder:
         settings = [
-            *overrides, *VARIANTS[variant], f"run.dir={folder}/run", f"run.device={device}", f"run.threads={threads}",
-            f"run.log_every={steps}", f"run.save_every={steps * (repeats + 1)}", "run.max_minutes=null",
-            f"optim.steps={steps * (repeats + 1)}", "optim.warmup=0", "validation.every=0",
+            *overrides, f"run.dir={folder}/run", f"run.device={device}", f"run.threads={threads}",
+            f"run.log_every={steps}", f"run.save_every={2 * steps}", "run.max_minutes=null",
+            f"optim.steps={2 * steps}", "optim.warmup=0", "validation.every=0",
         ]  # fmt: skip
-        batch = load_config(config, settings).data.batch
         in_fresh_process(_train, config, settings)  # threads and compiled code of one variant must not serve the next
         lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
     (start,) = (event for event in events if event["event"] == "start")
-    return {"variant": variant, "device": start["device"], "threads": start["threads"], **summarise(events, batch)}
+    _, stretch = (event for event in events if event["event"] == "train")
+    return start, stretch
 
 
 def _train(config: str, settings: list[str]) -> None:
@@ -52,14 +86,16 @@ def _train(config: str, settings: list[str]) -> None:
     train(load_config(config, settings))
 
 
-def summarise(events: Sequence[dict[str, Any]], batch: int) -> dict[str, Any]:
-    """Speed from a run's records; the first stretch of training counts as warm-up."""
-    stretches = [event for event in events if event["event"] == "train"][1:]
-    pace = statistics.median(event["samples_per_s"] for event in stretches)
-    shares = {phase: statistics.median(event.get(f"time/{phase}", 0.0) for event in stretches) for phase in PHASES}
+def summarise(stretches: Sequence[dict[str, Any]], batch: int) -> dict[str, Any]:
+    """Speed from a run's records of measured stretches: medians of samples a second, seconds a step and each phase's
+    share of the time; and the slowest and the fastest stretch."""
+    paces = [stretch["samples_per_s"] for stretch in stretches]
+    pace = statistics.median(paces)
+    shares = {phase: statistics.median(s.get(f"time/{phase}", 0.0) for s in stretches) for phase in PHASES}
     return {
         "samples_per_s": round(pace, 3),
         "seconds_per_step": round(batch / pace, 4),
-        "slowest_samples_per_s": round(min(event["samples_per_s"] for event in stretches), 3),
+        "slowest_samples_per_s": round(min(paces), 3),
+        "fastest_samples_per_s": round(max(paces), 3),
         "shares": {phase: round(share, 3) for phase, share in shares.items()},
     }

@@ -6,6 +6,7 @@ seed and the step's number.
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 from types import NoneType
@@ -16,8 +17,8 @@ import torch
 from ugicm import __version__
 from ugicm.config import DataConfig, ModelConfig, RunConfig, Source, TrainConfig, to_dict
 from ugicm.errors import CheckpointError, ConfigError, first_line, first_of
-from ugicm.evaluation.results import revision
 from ugicm.files import UsageError, replacing
+from ugicm.revision import revision
 
 STATE = "state.pt"
 MODEL = "model.safetensors"
@@ -79,8 +80,15 @@ def check_target(path: Path, overwrite: bool) -> None:
     """See that a model may be written to ``path``, before any work is done for it. Raises UsageError."""
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: a model must be named *.safetensors, or it could not be loaded")
+    if path.is_dir():
+        raise UsageError(f"{path}: cannot be written: it is a folder")
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists; give another name or --overwrite")
+    there = next(folder for folder in path.absolute().parents if folder.exists())  # the others will be made in it
+    if not there.is_dir():
+        raise UsageError(f"{path}: cannot be written: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"{path}: cannot be written: no permission to write in {there}")
 
 
 def comparable(config: TrainConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from ugicm.errors import ConfigError
 from ugicm.training.log import Meter
+from ugicm.usage import pick_device
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,28 @@ def join(device: str) -> World:
     """Join the other processes that torchrun started, if any; ``device`` is auto, cpu or cuda."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("run.device: cuda, but PyTorch finds no CUDA device here; use cpu or auto")
-    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
-    if cuda:
+    place = torch.device(pick_device("cpu" if device == "cpu" else "auto"))
+    if place.type == "cuda":
         torch.cuda.set_device(place)
-    if size > 1:
-        dist.init_process_group("nccl" if cuda else "gloo")
+    rank, size = process_group("nccl" if place.type == "cuda" else "gloo")
     return World(rank, size, place)
+
+
+def process_group(backend: str = "gloo") -> tuple[int, int]:
+    """(rank, number of processes) under torchrun, joining its group on first use; (0, 1) otherwise."""
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1:
+        return 0, 1
+    if not dist.is_initialized():
+        dist.init_process_group(backend)
+    return dist.get_rank(), size
+
+
+def gather(value: Any) -> list[Any]:
+    """The values of all processes, in order of rank."""
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, value)
+    return parts
 
 
 def merge(world: World, meter: Meter) -> Meter:
@@ -82,16 +98,14 @@ def merge(world: World, meter: Meter) -> Meter:
     if world.size == 1:
         return meter
     own = {name: (float(total), meter.counts[name]) for name, total in meter.sums.items()}
-    gathered: list = [None] * world.size
-    dist.all_gather_object(gathered, own)
     merged = Meter()
-    for part in gathered:
+    for part in gather(own):
         for name, (total, count) in part.items():
             merged.add(name, torch.tensor(total, dtype=torch.float64), count)
     return merged
 
 
 def leave() -> None:
-    """End the process group, if there is one."""
+    """End the process group, if there is one; every process must come here."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

@@ -58,9 +58,14 @@ def widen(model: UGICM, width: int, crops: Tensor, lambdas: tuple[float, ...], q
     """A model with ``width`` more latent channels, in a slice of their own.
 
     ``crops``: uint8 pictures [n, 3, H, W] to fit on; ``lambdas``: the objective's, at evenly spaced qualities.
-    Raises ConfigError where the model is not a compact one, or has such channels already.
+    Raises ConfigError where the model is not a compact one, or has such channels already, and for widths and lambdas
+    that make no sense.
     """
-    old = model.config
+    old, most = model.config, 3 * Y_STRIDE**2
+    if not 1 <= width <= most:
+        raise ConfigError(f"a width of {width}: a block has {most} values, so from 1 to {most} channels can be added")
+    if not all(0 < value < math.inf for value in lambdas):
+        raise ConfigError(f"lambdas must be positive numbers, got {list(lambdas)}")
     if old.backbone != "compact" or old.detail_width or not old.quality_points:
         raise ConfigError("only a compact model of many rates that has no detail channels yet can be given some")
     config = dataclasses.replace(

@@ -74,7 +74,7 @@ function plot(section, metric, state) {
     const all = shown.flatMap(c => c.rows);
     if (!all.length) { picture.append(svg("text", {x: W / 2, y: H / 2, "text-anchor": "middle"}, "nothing to show")); return; }
     const original = section.originals[metric.title];
-    const line = original !== undefined && original !== null && original < 100 ? original : null;
+    const line = original !== undefined && original !== null && !metric.title.startsWith("agreement") ? original : null;
     const ys = all.map(p => p.y).concat(line === null ? [] : [line]), xs = all.map(p => p.bpp);
     const pad = 0.06 * (Math.max(...ys) - Math.min(...ys) || 1);
     const y0 = Math.min(...ys) - pad, y1 = Math.max(...ys) + pad;
@@ -347,7 +347,7 @@ document.getElementById("lead").append(
   + ` with ugicm ${D.meta.ugicm}` + (D.meta.revision ? ` (${D.meta.revision})` : "") + ".");
 document.getElementById("contents").append(...D.sections.map((s, i) => el("a", {href: `#section-${i}`}, s.name)), el("a", {href: "#how"}, "how this was measured"));
 document.getElementById("sections").replaceChildren(...D.sections.flatMap((section, i) => {
-  const originals = Object.entries(section.originals).filter(([t, v]) => v !== null && v < 100 && section.metrics.some(m => m.title === t));
+  const originals = Object.entries(section.originals).filter(([t, v]) => v !== null && !t.startsWith("agreement") && section.metrics.some(m => m.title === t));
   return [el("section", {id: `section-${i}`}, el("h2", {}, section.name),
     el("p", {class: "faint"}, `${section.pictures} pictures.`
       + (originals.length ? ` Originals: ${originals.map(([t, v]) => `${t} ${fixed(v, 1)} %`).join(", ")}.` : "")),
