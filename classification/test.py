@@ -42,12 +42,13 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     from ugicm.evaluation.scorers.classification import ClassificationEvaluator
-    from ugicm.evaluation.scorers.command import device_of, score
+    from ugicm.evaluation.scorers.command import score
     from ugicm.evaluation.scorers.judges import load_judge
     from ugicm.evaluation.scorers.labels import check_classes, labelled_pictures
+    from ugicm.usage import pick_device
 
     labelled = labelled_pictures(args.dataset, args.labels)
-    device = device_of(args)
+    device = pick_device(args.device)
     judges = [load_judge(text, device) for text in args.judges]
     for judge in judges:
         check_classes(labelled, judge.classes, judge.name)
@@ -61,6 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from ugicm.evaluation.usage import guarded
+    from ugicm.usage import guarded
 
-    guarded(main)
+    sys.exit(guarded(main))

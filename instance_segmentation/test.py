@@ -4,7 +4,7 @@
   python instance_segmentation/test.py -d coco/val2017 --annotations instances_val2017.json         the originals
   python instance_segmentation/test.py -d coco/val2017 --annotations A.json --codec ugicm --quality 0.3
   python instance_segmentation/test.py -d out/machine --annotations A.json --detectors maskrcnn_resnet50_fpn=W.pth
-  python instance_segmentation/test.py -d coco/val2017 --annotations A.json --detections found.json
+  python instance_segmentation/test.py --annotations A.json --detections found.json
   torchrun --nproc_per_node=4 instance_segmentation/test.py -d coco --annotations A.json --codec webp --quality 60
 
 Pictures are found by the names in the annotations; their extension does not matter.
@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     from ugicm.evaluation.scorers.sources import add_source_arguments
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-d", "--dataset", required=True, metavar="DIR", help="the pictures")
+    parser.add_argument("-d", "--dataset", metavar="DIR", help="the pictures (needed but for --detections)")
     parser.add_argument("--annotations", required=True, metavar="JSON", help="COCO ground truth")
     parser.add_argument(
         "--detectors", nargs="+", default=["maskrcnn_resnet50_fpn"], metavar="NAME[=PATH]",
@@ -38,10 +38,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    from ugicm.errors import ConfigError
     from ugicm.evaluation import results
-    from ugicm.evaluation.scorers.command import device_of, score
+    from ugicm.evaluation.scorers.command import score
     from ugicm.evaluation.scorers.detection import CocoEvaluator, CocoTruth, kinds_of, read_detections
     from ugicm.evaluation.scorers.detectors import load_detector
+    from ugicm.usage import pick_device
 
     truth = CocoTruth(args.annotations)
     if args.detections:
@@ -56,13 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 meta={**results.environment(), "detections": args.detections},
             )  # fmt: skip
         return 0
-    device = device_of(args)
+    if not args.dataset:
+        raise ConfigError("the detectors need the folder of the pictures: -d DIR")
+    device = pick_device(args.device)
     evaluators = [CocoEvaluator(load_detector(text, device), truth) for text in args.detectors]
     items = truth.items(args.dataset)
     return score(args, "instance segmentation", items, evaluators, device, check=truth.check_size)
 
 
 if __name__ == "__main__":
-    from ugicm.evaluation.usage import guarded
+    from ugicm.usage import guarded
 
-    guarded(main)
+    sys.exit(guarded(main))

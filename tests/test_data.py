@@ -1,6 +1,7 @@
 """Training pictures and object masks: found, decoded, cut and collated as configured, whatever the files are like."""
 
 import json
+from dataclasses import replace
 from importlib import util
 from pathlib import Path
 
@@ -70,13 +71,27 @@ def test_held_out_pictures_do_not_depend_on_where_and_with_what(folder):
         samples_of(folder, holdout=6)
 
 
-@pytest.mark.parametrize("cache", ["none", "ram"])
+def test_a_held_out_picture_is_trained_on_from_no_source(folder):
+    (folder / "b" / "linked.png").symlink_to(folder / "1.png")
+    config = DataConfig(train=(Source(str(folder)), Source(str(folder / "b"), weight=3)), crop=64)
+    for count in (1, 3, 4, 5):
+        pictures = open_sources(config.train, replace(config, holdout=count), CPU)
+        away = {path.resolve() for path in pictures.held_out}
+        trained = {path.resolve() for path in pictures.store.files}
+        assert len(pictures.held_out) == len(away) == count and len(trained) == 6 - count and not away & trained
+    with pytest.raises(ConfigError, match="all 6 pictures are held out .* .holdout: 7."):
+        open_sources(config.train, replace(config, holdout=7), CPU)
+
+
+@pytest.mark.parametrize("cache", ["none", "ram", "auto"])
 def test_broken_pictures_are_reported_once_and_skipped(folder, cache, capsys):
     (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:200])
+    (folder / "2.png").write_bytes(b"DDS \x7c" + bytes(123))  # Pillow says NotImplementedError to its header
     samples = samples_of(folder, crop=64, cache=cache)
     seen = {tuple(samples[i]["x"].shape) for i in range(20)}
     assert seen == {(3, 64, 64)}
-    assert capsys.readouterr().err.count("1.png") == 1
+    said = capsys.readouterr().err
+    assert said.count("1.png") == said.count("2.png") == 1
 
 
 def test_a_folder_of_broken_pictures_is_refused(tmp_path):
@@ -206,6 +221,16 @@ def test_coco_masks(coco):
     assert bounding_box(torch.zeros(4, 4, dtype=torch.uint8)) is None
 
 
+def test_masks_are_of_no_picture_of_that_name_elsewhere(coco):
+    place, path, _ = coco
+    document = json.loads(path.read_text())
+    document["images"][0]["file_name"] = "coco/one.png"
+    path.write_text(json.dumps(document))
+    other = place.parent / "other" / "one.png"
+    instances = Instances(path, [place / "one.png", other])
+    assert place / "one.png" in instances and other not in instances
+
+
 def test_bad_instance_files(coco, tmp_path):
     place, path, _ = coco
     with pytest.raises(ConfigError, match="cannot be read"):
@@ -215,6 +240,28 @@ def test_bad_instance_files(coco, tmp_path):
         Instances(tmp_path / "bad.json", [])
     with pytest.raises(ConfigError, match="none of the 1 pictures is in it, first three.png"):
         Instances(path, [place / "three.png"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["images"][1].pop("file_name"), "'file_name' is missing"),
+        (lambda d: d["images"][0].pop("height"), "'height' is missing"),
+        (lambda d: d["annotations"].append(5), "'int' object has no attribute"),
+        (lambda d: d["annotations"][0].update(image_id=[5]), "unhashable"),
+        (lambda d: d["annotations"][0].update(segmentation=[[1, 2]]), "annotation 0: bad segmentation"),
+        (lambda d: d["annotations"][1]["segmentation"].update(counts="garbage"), "annotation 1: .* within a number"),
+        (lambda d: d["annotations"][1]["segmentation"].update(counts="4"), "annotation 1: .* do not fill 100x80"),
+        (lambda d: d["annotations"][2]["segmentation"].update(counts=[-8, 8008]), "annotation 2: .* do not fill"),
+    ],
+)
+def test_damaged_instance_files_are_refused_when_they_are_read(coco, change, message):
+    place, path, _ = coco
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=f"instances.json: not a COCO json with images and annotations: .*{message}"):
+        Instances(path, [place / "one.png"])
 
 
 def test_masks_follow_their_picture(coco):
@@ -283,8 +330,33 @@ def test_make_instances(tmp_path, capsys, monkeypatch):
     assert "0 pictures added, 1 were there" in run(place, "-o", output)[1]  # cached
     status, _, warned = run(place, "-o", output, "-n", "2")
     assert status == 2 and "choose another --output" in warned
+    monkeypatch.setattr("ugicm.data.proposals.propose", lambda *_: interrupt())
+    status, _, warned = run(place, "-o", tmp_path / "x.json")
+    assert status == 130 and warned.count("\n") == 1 + 1 and "the same command continues" in warned
     status, _, warned = run(tmp_path / "absent", "-o", tmp_path / "x.json")
     assert status == 2 and "no such folder" in warned
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_call_keeps_what_it_has(folder, tmp_path):
+    def proposer(picture, count):
+        calls.append(picture)
+        return interrupt() if len(calls) == 4 else [np.ones(picture.size[::-1], bool)] * 2
+
+    calls, output = [], tmp_path / "made.json"
+    with pytest.raises(KeyboardInterrupt):
+        annotate(folder, output, proposer, 2, "test")
+    assert len(json.loads(output.read_text())["images"]) == 3
+    assert annotate(folder, output, proposer, 2, "test") == (3, 3, 0)
+    document = json.loads(output.read_text())
+    assert [image["id"] for image in document["images"]] == list(range(1, 7))
+    assert [(a["id"], a["image_id"]) for a in document["annotations"]] == [(k + 1, k // 2 + 1) for k in range(12)]
+    with pytest.raises(ConfigError, match="no such folder"):
+        annotate(tmp_path / "absent", tmp_path / "none.json", proposer, 2, "test")
+    assert not (tmp_path / "none.json").exists()
 
 
 def test_instances_of_one_picture_and_of_a_list(tmp_path, make_picture):

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from ugicm.config import LpipsConfig, ObjectiveConfig, TeacherConfig, TermConfig
+from ugicm.data.proposals import MaskRCNN
 from ugicm.errors import CheckpointError, ConfigError
+from ugicm.foreign_weights import LITE0, read_state
 from ugicm.losses import distortion, objective, semantic
 from ugicm.losses.rate import bits_per_pixel, log_linear
-from ugicm.losses.teachers import LITE0, Teacher, load_teacher
+from ugicm.losses.teachers import Teacher, load_teacher
 
 EVAL = Path(__file__).resolve().parents[2] / "shared/data/imagenet_eval"
 
@@ -278,7 +281,8 @@ def test_teacher_resizes_and_normalises_differentiably():
 
 def test_timm_teacher(tmp_path):
     timm = pytest.importorskip("timm")
-    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pth")
+    state = {f"module.{key}": value for key, value in timm.create_model("test_vit").state_dict().items()}
+    torch.save({"model": {**state, "extra": torch.zeros(1)}, "epoch": 3}, tmp_path / "vit.pth")
     config = TeacherConfig("timm", "test_vit", str(tmp_path / "vit.pth"), layers={"blocks.1": 1.0})
     teacher = load_teacher(config)
     maps, embedding = teacher(torch.rand(2, 3, 64, 64))
@@ -317,6 +321,41 @@ def test_teachers_that_cannot_be_had(config, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+TENSOR = torch.zeros(1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "holds no state dict"),
+        ({"conv1.weight": 3}, "holds no state dict"),
+        ({3: TENSOR}, "holds no state dict"),
+        ({"_conv_stem.weight": TENSOR, "a.b.c": TENSOR}, "not EfficientNet-Lite0's"),
+        ({"_conv_stem.weight": TENSOR, "_blocks.16._bn0.weight": TENSOR}, "not EfficientNet-Lite0's"),
+        ({"_conv_stem.weight": TENSOR, "_bn7.weight": TENSOR}, "not EfficientNet-Lite0's"),
+    ],
+)
+def test_files_that_hold_no_weights(tmp_path, content, message):
+    pytest.importorskip("timm")
+    pytest.importorskip("lpips")
+    path = tmp_path / "w.pth"
+    torch.save(content, path)
+    with pytest.raises(ConfigError, match=rf"objective\.teacher\.weights: {path}: .*{message}"):
+        load_teacher(TeacherConfig("timm", "test_vit", str(path)))
+    with pytest.raises(CheckpointError, match=rf"objective\.lpips\.backbone: {path}: .*{message}"):
+        distortion.PerceptualDistance("squeeze", str(path))
+    with pytest.raises(CheckpointError, match=f"^{path}: .*{message}"):
+        MaskRCNN(str(path))
+
+
+def test_weights_are_read_alike_from_either_kind_of_file(tmp_path):
+    named = {"_conv_stem.weight": torch.rand(2), "_blocks.0._bn1.bias": torch.rand(2)}
+    save_file(named, tmp_path / "w.safetensors")
+    torch.save({"state_dict": named}, tmp_path / "w.pth")
+    for name in ("w.safetensors", "w.pth"):
+        assert read_state(tmp_path / name).keys() == {"conv_stem.weight", "blocks.0.0.bn1.bias"}
+
+
 def test_a_teacher_of_another_size_is_noticed_before_training():
     pytest.importorskip("timm")
     teacher = TeacherConfig("timm", "vit_tiny_patch16_224", "random", size=0)  # takes 224² only
@@ -341,6 +380,19 @@ def test_lite0_recognises():
         logits = teacher(x)[1] @ last["_fc.weight"].T + last["_fc.bias"]
     right = sum(int(row["class_index"]) == k for row, k in zip(rows, logits.argmax(1).tolist()))
     assert right / len(rows) > 0.8  # 0.907 on all 150
+
+
+def test_jitter_scales_channels_wherever_a_normalisation_has_them():
+    norm = pytest.importorskip("timm").layers.LayerNorm2d
+    for layers, shape in (((nn.Conv2d(3, 8, 1), norm(8)), (1, 8, 1, 1)),
+                          ((nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)), (1, 8, 1, 1)),
+                          ((nn.Flatten(2), nn.LayerNorm(64)), (1, 1, 64))):  # fmt: skip
+        teacher = Teacher(nn.Sequential(*layers), own_size=8, size=0, mean=(0,) * 3, std=(1,) * 3, jitter=0.5)
+        teacher.vary()
+        teacher(torch.rand(2, 3, 8, 8))  # as wide as it has channels
+        assert teacher._factors["1"].shape == shape
+        if len(shape) == 4:
+            teacher(torch.rand(2, 3, 12, 12))  # the same variant at another size
 
 
 def test_unknown_lpips_net_is_refused():

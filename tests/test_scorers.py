@@ -5,9 +5,11 @@ Networks are small and random: no hub can be reached from where this is tested, 
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -17,10 +19,29 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ugicm.errors import CheckpointError, ConfigError
-from ugicm.evaluation.scorers import base, classification, detection, detectors, fidelity, judges, labels, segmentation
+from ugicm.errors import CheckpointError, ConfigError, PictureError
+from ugicm.evaluation.anchors import load_contender
+from ugicm.evaluation.scorers import (
+    base,
+    classification,
+    detection,
+    detectors,
+    fidelity,
+    judges,
+    labels,
+    segmentation,
+    sources,
+)
 from ugicm.evaluation.scorers.base import Item
-from ugicm.evaluation.scorers.sources import DecodedFolder, Originals, RunContender, StreamFolder, present
+from ugicm.evaluation.scorers.sources import (
+    DecodedFolder,
+    Originals,
+    RunContender,
+    StreamFolder,
+    add_source_arguments,
+    present,
+    source_from,
+)
 from ugicm.files import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,6 +182,28 @@ def test_judges_from_local_weights(tmp_path, make_picture):
     padded = judges.load_judge(f"squeezenet1_1={tmp_path / 'w.safetensors'}:classifier.1.padding=1")
     assert padded.model.classifier[1].padding == (1, 1) and padded.identity != judge.identity
     assert padded.scores(x[None]).shape == (1, 7)
+    for options, message in (
+        (":templates=openai:classes=/none", "unknown option 'templates'; available: resize, crop"),
+        (":classifier.1.weight=1", "'classifier.1.weight' cannot be set"),
+        (":features.0=1", "'features.0' cannot be set"),
+        (":normalise=[1]", "available: none, imagenet, half"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            judges.load_judge(f"squeezenet1_1={tmp_path / 'w.safetensors'}{options}")
+
+
+@pytest.mark.parametrize(
+    "load, text, option",
+    [
+        (load_contender, "jpeg:a.b=1", "a.b"),
+        (fidelity.load_lpips, "alex:net.slice1=1", "net.slice1"),
+        (detectors.load_detector, "maskrcnn_resnet50_fpn:classes=names.txt", "classes"),  # of local weights only
+        (segmentation.load_segmenter, "lraspp_mobilenet_v3_large:num_classes=3", "num_classes"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(load, text, option):
+    with pytest.raises(ConfigError, match=f"unknown option '{option}'"):
+        load(text)
 
 
 def test_judges_that_cannot_be_had(tmp_path, monkeypatch):
@@ -223,6 +266,9 @@ def test_zero_shot_clip(tmp_path, make_picture):
         texts = open_clip.get_tokenizer("small-clip")(["a photo of a tench.", "a photo of a goldfish."])
         expected = 100 * clip.encode_image(x, normalize=True) @ clip.encode_text(texts, normalize=True).T
     assert torch.allclose(judge.scores(x)[:, :2], expected, atol=1e-3)
+    changed = judges.load_judge(f"open_clip/small-clip={tmp_path / 'clip.pt'}:visual.image_size=32:templates=photo"
+                                f":classes={tmp_path / 'names.txt'}")  # fmt: skip
+    assert changed.identity == judge.identity.replace("small-clip", "small-clip visual.image_size=32")
     with pytest.raises(ConfigError, match="neither a file nor a pretrained tag of ViT-B-32; available: openai"):
         judges.load_judge("open_clip/ViT-B-32=nonsense")
     (tmp_path / "index.json").write_text(json.dumps([{"index": 0, "wnid": "n1", "name": "great_white_shark"}]))
@@ -274,6 +320,9 @@ def test_the_development_kit_s_own_class_numbers(tmp_path, make_picture):
     truth.write_text("2\n")
     with pytest.raises(ConfigError, match="1 labels for 2 pictures"):
         labels.labelled_pictures(folder, truth)
+    (tmp_path / "meta.mat").write_bytes(b"garbage" * 100)
+    with pytest.raises(ConfigError, match="meta.mat: not the meta.mat of ImageNet's development kit"):
+        labels.labelled_pictures(folder, truth)
 
 
 def test_wordnet_ids_without_timm(tmp_path, make_picture, monkeypatch):
@@ -307,6 +356,9 @@ def test_labels_that_do_not_fit(greys, tmp_path):
         ("0/00.png,dog\n", "'dog' is neither an index nor a WordNet id"),
         ("0/00.png,n99999999\n", "not one of ImageNet's"),
         ("", "empty"),
+        ("ImageId,PredictionString\n0/00.png,\n", "too few columns: '0/00.png'"),
+        ("file,class_index\n0/00.png," + "1" * 140000, "cannot be read as a label file: field larger"),
+        ("0/00.png " + "1" * 5000, "cannot be read as a label file"),
     ):
         table.write_text(text)
         with pytest.raises(ConfigError, match=message):
@@ -363,8 +415,6 @@ def test_one_bad_picture_among_many(greys, tmp_path):
 
 
 def test_a_picture_that_a_codec_cannot_hold_stops_nothing(tmp_path, make_picture):
-    from ugicm.evaluation.anchors import load_contender
-
     for name, size in (("a", (40, 30)), ("b", (17000, 4)), ("c", (40, 30))):
         make_picture(*size).save(tmp_path / f"{name}.png")
     items = [Item(f"{name}.png", tmp_path / f"{name}.png") for name in "abc"]
@@ -587,10 +637,12 @@ def test_official_results_are_scored_by_what_they_have(coco, tmp_path, capsys):
     for kind, absent in (("mask", "bbox"), ("box", "segmentation")):
         found = [{k: v for k, v in d.items() if k != absent} for d in as_detections(coco, jitter=3)]
         (tmp_path / "found.json").write_text(json.dumps(found))
-        arguments = ["-d", "x", "--annotations", str(coco.path), "--detections", str(tmp_path / "found.json")]
+        arguments = ["--annotations", str(coco.path), "--detections", str(tmp_path / "found.json")]
         assert main([*arguments, "-o", str(tmp_path / "s.json")]) == 0
         scores = {k: v[0] for k, v in json.loads((tmp_path / "s.json").read_text())["results"].items()}
         assert scores == {f"{kind} {stat}": whole[f"{kind} {stat}"] for stat in detection._COCO_STATS}
+    with pytest.raises(ConfigError, match="need the folder of the pictures: -d DIR"):
+        main(arguments[:2])
 
 
 @pytest.mark.parametrize(
@@ -602,6 +654,8 @@ def test_official_results_are_scored_by_what_they_have(coco, tmp_path, capsys):
         (lambda rows: [rows[1].pop(key) for key in ("bbox", "segmentation")], "neither bbox nor segmentation"),
         (lambda rows: rows[1].update(bbox=[1, 2, 3]), "is not x, y, width, height"),
         (lambda rows: rows[1].update(segmentation=[[1, 2, 3, 4, 5, 6]]), "run-length code .* of 160x120"),
+        (lambda rows: rows[1]["segmentation"].update(counts="garbage"), "number 1: bad segmentation"),
+        (lambda rows: rows[1]["segmentation"].update(counts="4"), "number 1: .* do not fill 160x120"),
         (lambda rows: rows[1].update(image_id=99), "image 99, category .* not in .*truth.json"),
         (lambda rows: (rows[0].pop("bbox"), rows[1].pop("segmentation")), "there is nothing to score"),
         (lambda rows: rows.insert(1, 7), "number 1"),
@@ -626,14 +680,25 @@ def test_detections_that_are_none(coco, tmp_path, change, message):
         (lambda d: d["annotations"][0].update(image_id=99), "annotations of images .* not define: 99"),
         (lambda d: d.pop("categories"), "'categories' is missing"),
         (lambda d: d.update(images=[]) or d.update(annotations=[]), "no images"),
+        *((lambda d, key=key: d["annotations"][0].pop(key), f"'{key}' is missing") for key in ("id", "bbox", "area")),
+        (lambda d: d["annotations"][0].pop("iscrowd"), "'iscrowd' is missing"),
+        (lambda d: d["annotations"].append(5), "not a COCO annotation file"),
+        (lambda d: d["annotations"][0].update(bbox=[1, 2, math.inf, 3]), "is not x, y, width, height"),
+        (lambda d: d["annotations"][0].update(area="x"), "must be real number"),
+        (lambda d: d["images"].append({**d["images"][0], "id": "x"}), "'<' not supported"),
+        (lambda d: [d["annotations"][k].update(image_id=id) for k, id in enumerate(("x", 99))], "not define: 99, x"),
+        (lambda d: d["annotations"][0].pop("segmentation"), "annotation 1: it has no segmentation"),
+        (lambda d: d["annotations"][0].update(segmentation={"size": [60, 80], "counts": [4800]}), "not of 160x120"),
+        # One that fills less than its picture would be compared with a detection for ever.
+        (lambda d: d["annotations"][0].update(segmentation={"size": [120, 160], "counts": [9]}), "do not fill 160x120"),
     ],
 )
 def test_annotations_that_do_not_fit(tmp_path, change, message):
     document = coco_document()
     change(document)
     (tmp_path / "bad.json").write_text(json.dumps(document))
-    with pytest.raises(ConfigError, match=message):
-        detection.CocoTruth(tmp_path / "bad.json")
+    with pytest.raises(ConfigError, match=f"bad.json: .*{message}"):
+        detection.CocoEvaluator(None, detection.CocoTruth(tmp_path / "bad.json"))
 
 
 def test_categories_are_matched_by_name(coco, tmp_path):
@@ -816,8 +881,12 @@ def test_voc_detection_end_to_end(voc, small_detector_file, tmp_path):
     arguments = ["--voc", str(voc), "--detector", spec, "--device", "cpu", "-o", str(tmp_path / "s.json")]
     assert script("scripts/eval_detection")(arguments) == 0
     assert "mAP (maskrcnn_resnet50_fpn)" in json.loads((tmp_path / "s.json").read_text())["results"]
-    with pytest.raises(ConfigError, match="no such split; available: test"):
-        detection.VocTruth(voc, "train")
+    for read, split in ((detection.VocTruth, "test"), (segmentation.voc_items, "val")):
+        with pytest.raises(ConfigError, match=f"no such split; available: {split}"):
+            read(voc, "train")
+        next((voc / "ImageSets").glob(f"*/{split}.txt")).with_stem("utf16").write_bytes("a".encode("utf-16"))
+        with pytest.raises(ConfigError, match="utf16.txt: cannot be read as a list of pictures"):
+            read(voc, "utf16")
     (voc / "Annotations" / "000002.xml").write_text("<annotation><object>")
     with pytest.raises(ConfigError, match="not a PASCAL VOC annotation"):
         detection.VocTruth(voc)
@@ -847,7 +916,24 @@ def test_iou_by_hand_and_by_torchmetrics(tmp_path):
     assert scores["mIoU"] == pytest.approx((100 / 3 + 50) / 2) and scores["pixel accuracy"] == 60
 
 
-def test_semantic_script_on_voc(voc, tmp_path):
+@pytest.mark.parametrize(
+    "pixels, message",
+    [
+        (np.full((8, 8), -7, np.int32), "class -7 in a mask, but the network has classes 0 to 4"),
+        (np.full((8, 8), 2.7, np.float32), "one class number per pixel .* not 2 axes of float32"),
+        (np.zeros((8, 8, 3), np.uint8), "one class number per pixel .* not 3 axes"),
+        (np.zeros((40, 40), np.uint8), "decompression bomb"),
+    ],
+    ids=["negative", "float", "colour", "too large"],
+)
+def test_masks_that_are_none(tmp_path, monkeypatch, pixels, message):
+    Image.fromarray(pixels).save(tmp_path / "mask.tif")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(PictureError, match=f"mask.tif: .*{message}"):
+        segmentation.read_mask(tmp_path / "mask.tif", 5)
+
+
+def test_semantic_script_on_voc(voc, tmp_path, capsys):
     import torchvision
 
     torch.manual_seed(0)
@@ -857,6 +943,7 @@ def test_semantic_script_on_voc(voc, tmp_path):
     main = script("scripts/eval_semantic")
     arguments = ["--voc", str(voc), "--segmenter", spec, "--device", "cpu"]
     assert main([*arguments, "--codec", "jpeg", "--quality", "50", "-o", str(tmp_path / "s.json")]) == 0
+    assert re.match(r"semantic segmentation: 2 pictures \(.*, setting 50.*\)\n", capsys.readouterr().out)
     document = json.loads((tmp_path / "s.json").read_text())
     assert document["results"]["bpp"][0] > 0 and document["results"]["mIoU (lraspp_mobilenet_v3_large)"][0] >= 0
     pixels = sum(p[2] for row in document["per_image"] for p in row["lraspp_mobilenet_v3_large"]["pairs"])
@@ -891,7 +978,7 @@ def test_real_judges_know_real_pictures(spec, expected, tmp_path, capsys):
     results = json.loads((tmp_path / "s.json").read_text())["results"]
     assert expected[0] <= results["top-1 (judge)"][0] <= expected[1]
     assert results["top-5 (judge)"][0] > expected[2]
-    assert "25 pictures" in capsys.readouterr().out
+    assert "classification: 25 pictures (originals)\n" in capsys.readouterr().out
 
 
 @NEEDS_IMAGENET
@@ -948,7 +1035,7 @@ def test_two_processes_give_the_numbers_of_one(greys, tmp_path, run_python):
         assert one[key] == two[key]
 
 
-def test_classification_script_says_what_is_wrong(greys, tmp_path, run_python):
+def test_classification_script_says_what_is_wrong(greys, tmp_path, run_python, capsys):
     # Also: what is optional is not needed before it is used.
     command = ["classification/test.py", "-d", str(greys), "--judges", "resnet5000"]
     absent = "sys.modules.update(lpips=None, open_clip=None, pycocotools=None, timm=None, torchmetrics=None)"
@@ -974,12 +1061,58 @@ def test_classification_script_says_what_is_wrong(greys, tmp_path, run_python):
     for option in (["--batch-size", "0"], ["--workers", "-1"], ["--limit", "0"], ["--limit", "-3"]):
         with pytest.raises(SystemExit, match="2"):
             main([*arguments, *option])
-    with pytest.raises(ConfigError, match="--preference 2 is not from 0"):
-        main([*arguments, "--codec", "ugicm", "--preference", "2"])
+    for text in ("2", "nan", "people"):
+        with pytest.raises(SystemExit, match="2"):
+            main([*arguments, "--codec", "ugicm", "--preference", text])
+        assert f"expected human, machine or a number from 0 to 1, got {text}" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="none.safetensors: no such file"):
         main([*arguments, "--codec", "ugicm", "-c", str(tmp_path / "none.safetensors")])
     with pytest.raises(SystemExit):
         main([*arguments, "--codec", "jpeg", "--decoded", "x"])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--quality", "0"], "--quality goes with --codec"),
+        (["--streams", "x", "--quality", "0"], "--quality goes with --codec"),
+        (["--decoded", "x", "--quality", "0"], "--quality goes with --codec"),
+        (["-c", "x"], "-c goes with --streams or --codec ugicm"),
+        (["--preference", "0"], "--preference goes with --streams or --codec ugicm"),
+        (["--decoded", "x", "--preference", "human"], "--preference goes with"),
+        (["--codec", "jpeg", "--quality", "50", "-c", "x"], "-c goes with"),
+        (["--codec", "jpeg", "--quality", "50", "--preference", "1"], "--preference goes with"),
+        (["--codec", "ugicm=a", "-c", "b"], "--codec ugicm=a names a checkpoint, and -c b another one"),
+    ],
+)
+def test_options_that_nothing_would_heed_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        source_from(source_arguments(*options), "cpu")
+
+
+def source_arguments(*options):
+    parser = argparse.ArgumentParser()
+    add_source_arguments(parser)
+    return parser.parse_args(options)
+
+
+def test_options_of_codecs_are_heeded(monkeypatch):
+    class Ours:
+        whole, lowest, highest, identity = False, 0, 1, "ours"
+
+        def __init__(self, text, device, viewers):
+            self.text, self.viewers = text, viewers
+
+    monkeypatch.setattr(sources.anchors, "load_contender", Ours)
+    for options, text, setting, viewer in (
+        (["--codec", "ugicm"], "ugicm", 0.5, 1.0),
+        (["--codec", "ugicm:label=x", "-c", "m.pth", "--quality", "0"], "ugicm=m.pth:label=x", 0, 1.0),
+        (["--codec", "ugicm=m.pth", "--preference", "human"], "ugicm=m.pth", 0.5, 0.0),
+        (["--codec", "ugicm", "--preference", "machine"], "ugicm", 0.5, 1.0),
+        (["--codec", "ugicm", "--preference", "0.3"], "ugicm", 0.5, 0.3),
+    ):
+        source = source_from(source_arguments(*options), "cpu")
+        assert (source.contender.text, source.setting, source.viewer) == (text, setting, viewer)
 
 
 @NEEDS_IMAGENET

@@ -264,7 +264,7 @@ class DataConfig:
     scale: tuple[float, ...] = ()  # (low, high): a sample covers a square of crop / s pixels, s log-uniform
     whole: float = 0.0  # share of the samples with preference > 0 that show the whole picture, resized to crop
     max_instances: int = 4  # of a picture in a batch, drawn at random
-    holdout: int = 16  # pictures kept out of training, for validation; the same ones in every run
+    holdout: int = 16  # pictures kept out of training, for validation; the same ones for the same sources
     cache: str = "auto"  # decoded pictures: none | ram | device | auto (ram below 8 GB, else none)
     workers: int = 0  # loader processes
 

@@ -8,6 +8,7 @@ processes load or train, and a resumed run continues with the next number.
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from ugicm.config import DataConfig, Draw, Source
 from ugicm.data.instances import SMALLEST, Instances, bounding_box
 from ugicm.errors import ConfigError, PictureError, first_line
 from ugicm.files import PICTURE_SUFFIXES, UsageError, find
-from ugicm.pictures import open_rgb
+from ugicm.pictures import open_rgb, upright_size
 
 RAM_CACHE_LIMIT = 8 << 30  # bytes of decoded pictures that cache: auto keeps
 
@@ -58,10 +59,17 @@ def find_pictures(path: str | Path) -> list[Path]:
 
 
 def hold_out(files: Sequence[Path], count: int) -> tuple[list[int], list[int]]:
-    """Indices of (kept, held out) files. The choice depends on file names only, so that all stages agree."""
-    order = sorted(range(len(files)), key=lambda i: hashlib.sha1(files[i].name.encode()).digest())
-    out = set(order[:count])
-    return [i for i in range(len(files)) if i not in out], sorted(out)
+    """Indices of (kept, held out) files. The choice depends on file names only, so that all stages agree.
+
+    Of a picture that several sources contain, or that is linked to, one index is held out and the others are neither.
+    """
+    places = [os.path.realpath(file) for file in files]
+    first: dict[str, int] = {}
+    for i, place in enumerate(places):
+        first.setdefault(place, i)
+    out = sorted(first.values(), key=lambda i: hashlib.sha1(files[i].name.encode()).digest())[:count]
+    away = {places[i] for i in out}
+    return [i for i in range(len(files)) if places[i] not in away], sorted(out)
 
 
 def read_picture(path: Path, at_least: int = 1) -> Tensor:
@@ -127,11 +135,11 @@ def _choose_cache(files: Sequence[Path], at_least: int) -> str:
     sizes = []
     for path in files[:: max(1, len(files) // 100)]:
         try:
-            with Image.open(path) as image:
-                scale = max(1.0, at_least / min(image.size))
-                sizes.append(3 * image.width * image.height * scale**2)
-        except (OSError, ValueError, Image.DecompressionBombError):
+            width, height = upright_size(path)
+        except PictureError:  # reported when it is decoded
             continue
+        scale = max(1.0, at_least / min(width, height))
+        sizes.append(3 * width * height * scale**2)
     fits = bool(sizes) and len(files) * float(np.mean(sizes)) < RAM_CACHE_LIMIT
     return "ram" if fits else "none"
 
@@ -319,7 +327,7 @@ def open_sources(sources: Sequence[Source], config: DataConfig, device: torch.de
         group_of += [number] * len(found)
     kept, out = hold_out(files, config.holdout)
     if not kept:
-        raise ConfigError(f"data: all {len(files)} pictures are held out for validation (holdout: {config.holdout})")
+        raise ConfigError(f"data: all {len(out)} pictures are held out for validation (holdout: {config.holdout})")
     store = PictureStore([files[i] for i in kept], config.crop, config.cache, device)
     where = {path: number for number, path in enumerate(store.files)}
     groups: list[tuple[list[int], float]] = []

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ugicm.errors import ConfigError
+from ugicm.errors import ConfigError, first_line
 
 SMALLEST = 16  # pixels: an object whose visible part has a shorter side teaches nothing
 
@@ -22,35 +22,24 @@ class Instances:
 
     Args:
         path: a COCO json ("images", "annotations"; categories are not used).
-        files: the pictures masks are asked for, found by the end of their path, else by their name.
+        files: the pictures masks are asked for. One is found by the end of its path, which must be the whole name in
+            the json, folders included: pictures of several folders may be called alike.
 
     Raises ConfigError for a file that cannot be read, is no such json, or knows none of the pictures.
     """
 
     def __init__(self, path: str | os.PathLike, files: Sequence[Path]):
         try:
-            from pycocotools import mask as coding
+            import pycocotools  # noqa: F401  (found missing before a large file is read)
         except ImportError:
             raise ConfigError(f"{path}: reading instances needs the package pycocotools") from None
-        self._coding = coding
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            images = {image["id"]: image for image in content["images"]}
-            annotations = content["annotations"]
+            by_name, by_image = _parsed(json.loads(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path}: not a COCO json with images and annotations: {error}") from None
-        by_image: dict[Any, list[dict]] = {}
-        for annotation in annotations:
-            image = images.get(annotation.get("image_id"))
-            if image is None or annotation.get("iscrowd") or not annotation.get("segmentation"):
-                continue
-            by_image.setdefault(image["id"], []).append(self._encode(annotation, image, path))
-        by_name: dict[str, Any] = {}
-        for number, image in images.items():
-            by_name[Path(image["file_name"]).as_posix()] = number
-            by_name.setdefault(Path(image["file_name"]).name, number)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            wrong = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise ConfigError(f"{path}: not a COCO json with images and annotations: {wrong}") from None
         self._codes: dict[Path, list[dict]] = {}
         for file in files:
             ends = (file.as_posix(), *("/".join(file.parts[-n:]) for n in range(len(file.parts), 0, -1)))
@@ -60,20 +49,6 @@ class Instances:
         if files and not self._codes:
             raise ConfigError(f"{path}: none of the {len(files)} pictures is in it, first {files[0].name}")
 
-    def _encode(self, annotation: dict, image: dict, path: str | os.PathLike) -> dict:
-        """Any COCO segmentation -> one compressed run-length code."""
-        height, width = image["height"], image["width"]
-        shape = annotation["segmentation"]
-        try:
-            if isinstance(shape, dict):
-                if isinstance(shape["counts"], list):
-                    return self._coding.frPyObjects(shape, height, width)
-                counts = shape["counts"]
-                return {**shape, "counts": counts.encode() if isinstance(counts, str) else counts}
-            return self._coding.merge(self._coding.frPyObjects(shape, height, width))
-        except Exception as error:  # pycocotools raises many kinds on malformed shapes
-            raise ConfigError(f"{path}: annotation {annotation.get('id')}: bad segmentation: {error}") from None
-
     def __contains__(self, file: Path) -> bool:
         return bool(self._codes.get(file))
 
@@ -82,7 +57,70 @@ class Instances:
 
     def mask(self, file: Path, number: int) -> Tensor:
         """uint8 [1, H, W] of 0 and 1, in the annotated picture's size."""
-        return torch.from_numpy(np.ascontiguousarray(self._coding.decode(self._codes[file][number])))[None]
+        from pycocotools import mask
+
+        return torch.from_numpy(np.ascontiguousarray(mask.decode(self._codes[file][number])))[None]
+
+
+def _parsed(content: dict) -> tuple[dict[str, Any], dict[Any, list[dict]]]:
+    """(image's id by its path, run-length codes by image's id). Raises what malformed content leads
+    to: ValueError, LookupError, TypeError, AttributeError."""
+    images = {image["id"]: image for image in content["images"]}
+    by_name = {Path(image["file_name"]).as_posix(): number for number, image in images.items()}
+    by_image: dict[Any, list[dict]] = {}
+    for annotation in content["annotations"]:
+        image = images.get(annotation.get("image_id"))
+        if image is None or annotation.get("iscrowd") or not annotation.get("segmentation"):
+            continue
+        try:
+            code = run_length_code(annotation["segmentation"], image["height"], image["width"])
+        except ValueError as error:
+            raise ValueError(f"annotation {annotation.get('id')}: {error}") from None
+        by_image.setdefault(image["id"], []).append(code)
+    return by_name, by_image
+
+
+def run_length_code(segmentation: list | dict, height: int, width: int) -> dict:
+    """Any COCO segmentation of a picture (polygons, or run lengths as numbers or as text) -> one compressed run-length
+    code: "size" [H, W] (that of given run lengths is kept) and "counts".
+
+    Raises ValueError for what is none, and for run lengths that do not fill their size: pycocotools would refuse those
+    only when they are decoded, and compare them with others for ever.
+    """
+    from pycocotools import mask
+
+    try:
+        if not isinstance(segmentation, dict):
+            return mask.merge(mask.frPyObjects(segmentation, height, width))
+        if isinstance(segmentation["counts"], list):
+            code = mask.frPyObjects(segmentation, height, width)
+        else:
+            counts = segmentation["counts"]
+            code = {**segmentation, "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
+        rows, columns = code["size"]
+        runs = _runs(code["counts"])
+    except Exception as error:  # pycocotools raises many kinds on malformed shapes
+        raise ValueError(f"bad segmentation: {first_line(error)}") from None
+    if min(rows, columns, *runs) < 0 or sum(runs) != rows * columns:
+        raise ValueError(f"bad segmentation: its run lengths do not fill {columns}x{rows}")
+    return code
+
+
+def _runs(counts: bytes) -> list[int]:
+    """Run lengths from COCO's text of them: five bits a character, all but the first three less those two before."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        bits = character - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:  # the number's last character, which holds its sign
+            value -= (bits & 16) << (shift - 4)
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("the text of its run lengths ends within a number")
+    return runs
 
 
 def bounding_box(mask: Tensor) -> tuple[int, int, int, int] | None:

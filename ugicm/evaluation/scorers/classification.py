@@ -17,17 +17,19 @@ class ClassificationEvaluator(Evaluator):
     """A judge's verdicts. A record holds the five most likely classes, likeliest first, and the negative logarithm of
     the true class's probability (nats). Few pictures tell two codecs apart by it that top-1 does not.
 
-    ``reference``: verdicts on the originals by picture key (as ``records``), for agreement; may be set later.
+    Attributes:
+        reference: verdicts on the originals by picture key (as ``records``), for agreement; None where there are none.
     """
 
     metrics = ("top-1", "top-5", "agreement", "log-loss")
     headline = ("top-1", "top-5", "agreement")
     falling = ("log-loss",)
 
-    def __init__(self, judge: Judge, targets: dict[str, int], reference: dict[str, dict] | None = None):
+    def __init__(self, judge: Judge, targets: dict[str, int]):
         super().__init__()
         self.judge, self.name, self.identity = judge, judge.name, judge.identity
-        self.targets, self.reference = targets, reference
+        self.targets = targets
+        self.reference: dict[str, dict] | None = None
         self.prepare = partial(_prepare, judge.preprocess)
 
     def process(self, items: Sequence[Item], prepared: Sequence[Tensor]) -> None:

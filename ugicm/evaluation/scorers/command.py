@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 
 from ugicm.errors import ConfigError
 from ugicm.evaluation import results
-from ugicm.evaluation.anchors import spread
-from ugicm.evaluation.scorers.base import (
-    Evaluator,
-    Item,
-    Outcome,
-    leave_process_group,
-    make_deterministic,
-    process_group,
-    run,
-)
+from ugicm.evaluation.scorers.base import Evaluator, Item, Outcome, make_deterministic, run
 from ugicm.evaluation.scorers.sources import Originals, present, source_from
-from ugicm.evaluation.scorers.weights import pick_device
+from ugicm.training.distributed import leave, process_group
+from ugicm.usage import spread
 
 
 def score(
@@ -56,7 +47,7 @@ def score(
     rank, world = process_group()
     if rank == 0:
         _report(args, task, evaluators, outcome, missing, source, device, world)
-    leave_process_group()
+    leave()
     return 1 if outcome.failed else 0
 
 
@@ -66,7 +57,10 @@ def _report(args, task, evaluators, outcome: Outcome, missing, source, device, w
     rows = [(title, f"{value:.2f}") for title, value in scores.items() if value is not None]
     if outcome.bpp is not None:
         rows.insert(0, ("bpp", f"{outcome.bpp:.4f}"))
-    print(f"{task}: {count} pictures" + (f", {len(missing)} missing" if missing else ""))
+    # What was looked at, before what was found: scores of the originals and of a codec look alike.
+    facts = {key: value for key, value in source.describe().items() if value is not None}
+    looked_at = ", ".join([facts.pop("source"), *(f"{key} {value}" for key, value in facts.items())])
+    print(f"{task}: {count} pictures" + (f", {len(missing)} missing" if missing else "") + f" ({looked_at})")
     print(results.table(rows, ("score", "value")))
     for key, reason in sorted(outcome.failed.items()):
         print(f"not scored: {key}: {reason}", file=sys.stderr)
@@ -97,13 +91,3 @@ def _report(args, task, evaluators, outcome: Outcome, missing, source, device, w
                 for key in keys
             ],
         )
-
-
-def device_of(args: argparse.Namespace) -> str:
-    """``--device``, or the best there is. Under torchrun each process takes its own GPU."""
-    if args.device is None and "LOCAL_RANK" in os.environ:
-        import torch
-
-        count = torch.cuda.device_count()
-        return f"cuda:{int(os.environ['LOCAL_RANK']) % count}" if count else "cpu"
-    return pick_device(args.device)

@@ -21,13 +21,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ugicm.errors import ConfigError, first_of
+from ugicm.data.instances import run_length_code
+from ugicm.errors import ConfigError, first_line, first_of
 from ugicm.evaluation.scorers.base import Evaluator, Item
 from ugicm.evaluation.scorers.detectors import Detector
 from ugicm.evaluation.scorers.sources import find_picture, index_pictures
 
 _COCO_STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_VOC_OVERLAP = 0.5  # intersection over union from which a detection is of an object
 _FIELDS = {"bbox": "bbox", "segm": "segmentation"}  # of COCO's results, by what is scored
+# What json that is not as it should be leads its readers into.
+_MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 class CocoTruth:
@@ -48,19 +52,23 @@ class CocoTruth:
             self.images = {i["id"]: (i["file_name"], i["width"], i["height"]) for i in images}
             self.categories = {c["id"]: c["name"] for c in self.document["categories"]}
             used = {a["category_id"] for a in annotations}, {a["image_id"] for a in annotations}
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path}: cannot be read as json: {error}") from None
-        except (KeyError, TypeError) as error:
+            for annotation in annotations:
+                _check_annotation(annotation)
+            for ids in (self.images, self.categories, [name for name, _, _ in self.images.values()]):
+                sorted(ids)  # pycocotools does it, and cannot compare texts with numbers
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+        except _MALFORMED as error:
+            wrong = f"{error} is missing" if isinstance(error, KeyError) else error
             raise ConfigError(
-                f"{path}: not a COCO annotation file: {error} is missing; it needs images (id, file_name, width, "
-                "height), annotations (image_id, category_id, bbox, segmentation) and categories (id, name)"
+                f"{path}: not a COCO annotation file: {wrong}; it needs images (id, file_name, width, height), "
+                "annotations (id, image_id, category_id, bbox, area, iscrowd; segmentation for masks) and categories "
+                "(id, name)"
             ) from None
         for kind, ids, known in zip(("categories", "images"), used, (self.categories, self.images), strict=True):
-            unknown = sorted(ids - known.keys())
+            unknown = sorted(map(str, ids - known.keys()))
             if unknown:
-                raise ConfigError(
-                    f"{path}: annotations of {kind} that the file does not define: {first_of(map(str, unknown))}"
-                )
+                raise ConfigError(f"{path}: annotations of {kind} that the file does not define: {first_of(unknown)}")
         if not self.images:
             raise ConfigError(f"{path}: no images")
 
@@ -78,6 +86,15 @@ class CocoTruth:
             return None
         return f"the picture is {image.width}x{image.height}, {self.path.name} says {width}x{height}"
 
+    def check_masks(self) -> None:
+        """Raises ConfigError where an annotation has no mask, or none that can be compared with others."""
+        for annotation in self.document["annotations"]:
+            _, width, height = self.images[annotation["image_id"]]
+            try:
+                _check_mask(annotation.get("segmentation"), width, height)
+            except ValueError as error:
+                raise ConfigError(f"{self.path}: annotation {annotation['id']}: {error}") from None
+
     def api(self):
         """As pycocotools has it."""
         from pycocotools.coco import COCO
@@ -87,6 +104,32 @@ class CocoTruth:
             truth.dataset = {"info": {}, **self.document}
             truth.createIndex()
         return truth
+
+
+def _check_annotation(annotation: dict) -> None:
+    """Raises what ``_MALFORMED`` names for an annotation that pycocotools would stumble over."""
+    for key in ("id", "image_id", "category_id"):
+        annotation[key]
+    _box(annotation["bbox"])
+    if not math.isfinite(annotation["area"]):
+        raise ValueError(f"an annotation's area is {annotation['area']}")
+    int(annotation["iscrowd"])
+
+
+def _box(values: Sequence) -> list[float]:
+    """x, y, width, height. Raises ValueError or TypeError for what is none."""
+    box = [float(value) for value in values]
+    if len(box) != 4 or not all(map(math.isfinite, box)):
+        raise ValueError(f"the bbox {values} is not x, y, width, height")
+    return box
+
+
+def _check_mask(segmentation: list | dict | None, width: int, height: int) -> None:
+    """Raises ValueError for what is no mask of a picture of that size."""
+    if not segmentation:
+        raise ValueError("it has no segmentation")
+    if run_length_code(segmentation, height, width)["size"] != [height, width]:
+        raise ValueError(f"its segmentation is not of {width}x{height}")
 
 
 class CocoEvaluator(Evaluator):
@@ -102,6 +145,8 @@ class CocoEvaluator(Evaluator):
         if kinds is None:
             kinds = ("bbox", "segm") if detector is None or detector.has_masks else ("bbox",)
         self.kinds = tuple(kinds)
+        if "segm" in self.kinds:
+            truth.check_masks()
         self.metrics = tuple(_coco_name(kind, stat) for kind in self.kinds for stat in _COCO_STATS)
         self.headline = tuple(_coco_name(kind, stat) for kind in reversed(self.kinds) for stat in ("AP", "AP50"))
         self.name = detector.name if detector else "detections"
@@ -183,14 +228,14 @@ def read_detections(path: str | Path, truth: CocoTruth) -> dict[str, dict]:
     records = {name: {"image": id, "detections": []} for id, (name, _, _) in truth.images.items()}
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as json: {error}") from None
     if not isinstance(rows, list):
         raise ConfigError(f"{path}: not a list of COCO detections")
     for number, row in enumerate(rows):
         try:
             name, detection = _read_detection(row, truth)
-        except (ValueError, KeyError, TypeError) as error:
+        except _MALFORMED as error:
             wrong = f"{error} is missing" if isinstance(error, KeyError) else error
             raise ConfigError(f"{path}: not a list of COCO detections: number {number}: {wrong}") from None
         records[name]["detections"].append(detection)
@@ -200,7 +245,7 @@ def read_detections(path: str | Path, truth: CocoTruth) -> dict[str, dict]:
 
 
 def _read_detection(row: dict, truth: CocoTruth) -> tuple[str, dict]:
-    """(file name of the picture, what a record keeps) of a row of results. Raises ValueError, KeyError or TypeError."""
+    """(file name of the picture, what a record keeps) of a row of results. Raises what ``_MALFORMED`` names."""
     if row["category_id"] not in truth.categories or row["image_id"] not in truth.images:
         raise ValueError(f"image {row['image_id']}, category {row['category_id']}: not in {truth.path}")
     name, width, height = truth.images[row["image_id"]]
@@ -211,12 +256,11 @@ def _read_detection(row: dict, truth: CocoTruth) -> tuple[str, dict]:
     if not box and not code:
         raise ValueError("it has neither bbox nor segmentation")
     if box:
-        kept["bbox"] = [float(value) for value in box]
-        if len(box) != 4 or not all(map(math.isfinite, kept["bbox"])):
-            raise ValueError(f"its bbox {box} is not x, y, width, height")
+        kept["bbox"] = _box(box)
     if code:
         if not isinstance(code, dict) or not isinstance(code["counts"], str) or code["size"] != [height, width]:
             raise ValueError(f"its segmentation is not COCO's run-length code (size, counts) of {width}x{height}")
+        _check_mask(code, width, height)
         kept["segmentation"] = code
     return name, kept
 
@@ -231,20 +275,31 @@ def _coco_name(kind: str, stat: str) -> str:
     return f"{'mask' if kind == 'segm' else 'box'} {stat}"
 
 
+def voc_split(root: Path, task: str, split: str) -> list[str]:
+    """Names of pictures from ``ROOT/ImageSets/TASK/SPLIT.txt``. Raises ConfigError, with the splits there are."""
+    listing = root / "ImageSets" / task / f"{split}.txt"
+    if not listing.is_file():
+        # Names with an underscore are lists of one class.
+        splits = sorted(p.stem for p in listing.parent.glob("*.txt") if "_" not in p.stem)
+        raise ConfigError(f"{listing}: no such split; available: {', '.join(splits) or 'none'}")
+    try:
+        return listing.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{listing}: cannot be read as a list of pictures: {first_line(error)}") from None
+
+
 class VocTruth:
     """Ground truth of PASCAL VOC: ``ROOT/Annotations/*.xml``, ``JPEGImages``, ``ImageSets/Main/SPLIT.txt``.
 
     Attributes: ``objects``: picture name -> list of (class, [x0, y0, x1, y1], difficult); ``classes``:
     sorted names.
+
+    Raises ConfigError for a split that is not there or cannot be read, and for annotations that are none.
     """
 
     def __init__(self, root: str | Path, split: str = "test"):
         self.root = Path(root)
-        listing = self.root / "ImageSets" / "Main" / f"{split}.txt"
-        if not listing.is_file():
-            splits = sorted(p.stem for p in listing.parent.glob("*.txt") if "_" not in p.stem)
-            raise ConfigError(f"{listing}: no such split; available: {', '.join(splits) or 'none'}")
-        self.names = listing.read_text().split()
+        self.names = voc_split(self.root, "Main", split)
         self.objects = {name: self._read(self.root / "Annotations" / f"{name}.xml") for name in self.names}
         self.classes = sorted({kind for objects in self.objects.values() for kind, _, _ in objects})
 
@@ -278,16 +333,15 @@ class VocEvaluator(Evaluator):
     each.
     """
 
-    def __init__(self, detector: Detector | None, truth: VocTruth, eleven_points: bool = True):
+    def __init__(self, detector: Detector, truth: VocTruth, eleven_points: bool = True):
         super().__init__()
         self.detector, self.truth, self.eleven_points = detector, truth, eleven_points
         self.headline = ("mAP",)
         self.metrics = ("mAP", *(f"AP {name}" for name in truth.classes))
-        self.name = detector.name if detector else "detections"
-        self.identity = f"{detector.identity if detector else 'detections'} VOC of {truth.classes}"
+        self.name = detector.name
+        self.identity = f"{detector.identity} VOC of {truth.classes}"
         named = dict(enumerate(truth.classes))
-        labels = detector.translate(named, str(truth.root)) if detector else {}
-        self.labels = {label: named[id] for label, id in labels.items()}
+        self.labels = {label: named[id] for label, id in detector.translate(named, str(truth.root)).items()}
 
     prepare = staticmethod(CocoEvaluator.prepare)
 
@@ -321,7 +375,6 @@ def voc_average_precision(
     truth: dict[str, list[tuple[list[float], bool]]],
     found: list[tuple[float, str, list[float]]],
     eleven_points: bool,
-    threshold: float = 0.5,
 ) -> float | None:
     """Average precision of one class in [0, 1]; None where there is nothing to find.
 
@@ -338,7 +391,7 @@ def voc_average_precision(
     for _, name, box in sorted(found, key=lambda f: -f[0]):
         overlaps = [_overlap(box, other) for other, _ in truth.get(name, [])]
         best = int(np.argmax(overlaps)) if overlaps else -1
-        hit = best >= 0 and overlaps[best] >= threshold
+        hit = best >= 0 and overlaps[best] >= _VOC_OVERLAP
         if hit and truth[name][best][1]:
             continue  # difficult: neither right nor wrong
         fresh = hit and not claimed[name][best]

@@ -18,9 +18,11 @@ import torchvision
 from torch import Tensor, nn
 
 from ugicm.errors import ConfigError, first_of
-from ugicm.evaluation.scorers.weights import digest_of, downloaded, load_state, read_state
+from ugicm.evaluation.digests import digest_of
+from ugicm.evaluation.scorers.weights import downloaded
 from ugicm.evaluation.scorers.zeroshot import read_classes
 from ugicm.evaluation.specs import Spec, parse_spec, set_attributes
+from ugicm.foreign_weights import load_state, read_state
 
 _HEAD = "roi_heads.box_predictor.cls_score.bias"
 # PASCAL VOC's names for what COCO calls otherwise.
@@ -92,24 +94,25 @@ def load_detector(text: str = "maskrcnn_resnet50_fpn", device: str = "cpu") -> D
     known = torchvision.models.list_models(module=torchvision.models.detection)
     if name not in known:
         raise ConfigError(f"{text}: torchvision has no detector '{name}'; available: {', '.join(known)}")
-    options = spec.take(num_classes=None, classes=None)
     catalogue = torchvision.models.get_model_weights(name)
     if spec.where is None or spec.where in catalogue.__members__:
+        spec.take(attributes=True)
         preset = catalogue[spec.where] if spec.where else catalogue.DEFAULT
         model = downloaded(
             lambda: torchvision.models.get_model(name, weights=preset), spec, f"its weights {preset.name}"
         )
         categories, labels = list(preset.meta["categories"]), len(preset.meta["categories"])
     else:
-        model, categories, labels = _from_file(spec, name, catalogue, options)
+        model, categories, labels = _from_file(spec, name, catalogue)
     set_attributes(model, spec.attributes, text)
-    changes = "".join(f" {key}={value}" for key, value in spec.attributes.items())
-    return Detector(spec.label, model.eval().to(device), categories, labels, device, f"torchvision {name}{changes}")
+    origin = f"torchvision {name}{spec.changes}"
+    return Detector(spec.label, model.eval().to(device), categories, labels, device, origin)
 
 
-def _from_file(spec: Spec, name: str, catalogue, options: dict) -> tuple[nn.Module, list[str] | None, int]:
+def _from_file(spec: Spec, name: str, catalogue) -> tuple[nn.Module, list[str] | None, int]:
+    options = spec.take(attributes=True, num_classes=None, classes=None)
     state = read_state(spec.where)
-    names = read_classes(options["classes"]) if options["classes"] else None
+    names = None if options["classes"] is None else read_classes(str(options["classes"]))
     standard = list(catalogue.DEFAULT.meta["categories"])
     labels = options["num_classes"] or (len(names) + 1 if names else len(state.get(_HEAD, standard)))
     model = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=labels)

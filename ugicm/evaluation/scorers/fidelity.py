@@ -19,11 +19,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ugicm.errors import ConfigError
+from ugicm.evaluation.digests import digest_of
 from ugicm.evaluation.metrics import ms_ssim, psnr
 from ugicm.evaluation.results import finite, mean
 from ugicm.evaluation.scorers.base import Evaluator, Item
-from ugicm.evaluation.scorers.weights import digest_of, read_state
 from ugicm.evaluation.specs import parse_spec
+from ugicm.foreign_weights import read_state
 from ugicm.losses.distortion import LPIPS_BACKBONES, lpips_network
 from ugicm.pictures import to_tensor
 

@@ -31,10 +31,11 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 
 from ugicm.errors import ConfigError
-from ugicm.evaluation.scorers.weights import digest_of, downloaded, lite0_path, load_state, read_state
+from ugicm.evaluation.digests import digest_of
+from ugicm.evaluation.scorers.weights import downloaded
 from ugicm.evaluation.specs import Spec, parse_spec, set_attributes
+from ugicm.foreign_weights import lite0_path, load_state, read_state
 
-_OTHER = {"templates": "simple", "classes": None}  # options of zero-shot judges, see zeroshot.py
 _NORMS = {
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -67,13 +68,13 @@ class Preprocess:
         mean, std = ("/".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
         return f"{resize}, {crop}, mean {mean}, deviation {std}"
 
-    def changed(self, spec: Spec) -> Preprocess:
-        """This, with the options of a specification."""
-        options = spec.take(
-            resize=self.resize, crop=self.crop, interpolation=self.interpolation, normalise=None, **_OTHER
-        )
+    def changed(self, spec: Spec, *also: str) -> Preprocess:
+        """This, with the options of a specification, which may have those called ``also`` and attributes of inner
+        modules besides. Raises ConfigError for others, and for values that mean nothing."""
+        own = {"resize": self.resize, "crop": self.crop, "interpolation": self.interpolation, "normalise": None}
+        options = spec.take(attributes=True, **own, **dict.fromkeys(also))
         norm = options["normalise"]
-        if norm is not None and norm not in _NORMS:
+        if norm is not None and norm not in list(_NORMS):  # a list: what is compared may be one
             raise ConfigError(f"{spec.text}: normalise={norm}; available: {', '.join(_NORMS)}")
         modes = [mode.value for mode in InterpolationMode]
         if options["interpolation"] not in modes:
@@ -136,14 +137,13 @@ def load_judge(text: str, device: str = "cpu") -> Judge:
     else:
         raise ConfigError(f"{text}: torchvision has no classifier '{name}'{_near(name)}")
     set_attributes(model, spec.attributes, text)
-    changes = "".join(f" {key}={value}" for key, value in spec.attributes.items())
     return Judge(
         spec.label,
         model.eval().to(device),
         preprocess.changed(spec),
         classes,
         device,
-        f"{library} {name}{changes}",
+        f"{library} {name}{spec.changes}",
     )
 
 

@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ugicm.errors import ConfigError, first_of
+from ugicm.errors import ConfigError, first_line, first_of
 from ugicm.evaluation.scorers.base import Item
 from ugicm.files import PICTURE_SUFFIXES, find
 
 _WNID = re.compile(r"n\d{8}")
 _FILE_COLUMNS = ("file", "filename", "image", "path", "imageid", "name")
-_CLASS_COLUMNS = ("class_index", "label", "class", "index", "target", "wnid", "synset")
+_CLASS_COLUMNS = ("class_index", "label", "class", "index", "target", "wnid", "synset", "predictionstring")
 
 
 @cache
@@ -156,11 +156,16 @@ def _class_index(text: str, where) -> int:
 
 
 def _read(path: Path, files: dict[str, Path]) -> dict[str, int]:
-    """Class index by picture name, from a label file of any of the kinds above."""
+    """Class index by picture name, from a label file of any of the kinds above. Raises ConfigError."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return _parsed(path, path.read_text(encoding="utf-8-sig"), files)
+    except ConfigError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:  # ValueError: not UTF-8, or a number of thousands of digits
         raise ConfigError(f"{path}: cannot be read as a label file: {error}") from None
+
+
+def _parsed(path: Path, text: str, files: dict[str, Path]) -> dict[str, int]:
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise ConfigError(f"{path}: empty label file")
@@ -173,8 +178,8 @@ def _read(path: Path, files: dict[str, Path]) -> dict[str, int]:
         return {name: _class_index(label, path) for name, label in pairs}
     rows = list(csv.reader(lines))
     header = [cell.strip().lower() for cell in rows[0]]
-    if header[:2] == ["imageid", "predictionstring"]:
-        return {row[0]: _class_index(row[1].split()[0], path) for row in rows[1:]}
+    if header[:2] == ["imageid", "predictionstring"]:  # of the second column the first word; boxes follow it
+        rows = [row[:1] + "".join(row[1:2]).split()[:1] for row in rows]
     name_column = next((header.index(c) for c in _FILE_COLUMNS if c in header), None)
     class_column = next((header.index(c) for c in _CLASS_COLUMNS if c in header), None)
     if name_column is None or class_column is None:
@@ -196,8 +201,11 @@ def _development_kit(path: Path, numbers: list[int], files: dict[str, Path]) -> 
         )
     from scipy.io import loadmat
 
-    synsets = loadmat(meta, squeeze_me=True)["synsets"]
-    wnids = {int(row[0]): str(row[1]) for row in synsets.tolist()}
+    try:
+        synsets = loadmat(meta, squeeze_me=True)["synsets"]
+        wnids = {int(row[0]): str(row[1]) for row in synsets.tolist()}
+    except Exception as error:  # scipy raises whatever a damaged file leads it into
+        raise ConfigError(f"{meta}: not the meta.mat of ImageNet's development kit: {first_line(error)}") from None
     if len(numbers) != len(files):
         raise ConfigError(f"{path}: {len(numbers)} labels for {len(files)} pictures")
     try:

@@ -16,11 +16,14 @@ from torch import Tensor, nn
 
 from ugicm.errors import ConfigError, PictureError, first_of
 from ugicm.evaluation.scorers.base import Evaluator, Item
+from ugicm.evaluation.scorers.detection import voc_split
 from ugicm.evaluation.scorers.judges import Network, Preprocess
 from ugicm.evaluation.scorers.sources import find_picture, index_pictures
-from ugicm.evaluation.scorers.weights import downloaded, load_state, read_state
+from ugicm.evaluation.scorers.weights import downloaded
 from ugicm.evaluation.specs import parse_spec, set_attributes
 from ugicm.files import PICTURE_SUFFIXES, find
+from ugicm.foreign_weights import load_state, read_state
+from ugicm.pictures import opened
 
 IGNORE = 255  # unlabelled pixels, and the borders of objects in VOC
 
@@ -62,35 +65,35 @@ def load_segmenter(text: str = "deeplabv3_resnet50", device: str = "cpu") -> Seg
         tuple(transform.std),
     )
     classes = len(preset.meta["categories"])
-    options = dict(spec.options)
     if spec.where is None:
+        preprocess = preprocess.changed(spec)
         model = downloaded(
             lambda: torchvision.models.get_model(name, weights=preset), spec, f"its weights {preset.name}"
         )
     else:
+        preprocess = preprocess.changed(spec, "num_classes")
         state = read_state(spec.where)
-        classes = options.pop("num_classes", classes)
+        classes = spec.options.get("num_classes", classes)
         auxiliary = {"aux_loss": True} if any(k.startswith("aux_classifier.") for k in state) else {}
         model = torchvision.models.get_model(
             name, weights=None, weights_backbone=None, num_classes=classes, **auxiliary
         )
         load_state(model, state, spec.where, spec.name)
     set_attributes(model, spec.attributes, text)
-    preprocess = preprocess.changed(type(spec)(spec.name, spec.where, options, text))
-    return Segmenter(spec.label, model.eval().to(device), preprocess, classes, device, f"torchvision {name}")
+    origin = f"torchvision {name}{spec.changes}"
+    return Segmenter(spec.label, model.eval().to(device), preprocess, classes, device, origin)
 
 
 class SegmentationEvaluator(Evaluator):
     """A segmenter against masks whose paths are the items' targets. A record holds [true class, found
     class, pixels] for every pair that occurs in a picture."""
 
-    def __init__(self, segmenter: Segmenter, classes: Sequence[str] | None = None):
+    def __init__(self, segmenter: Segmenter):
         super().__init__()
         self.segmenter, self.name, self.identity = segmenter, segmenter.name, segmenter.identity
         self.prepare = partial(_prepare, segmenter.preprocess, segmenter.classes)
-        self.class_names = list(classes or map(str, range(segmenter.classes)))
         self.headline = ("mIoU",)
-        self.metrics = ("mIoU", "pixel accuracy", *(f"IoU {name}" for name in self.class_names))
+        self.metrics = ("mIoU", "pixel accuracy", *(f"IoU {number}" for number in range(segmenter.classes)))
 
     def process(self, items: Sequence[Item], prepared: Sequence[tuple[Tensor, np.ndarray]]) -> None:
         for item, (picture, truth) in zip(items, prepared, strict=True):
@@ -113,7 +116,7 @@ class SegmentationEvaluator(Evaluator):
         return {
             "mIoU": sum(there) / len(there) if there else None,
             "pixel accuracy": 100 * float(matrix.trace()) / total if total else None,
-            **{f"IoU {name}": value for name, value in zip(self.class_names, iou, strict=True)},
+            **{f"IoU {number}": value for number, value in enumerate(iou)},
         }
 
 
@@ -135,33 +138,27 @@ def confusion(truth: np.ndarray, found: np.ndarray, classes: int) -> list[list[i
 
 
 def read_mask(path: str | Path, classes: int) -> np.ndarray:
-    """Class per pixel [H, W] from a palette or grey picture. Raises PictureError for what is none, or
+    """Class per pixel [H, W] from a palette, grey or black-and-white picture. Raises PictureError for what is none, or
     names classes that do not exist."""
-    try:
-        with Image.open(path) as image:
-            mask = np.array(image)
-    except (OSError, ValueError) as error:
-        raise PictureError(f"{path}: cannot be read as a mask: {error}") from None
-    if mask.ndim != 2:
-        raise PictureError(f"{path}: a mask has one class number per pixel (palette or grey), not {mask.ndim} axes")
-    wrong = mask[(mask != IGNORE) & (mask >= classes)]
+    with opened(path) as image:
+        mask = np.array(image)
+    if mask.ndim != 2 or mask.dtype.kind not in "uib":
+        kind = f"{mask.ndim} axes of {mask.dtype}"
+        raise PictureError(f"{path}: a mask has one class number per pixel (palette or grey), not {kind}")
+    wrong = mask[(mask != IGNORE) & ((mask < 0) | (mask >= classes))]
     if wrong.size:
-        raise PictureError(f"{path}: class {wrong.max()} in a mask, but the network has classes 0 to {classes - 1}")
+        raise PictureError(f"{path}: class {wrong[0]} in a mask, but the network has classes 0 to {classes - 1}")
     return mask
 
 
 def voc_items(root: str | Path, split: str = "val") -> list[Item]:
     """Pictures and masks of PASCAL VOC: ``ROOT/JPEGImages``, ``SegmentationClass``,
-    ``ImageSets/Segmentation``.
+    ``ImageSets/Segmentation``. Raises ConfigError for a split that is not there or cannot be read.
     """
     root = Path(root)
-    listing = root / "ImageSets" / "Segmentation" / f"{split}.txt"
-    if not listing.is_file():
-        splits = sorted(p.stem for p in listing.parent.glob("*.txt"))
-        raise ConfigError(f"{listing}: no such split; available: {', '.join(splits) or 'none'}")
     return [
         Item(f"{name}.jpg", root / "JPEGImages" / f"{name}.jpg", root / "SegmentationClass" / f"{name}.png")
-        for name in listing.read_text().split()
+        for name in voc_split(root, "Segmentation", split)
     ]
 
 

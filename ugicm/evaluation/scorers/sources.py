@@ -17,9 +17,10 @@ from PIL import Image
 
 from ugicm.errors import ConfigError, UgicmError, first_line, first_of
 from ugicm.evaluation import anchors
-from ugicm.evaluation.usage import natural, positive
+from ugicm.evaluation.specs import parse_spec
 from ugicm.files import PICTURE_SUFFIXES, STREAM_SUFFIX, find
 from ugicm.pictures import open_rgb
+from ugicm.usage import natural, positive, unit
 
 
 class Source(Protocol):
@@ -138,9 +139,9 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--preference",
-        type=float,
-        default=1.0,
-        help="0 human ... 1 machine, for streams and ugicm (default: %(default)s)",
+        type=preference,
+        metavar="P",
+        help="human, machine or a number from 0 (human) to 1 (machine), for streams and ugicm (default: machine)",
     )
     parser.add_argument(
         "--allow-missing", action="store_true", help="score the pictures there are; the others are named"
@@ -154,19 +155,38 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="FILE", help="write scores, records and environment as json")
 
 
+def preference(text: str) -> float:
+    """An argument's type: a preference as ``ugicm decompress`` takes it, but for maps."""
+    from ugicm.codec import PREFERENCES
+
+    try:
+        return PREFERENCES[text] if text in PREFERENCES else unit(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"expected human, machine or a number from 0 to 1, got {text}") from None
+
+
 def source_from(args: argparse.Namespace, device: str) -> Source:
-    """The source that :func:`add_source_arguments`'s options name. Raises UgicmError."""
-    if not 0 <= args.preference <= 1:
-        raise ConfigError(f"--preference {args.preference:g} is not from 0 (human) to 1 (machine)")
+    """The source that :func:`add_source_arguments`'s options name. Raises UgicmError, also for options that it would
+    not heed: who gives a checkpoint or a quality does not want the originals scored."""
+    spec = parse_spec(args.codec) if args.codec else None
+    runs_ugicm = spec is not None and spec.name.lower() == "ugicm"
+    if args.quality is not None and not spec:
+        raise ConfigError("--quality goes with --codec")
+    for option, value in (("-c", args.checkpoint), ("--preference", args.preference)):
+        if value is not None and not (args.streams or runs_ugicm):
+            raise ConfigError(f"{option} goes with --streams or --codec ugicm")
+    if runs_ugicm and spec.where and args.checkpoint:
+        raise ConfigError(f"--codec {args.codec} names a checkpoint, and -c {args.checkpoint} another one")
+    viewer = anchors.MACHINE if args.preference is None else args.preference
     if args.decoded:
         return DecodedFolder(args.decoded)
     if args.streams:
         import ugicm
 
-        return StreamFolder(args.streams, ugicm.load(args.checkpoint, device=device), args.preference)
-    if args.codec:
-        text = f"ugicm={args.checkpoint}" if args.codec == "ugicm" and args.checkpoint else args.codec
-        contender = anchors.load_contender(text, device, viewers=[args.preference])
+        return StreamFolder(args.streams, ugicm.load(args.checkpoint, device=device), viewer)
+    if spec:
+        text = args.codec.replace(spec.name, f"{spec.name}={args.checkpoint}", 1) if args.checkpoint else args.codec
+        contender = anchors.load_contender(text, device, viewers=[viewer])
         return RunContender(contender, anchors.checked_setting(contender, args.quality), contender.viewers[0])
     return Originals()
 

@@ -63,20 +63,21 @@ def load_zero_shot(spec: Spec, name: str, device: str) -> Judge:
         )
     clip = downloaded(lambda: open_clip.create_model(name, pretrained=tag), spec, f"its weights '{tag}'")
     set_attributes(clip, spec.attributes, spec.text)
-    options = spec.take(resize=None, crop=None, interpolation=None, normalise=None, templates="simple", classes=None)
-    names = read_classes(options["classes"]) if options["classes"] else open_clip.IMAGENET_CLASSNAMES
-    clip = clip.eval().to(device)
-    weights = class_embeddings(clip, open_clip.get_tokenizer(name), names, prompts(options["templates"]), device)
     config = open_clip.get_model_preprocess_cfg(clip)
     size = config["size"] if isinstance(config["size"], int) else config["size"][0]
     preprocess = Preprocess(size, size, config["interpolation"], tuple(config["mean"]), tuple(config["std"]))
+    preprocess = preprocess.changed(spec, "templates", "classes")
+    templates, file = spec.options.get("templates", "simple"), spec.options.get("classes")
+    names = open_clip.IMAGENET_CLASSNAMES if file is None else read_classes(str(file))
+    clip = clip.eval().to(device)
+    weights = class_embeddings(clip, open_clip.get_tokenizer(name), names, prompts(templates), device)
     return Judge(
         spec.label,
         ZeroShotClassifier(clip, weights).eval(),
-        preprocess.changed(spec),
+        preprocess,
         len(names),
         device,
-        f"open_clip {name} {tag} zero-shot, {options['templates']} prompts",
+        f"open_clip {name}{spec.changes} {tag} zero-shot, {templates} prompts",
     )
 
 
@@ -84,13 +85,13 @@ def prompts(name: str) -> Sequence:
     """Prompt templates: functions from a class name to a text. Raises ConfigError."""
     import open_clip
 
+    if name not in TEMPLATES:
+        raise ConfigError(f"templates={name}; available: {', '.join(TEMPLATES)}")
     known = {
         "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES,
         "openai": open_clip.OPENAI_IMAGENET_TEMPLATES,
         "photo": (lambda c: f"a photo of a {c}.",),
     }
-    if name not in known:
-        raise ConfigError(f"templates={name}; available: {', '.join(TEMPLATES)}")
     return known[name]
 
 
