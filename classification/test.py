@@ -12,18 +12,19 @@ DIR is a folder per class, or any folder with a label file. The classifier is ta
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ugicm.usage import Parser, guarded  # noqa: E402
 
-def parser() -> argparse.ArgumentParser:
+
+def parser() -> Parser:
     from ugicm.evaluation.scorers.sources import add_source_arguments
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("-d", "--dataset", required=True, metavar="DIR", help="the original pictures")
     parser.add_argument(
         "--labels", metavar="FILE", help="csv, ImageNet's val.txt, LOC_val_solution.csv or development kit (default: "
@@ -62,6 +63,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from ugicm.usage import guarded
-
     sys.exit(guarded(main))

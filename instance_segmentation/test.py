@@ -12,18 +12,19 @@ Pictures are found by the names in the annotations; their extension does not mat
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ugicm.usage import Parser, guarded  # noqa: E402
 
-def parser() -> argparse.ArgumentParser:
+
+def parser() -> Parser:
     from ugicm.evaluation.scorers.sources import add_source_arguments
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("-d", "--dataset", metavar="DIR", help="the pictures (needed but for --detections)")
     parser.add_argument("--annotations", required=True, metavar="JSON", help="COCO ground truth")
     parser.add_argument(
@@ -67,6 +68,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from ugicm.usage import guarded
-
     sys.exit(guarded(main))

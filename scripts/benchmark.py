@@ -148,8 +148,8 @@ def _parser() -> Parser:
 def codec(args: argparse.Namespace) -> tuple[dict, str]:
     import torch
 
+    from ugicm.errors import UsageError
     from ugicm.evaluation import benchmark, folder_speed, results
-    from ugicm.files import UsageError
 
     check_device(args.device)
     peers = list(benchmark.PEERS) if args.peers is None else args.peers

@@ -22,6 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ugicm.errors import UsageError  # noqa: E402
 from ugicm.usage import Parser, check_device, guarded, positive, spread, unit  # noqa: E402
 
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.cuda:
         check_device("cuda")
     if gone := [name for name in args.python if not shutil.which(name)]:
-        raise files.UsageError(f"--python {gone[0]}: no such interpreter")
+        raise UsageError(f"--python {gone[0]}: no such interpreter")
     found = files.find(args.dataset, files.PICTURE_SUFFIXES)
     chosen = [found[i] for i in spread(args.pictures, len(found))]
     model = ugicm.load(args.checkpoint).describe()

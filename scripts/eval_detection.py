@@ -10,18 +10,19 @@ Detectors trained on COCO are asked for VOC's twenty classes by name.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ugicm.usage import Parser, guarded  # noqa: E402
 
-def parser() -> argparse.ArgumentParser:
+
+def parser() -> Parser:
     from ugicm.evaluation.scorers.sources import add_source_arguments
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     truth = parser.add_mutually_exclusive_group(required=True)
     truth.add_argument("--voc", metavar="DIR", help="a year of VOCdevkit: JPEGImages, Annotations, ImageSets")
     truth.add_argument(
@@ -61,6 +62,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from ugicm.usage import guarded
-
     sys.exit(guarded(main))

@@ -9,18 +9,19 @@ Masks hold a class number per pixel (palette or grey), 255 where a pixel does no
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ugicm.usage import Parser, guarded  # noqa: E402
 
-def parser() -> argparse.ArgumentParser:
+
+def parser() -> Parser:
     from ugicm.evaluation.scorers.sources import add_source_arguments
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--voc", metavar="DIR", help="a year of VOCdevkit: JPEGImages, SegmentationClass, ImageSets")
     parser.add_argument("--split", default="val", help="of VOC (default: %(default)s)")
     parser.add_argument("-d", "--dataset", metavar="DIR", help="pictures, where they are not VOC's")
@@ -50,6 +51,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from ugicm.usage import guarded
-
     sys.exit(guarded(main))

@@ -11,7 +11,8 @@ import torch
 from small_models import CONFIGS, small_model
 
 from ugicm.checkpoint import load_model, read_metadata, save_model
-from ugicm.files import UsageError, WriteError
+from ugicm.errors import UsageError
+from ugicm.files import WriteError
 from ugicm.models.codec import UGICM
 from ugicm.training.average import average, multiply
 from ugicm.training.checkpoint import check_target

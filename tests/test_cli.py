@@ -19,7 +19,7 @@ import ugicm
 from ugicm import cli, files, usage, workers
 from ugicm.codec import Codec
 from ugicm.coding import stream
-from ugicm.errors import CheckpointError, ConfigError, PictureError, StreamError
+from ugicm.errors import CheckpointError, ConfigError, PictureError, StreamError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -691,7 +691,7 @@ def test_info_knows_the_shipped_model(command, tmp_path, make_picture):
 
 
 @pytest.mark.parametrize("error, status, said", [
-    (files.UsageError("wrong"), 2, "x: error: wrong"),
+    (UsageError("wrong"), 2, "x: error: wrong"),
     (ConfigError("wrong"), 2, "x: error: wrong"),
     (CheckpointError("wrong"), 2, "x: error: wrong"),
     (PictureError("wrong"), 2, "x: error: wrong"),

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ugicm.errors import CheckpointError, ConfigError, PictureError
+from ugicm.errors import CheckpointError, ConfigError, PictureError, UsageError
 from ugicm.evaluation.anchors import load_contender
 from ugicm.evaluation.scorers import (
     base,
@@ -42,7 +42,6 @@ from ugicm.evaluation.scorers.sources import (
     present,
     source_from,
 )
-from ugicm.files import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

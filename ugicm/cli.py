@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ugicm import __version__, files
 from ugicm.coding import stream
-from ugicm.errors import PictureError, StreamError
+from ugicm.errors import PictureError, StreamError, UsageError
 from ugicm.evaluation.report import add_report_command
 from ugicm.usage import Parser, described, guarded, natural, pick_device, positive, unit
 
@@ -144,12 +144,12 @@ def _max_pixels(text: str) -> int | None:
 def _compress(args: argparse.Namespace) -> int:
     folder = Path(args.input).is_dir()
     if not folder and Path(args.input).suffix.lower() == files.STREAM_SUFFIX:
-        raise files.UsageError(f"{args.input} looks like a stream already; did you mean ugicm decompress?")
+        raise UsageError(f"{args.input} looks like a stream already; did you mean ugicm decompress?")
     jobs = files.plan(args.input, args.output, files.PICTURE_SUFFIXES, files.STREAM_SUFFIX)
     if not folder:
         _refuse(jobs[0], args.overwrite)
         if jobs[0].target.suffix.lower() in files.PICTURE_SUFFIXES:
-            raise files.UsageError(f"{jobs[0].target}: a compressed picture is not a picture file; name it .ugic")
+            raise UsageError(f"{jobs[0].target}: a compressed picture is not a picture file; name it .ugic")
     files.prepare(jobs)
     codec = _load(args)
     _raise_pillows_limit(args.max_pixels)
@@ -193,7 +193,7 @@ def _compress(args: argparse.Namespace) -> int:
 def _decompress(args: argparse.Namespace) -> int:
     suffix = "." + (args.format or "png").lstrip(".").lower()
     if not suffix[1:].isalnum():
-        raise files.UsageError(f"--format {args.format}: not an extension; try png, webp, tiff, bmp, ppm or jpg")
+        raise UsageError(f"--format {args.format}: not an extension; try png, webp, tiff, bmp, ppm or jpg")
     jobs = files.plan(args.input, args.output, [files.STREAM_SUFFIX], suffix)
     folder = Path(args.input).is_dir()
     if not folder:
@@ -205,9 +205,9 @@ def _decompress(args: argparse.Namespace) -> int:
         asked = pictures.picture_format(target.with_suffix(suffix))
         chosen = pictures.picture_format(target) if target.suffix else asked
         if args.format and chosen != asked:
-            raise files.UsageError(f"{target} does not go with --format {args.format}: leave one out")
+            raise UsageError(f"{target} does not go with --format {args.format}: leave one out")
     except PictureError as error:
-        raise files.UsageError(str(error)) from None
+        raise UsageError(str(error)) from None
     _raise_pillows_limit(args.max_pixels)
     preference, shown = _preference(args.preference)
     files.prepare(jobs)
@@ -270,7 +270,7 @@ def _preference(text: str) -> tuple[Any, str]:
         value = float(text)
     except ValueError:
         if not Path(text).is_file():
-            raise files.UsageError(
+            raise UsageError(
                 f"preference {text!r}: not human, machine, a number from 0 to 1, or a picture that is there"
             ) from None
         from ugicm.pictures import open_rgb
@@ -279,15 +279,15 @@ def _preference(text: str) -> tuple[Any, str]:
             grey = open_rgb(text).convert("L")
             return grey, f"map {zlib.crc32(grey.tobytes()):08x}"
         except PictureError as error:
-            raise files.UsageError(f"preference map {error}") from None
+            raise UsageError(f"preference map {error}") from None
     if not 0 <= value <= 1:
-        raise files.UsageError(f"preference is {text}, must be from 0 (human) to 1 (machine)")
+        raise UsageError(f"preference is {text}, must be from 0 (human) to 1 (machine)")
     return value, {0: "human", 1: "machine"}.get(value, f"{value:g}")
 
 
 def _refuse(job: files.Job, overwrite: bool) -> None:
     if job.taken and not overwrite:
-        raise files.UsageError(f"{job.target} is already there; --overwrite replaces it")
+        raise UsageError(f"{job.target} is already there; --overwrite replaces it")
 
 
 def _load(args: argparse.Namespace) -> Codec:
@@ -313,7 +313,7 @@ def _run(
         cores = min(torch.get_num_threads(), _MOST_WORKERS)  # knows of affinity and OMP_NUM_THREADS
         count = min(cores, len(jobs)) if possible else 1
     elif args.workers > 1 and not possible:
-        raise files.UsageError(f"--workers {args.workers}: side by side only on a CPU under Linux; leave it out")
+        raise UsageError(f"--workers {args.workers}: side by side only on a CPU under Linux; leave it out")
     else:
         count = min(args.workers, len(jobs))
     if possible and Path(args.input).is_dir():
@@ -337,7 +337,7 @@ def _info(args: argparse.Namespace) -> int:
     for name in args.inputs:
         try:
             paths = files.find(name, [files.STREAM_SUFFIX]) if Path(name).is_dir() else [Path(name)]
-        except (files.UsageError, OSError) as error:
+        except (UsageError, OSError) as error:
             status = 1
             _say(described(error))
             continue

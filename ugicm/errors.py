@@ -25,6 +25,10 @@ class PictureError(UgicmError):
     """A picture file cannot be read. The message names the file."""
 
 
+class UsageError(UgicmError):
+    """What was asked for cannot be done as given; nothing has been read or written."""
+
+
 def first_line(error: BaseException) -> str:
     """An error's message on one line (PyTorch's run over several)."""
     lines = str(error).strip().splitlines()

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ugicm.errors import UgicmError, first_line
+from ugicm.errors import UgicmError, UsageError, first_line
 
 STREAM_SUFFIX = ".ugic"
 # What counts as a picture inside a folder; a file that is named itself may have any extension.
@@ -38,10 +38,6 @@ _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
 _numbers = itertools.count()
 # Errors that every further file would meet as well: a run stops there.
 _HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
-
-
-class UsageError(UgicmError):
-    """What was asked for cannot be done as given; nothing has been read or written."""
 
 
 class WriteError(UgicmError):

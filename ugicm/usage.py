@@ -13,8 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ugicm.errors import CheckpointError, ConfigError, PictureError, UgicmError, first_line
-from ugicm.files import UsageError
+from ugicm.errors import CheckpointError, ConfigError, PictureError, UgicmError, UsageError, first_line
 
 # What is wrong with these lies in the command as it was given, and is found before anything is done.
 _SENSELESS = (CheckpointError, ConfigError, PictureError, UsageError, FileNotFoundError, NotADirectoryError)

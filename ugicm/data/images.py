@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from ugicm.config import DataConfig, Draw, Source
 from ugicm.data.instances import SMALLEST, Instances, bounding_box
-from ugicm.errors import ConfigError, PictureError, first_line
-from ugicm.files import PICTURE_SUFFIXES, UsageError, find
+from ugicm.errors import ConfigError, PictureError, UsageError, first_line
+from ugicm.files import PICTURE_SUFFIXES, find
 from ugicm.pictures import open_rgb, upright_size
 
 RAM_CACHE_LIMIT = 8 << 30  # bytes of decoded pictures that cache: auto keeps

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ugicm import files, pictures
 from ugicm.codec import ONE_RATE, Codec, load
-from ugicm.errors import PictureError, StreamError, first_line
+from ugicm.errors import PictureError, StreamError, UsageError, first_line
 from ugicm.evaluation import digests, figures, results
 from ugicm.evaluation.metrics import bits_per_pixel, ms_ssim, psnr
 from ugicm.evaluation.results import Journal
@@ -76,7 +76,7 @@ def _parser() -> Parser:
 def _run(args: argparse.Namespace, experiments: Path) -> int:
     qualities = sorted(set(args.quality or [0.5]))
     if not all(0 <= quality <= 1 for quality in qualities):
-        raise files.UsageError(f"quality must be from 0 (small) to 1 (good), got {' '.join(map(str, args.quality))}")
+        raise UsageError(f"quality must be from 0 (small) to 1 (good), got {' '.join(map(str, args.quality))}")
     dataset = Path(args.dataset) if args.dataset else Path(str(resources.files("ugicm"))) / "samples"
     root, sources = _pictures(dataset)
     folder = experiments / args.experiment
@@ -130,7 +130,7 @@ def _pictures(dataset: Path) -> tuple[Path, list[Path]]:
     if dataset.is_dir():
         return dataset, files.find(dataset, files.PICTURE_SUFFIXES)
     if not dataset.exists():
-        raise files.UsageError(f"{dataset}: no such picture or folder of pictures")
+        raise UsageError(f"{dataset}: no such picture or folder of pictures")
     return dataset.parent, [dataset]
 
 
@@ -155,7 +155,7 @@ def _begin(folder: Path, settings: dict[str, Any]) -> Journal:
     path, finished, previous = folder / JOURNAL, folder / RESULTS, folder / PREVIOUS
     there = [file for file in (path, finished, previous) if file.exists()]
     if folder.exists() and any(folder.iterdir()) and not (there and all(map(_made_here, there))):
-        raise files.UsageError(f"{folder} is there and was not written by this command; choose another -exp")
+        raise UsageError(f"{folder} is there and was not written by this command; choose another -exp")
     journal = Journal(path)
     before = journal.records.get(_SETTINGS, {})
     changed = [name for name in settings if settings[name] != before.get(name)]

@@ -16,8 +16,8 @@ import torch
 
 from ugicm import __version__
 from ugicm.config import DataConfig, ModelConfig, RunConfig, Source, TrainConfig, to_dict
-from ugicm.errors import CheckpointError, ConfigError, first_line, first_of
-from ugicm.files import UsageError, replacing
+from ugicm.errors import CheckpointError, ConfigError, UsageError, first_line, first_of
+from ugicm.files import replacing
 from ugicm.revision import revision
 
 STATE = "state.pt"
