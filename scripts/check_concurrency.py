@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_device(args.device)
     sources = files.find(args.dataset or str(resources.files("ugicm") / "samples"), files.PICTURE_SUFFIXES)
     codec = ugicm.load(args.checkpoint, args.device)
-    with tqdm(desc=f"{args.threads} threads", unit="call") as bar:
+    with tqdm(desc=f"{args.threads} threads", unit="call", disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
