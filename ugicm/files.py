@@ -114,6 +114,15 @@ def is_special(path: Path) -> bool:
         return False
 
 
+def obstacle(folder: Path) -> str | None:
+    """What stands in the way of writing into ``folder``, which is made where it is missing; None: nothing known."""
+    folder = folder.absolute()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir():
+        return f"{there} is not a folder"
+    return None if os.access(there, os.W_OK | os.X_OK) else f"no permission to write in {there}"
+
+
 def _descriptor(path: Path) -> int | None:
     """The number of the open file that a name such as /dev/stdout or /dev/fd/3 stands for."""
     path = path.absolute()

@@ -6,7 +6,6 @@ seed and the step's number.
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 from types import NoneType
@@ -17,7 +16,7 @@ import torch
 from ugicm import __version__
 from ugicm.config import DataConfig, ModelConfig, RunConfig, Source, TrainConfig, to_dict
 from ugicm.errors import CheckpointError, ConfigError, UsageError, first_line, first_of
-from ugicm.files import replacing
+from ugicm.files import obstacle, replacing
 from ugicm.revision import revision
 
 STATE = "state.pt"
@@ -84,11 +83,8 @@ def check_target(path: Path, overwrite: bool) -> None:
         raise UsageError(f"{path}: cannot be written: it is a folder")
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists; give another name or --overwrite")
-    there = next(folder for folder in path.absolute().parents if folder.exists())  # the others will be made in it
-    if not there.is_dir():
-        raise UsageError(f"{path}: cannot be written: {there} is not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UsageError(f"{path}: cannot be written: no permission to write in {there}")
+    if why := obstacle(path.parent):
+        raise UsageError(f"{path}: cannot be written: {why}")
 
 
 def comparable(config: TrainConfig) -> dict[str, Any]:

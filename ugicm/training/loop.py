@@ -26,7 +26,7 @@ from ugicm.data.images import (
     open_sources,
 )
 from ugicm.errors import ConfigError, UgicmError, first_line, first_of
-from ugicm.files import replacing
+from ugicm.files import obstacle, replacing
 from ugicm.losses.objective import Objective
 from ugicm.models.codec import UGICM
 from ugicm.models.entropy_model import TABLES
@@ -85,15 +85,6 @@ def build_model(config: TrainConfig) -> tuple[UGICM, str]:
     return model, f"{origin}; with {', '.join(other)}"
 
 
-def _check_folder(folder: Path) -> None:
-    """Raise ConfigError where a run cannot write to ``folder``. It is made later, when nothing else is amiss."""
-    there = next(place for place in (folder, *folder.parents) if place.exists())
-    if not there.is_dir():
-        raise ConfigError(f"run.dir: {folder} cannot be made: {there} is not a folder; choose another run.dir")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"run.dir: {folder}: may not write to {there}; choose another run.dir")
-
-
 def seed_step(seed: int, step: int, part: int, rank: int) -> None:
     """Make PyTorch's random numbers (quantisation noise) a function of where in the training we are."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, part, rank]).generate_state(1, np.uint64)[0]) >> 1)
@@ -133,7 +124,8 @@ def train(config: TrainConfig, resume: bool = False, command: str = "") -> None:
 def _train(config: TrainConfig, resume: bool, command: str, world: distributed.World, started: float) -> None:
     # ---- what is trained, and on what ---------------------------------------------------------------------------
     device, folder = world.device, Path(config.run.dir)
-    _check_folder(folder)
+    if why := obstacle(folder):  # it is made later, when nothing else is amiss
+        raise ConfigError(f"run.dir: {folder}: cannot be written to: {why}; choose another run.dir")
     there = [name for name in (checkpoint.STATE, checkpoint.MODEL, checkpoint.BEST) if (folder / name).exists()]
     if not resume and there:
         how = "continue it with --resume, or choose" if checkpoint.STATE in there else "choose"
