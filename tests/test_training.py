@@ -391,23 +391,16 @@ def test_out_of_memory_says_what_to_lower(setup, monkeypatch):
         ("data.batch=3 ", None),
     ],
 )
-def test_bad_input_ends_before_training(setup, tmp_path, capsys, monkeypatch, override, message):
-    from importlib import util
-
+def test_bad_input_ends_before_training(setup, tmp_path, monkeypatch, run_script, override, message):
     setup()
-    specification = util.spec_from_file_location("train_script", ROOT / "scripts/train.py")
-    script = util.module_from_spec(specification)
-    specification.loader.exec_module(script)
     steps = ["optim.steps=1", "validation.every=0"]
-    arguments = ["train.py", "-c", str(tmp_path / "config.yaml"), "--set", override, *steps]
-    monkeypatch.setattr(sys, "argv", arguments)
     monkeypatch.chdir(tmp_path)
-    status = script.main()
-    said = capsys.readouterr().err
+    end = run_script("scripts/train.py", "-c", tmp_path / "config.yaml", "--set", override, *steps)
     if message is None:
-        assert status == 0
+        assert end.returncode == 0
         return
-    assert status == 2
+    assert end.returncode == 2
+    said = end.stderr
     assert message in said and said.count("\n") == 1 and said.startswith("train.py: ")
     assert not (tmp_path / "run").exists()
 
