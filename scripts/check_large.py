@@ -17,6 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ugicm.coding.stream import LARGEST_TILE  # noqa: E402
+from ugicm.tiling import Z_STRIDE  # noqa: E402
 from ugicm.usage import Parser, guarded, positive, sides, unit  # noqa: E402
 
 
@@ -32,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quality", type=unit, default=0.5)
     parser.add_argument("-o", "--output", default="experiments/large.json")
     args = parser.parse_args(argv)
-    if args.tile % 64 or args.tile > 16320:
-        parser.error(f"--tile {args.tile}: must be a multiple of 64 up to 16320")
+    if args.tile % Z_STRIDE or args.tile > LARGEST_TILE:
+        parser.error(f"--tile {args.tile}: must be a multiple of {Z_STRIDE} up to {LARGEST_TILE}")
 
     import json
     import tempfile

@@ -36,7 +36,6 @@ ONE_RATE = 0.5  # what the header of a one-rate model's stream holds, and the qu
 
 TILE = 1024  # pictures of more than TILED_FROM pixels, padded, are coded in tiles of this side
 TILED_FROM = 2**22
-LARGEST_TILE = 255 * Z_STRIDE
 WINDOW = 4096  # analysis and synthesis see at most this side, and HALO around it, at once
 
 
@@ -165,8 +164,8 @@ class Codec:
         padded = stream.padded_box(*image.size)
         if tile is None:
             tile = TILE if padded.width * padded.height > TILED_FROM else 0
-        if tile % Z_STRIDE or not 0 <= tile <= LARGEST_TILE:
-            raise ValueError(f"tile is {tile}, must be a multiple of {Z_STRIDE} from 0 to {LARGEST_TILE}")
+        if tile % Z_STRIDE or not 0 <= tile <= stream.LARGEST_TILE:
+            raise ValueError(f"tile is {tile}, must be a multiple of {Z_STRIDE} from 0 to {stream.LARGEST_TILE}")
         if effort < 0:
             raise ValueError(f"effort is {effort}, must be 0 (none) or a number of steps")
         x = self._padded(image)

@@ -39,6 +39,7 @@ MAGIC = b"UGI"
 VERSION = 2
 READABLE = (1, 2)
 QUALITY_STEPS = 65535
+LARGEST_TILE = 255 * Z_STRIDE  # side, which the header has one byte for
 # A decoder allocates in proportion to the padded picture, so a declared size is believed only up to here, and a writer
 # makes nothing larger. Raise it for larger pictures: ugicm.coding.stream.MAX_PIXELS = ... (None: no limit), as Pillow's
 # Image.MAX_IMAGE_PIXELS; on the command line, --max-pixels.
@@ -90,7 +91,7 @@ class Stream:
             ("width", self.width, 1, 2**32 - 1),
             ("height", self.height, 1, 2**32 - 1),
             ("quality", self.quality, 0, 1),
-            ("tile", self.tile, 0, 255 * Z_STRIDE),
+            ("tile", self.tile, 0, LARGEST_TILE),
             ("tile modulo 64", self.tile % Z_STRIDE, 0, 0),
             ("fingerprint length", len(self.fingerprint), 3, 3),
             ("number of strings", len(self.strings), len(self.tiles), len(self.tiles)),

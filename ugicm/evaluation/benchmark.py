@@ -32,6 +32,7 @@ from ugicm.evaluation.roofline import (
 )
 from ugicm.losses.rate import bits_per_pixel
 from ugicm.models.codec import UGICM
+from ugicm.tiling import Y_STRIDE, Z_STRIDE
 
 # CompressAI's codecs to compare with: their classes, and the sizes their papers use at medium rates.
 PEERS: dict[str, tuple[str, dict[str, int]]] = {
@@ -266,7 +267,7 @@ def stage_seconds(it: Ours, repeats: int) -> dict[str, float]:
     """Median seconds by stage of one compress and one decompress."""
     codec, model, image = it.codec, it.codec.model, it.image
     parsed = stream.parse(it.data)
-    x = pictures.pad_to(pictures.to_tensor(image).to(codec.device), model.stride)
+    x = pictures.pad_to(pictures.to_tensor(image).to(codec.device), Z_STRIDE)
     x = x.contiguous(memory_format=torch.channels_last)
     _, q = codec._quality(QUALITY)
     y = model.analyse(x, q)
@@ -284,10 +285,10 @@ def stage_seconds(it: Ours, repeats: int) -> dict[str, float]:
 
     def write() -> None:
         for box in tiles:
-            model.write(y[..., *box.slices(16)], z[..., *box.slices(64)], parsed.inside(box))
+            model.write(y[..., *box.slices(Y_STRIDE)], z[..., *box.slices(Z_STRIDE)], parsed.inside(box))
 
     steps: dict[str, Callable[[], object]] = {
-        "open, pad": lambda: pictures.pad_to(pictures.to_tensor(image), model.stride),
+        "open, pad": lambda: pictures.pad_to(pictures.to_tensor(image), Z_STRIDE),
         "g_a": lambda: model.analyse(x, q),
         "h_a": lambda: model.h_a(y),
         "h_s": lambda: model.parser.h_s(z_hat),

@@ -380,7 +380,7 @@ def claim(codec: Codec, side: int, full: bool = False) -> dict[str, Any]:
     """
     from ugicm.coding import coders
 
-    config, cells = codec.config, (side // 64) ** 2
+    config, cells = codec.config, (side // Z_STRIDE) ** 2
     longest = coders.LONGEST * cells * (16 * config.M + config.N) if full else 0
     empty = stream.Stream(side, side, codec.model.fingerprint, 0.5, 0, (0,), (b"\xff" * longest,))
     data = forged(codec, empty.pack())

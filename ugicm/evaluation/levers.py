@@ -25,6 +25,7 @@ from ugicm.errors import first_line
 from ugicm.evaluation.benchmark import QUALITY, sample
 from ugicm.evaluation.roofline import median_ratio, seconds_in_turns
 from ugicm.models import layers
+from ugicm.tiling import Z_STRIDE
 
 Work = Callable[[], Tensor]
 
@@ -46,7 +47,7 @@ def levers(codec: Codec, width: int, height: int) -> list[Lever]:
     """The levers that apply to ``codec``, on the package's photograph scaled to the given size."""
     model, device = codec.model, codec.device
     image = sample(width, height)
-    x = pictures.pad_to(pictures.to_tensor(image), model.stride).to(device)
+    x = pictures.pad_to(pictures.to_tensor(image), Z_STRIDE).to(device)
     x = x.contiguous(memory_format=torch.channels_last)
     parsed = stream.parse(codec.compress(image, QUALITY))
     y_hat = codec.parse(parsed)

@@ -29,15 +29,13 @@ PARSING = {"fixed": (torch.float64, 0.0), "float64": (torch.float64, 2.0**-36), 
 class UGICM(nn.Module):
     """Learned image codec with a decoder conditioned on a preference (UG-ICM, AAAI 2025).
 
-    Pictures are [B, 3, H, W] in [0, 1] with H and W multiples of ``stride``; latents y are
+    Pictures are [B, 3, H, W] in [0, 1] with H and W multiples of 64; latents y are
     [B, M, H/16, W/16]. Preference ``beta`` is [B] in [0, 1] (0 for people, 1 for machines) or a map
     [B, 1, H, W]. ``quality`` is [B] in [0, 1], or None for a model with one rate (``has_quality`` is False).
 
     Parts: ``g_a`` and ``h_a`` run where a stream is written, ``g_s`` and ``preference`` where a picture is
     viewed; only ``parser`` (and ``gain``) must agree between writer and reader.
     """
-
-    stride = Z_STRIDE
 
     def __init__(self, config: ModelConfig):
         super().__init__()
