@@ -162,8 +162,8 @@ def test_errors_say_what_would_have_worked(zoo_file, tmp_path, monkeypatch):
         anchors.load_contender("bpg")
     with pytest.raises(ConfigError, match="available: bmshj2018"):
         anchors.load_contender("zoo/nothing")
-    with pytest.raises(ConfigError, match="unknown option 'sped'; available: speed"):
-        anchors.load_contender("avif:sped=3")
+    with pytest.raises(ConfigError, match="unknown option 'metod'; available: method"):
+        anchors.load_contender("webp:metod=3")
     with pytest.raises(CheckpointError, match="not weights of"):
         anchors.load_contender(f"zoo/mbt2018={zoo_file / 'q0.pth.tar'}")
     torch.save([1, 2], tmp_path / "list.pth")

@@ -314,8 +314,9 @@ def test_errors_come_before_work(pictures, judge, codec, tmp_path, capsys, monke
 
     def fails(message, *more, data=pictures, judge=judge, status=2):
         assert report.main(arguments(data, judge, tmp_path / "r", *more)) == status
-        error = capsys.readouterr().err
-        assert message in error and len(error.strip().splitlines()) == 1, error
+        lines = capsys.readouterr().err.strip().splitlines()
+        lines = [line for line in lines if not line.startswith("Downloading:")]  # torch 2.6 says so, newer ones do not
+        assert len(lines) == 1 and message in lines[0], lines
         assert codec.encoded == 0 and not (tmp_path / "r").exists()
 
     fails("--qualities: 1.5 is not from 0 to 1", "--qualities", 1.5)
