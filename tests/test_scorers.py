@@ -568,6 +568,20 @@ def test_ground_truth_as_detections_is_perfect(coco, tmp_path):
     assert nothing["box AP"] == nothing["mask AP"] == 0
 
 
+@pytest.mark.parametrize(
+    "ids", [range(99), [5] * 99, [[1]] * 99, list("xy" * 50)], ids=["from 0", "one", "list", "text"]
+)
+def test_ids_of_annotations_do_not_matter(ids, tmp_path):
+    """COCOeval takes 0 for "no match" and sees one annotation of an id."""
+    document = coco_document()
+    for annotation, id in zip(document["annotations"], ids):
+        annotation["id"] = id
+    (tmp_path / "truth.json").write_text(json.dumps(document))
+    truth = detection.CocoTruth(tmp_path / "truth.json")
+    scores = evaluate_detections(truth, as_detections(truth), tmp_path)
+    assert scores["box AP"] == scores["mask AP"] == pytest.approx(100)
+
+
 @NEEDS_COCO
 def test_ground_truth_of_real_pictures_is_perfect(tmp_path):
     truth = detection.CocoTruth(next((COCO / "annotations").glob("*.json")))

@@ -101,7 +101,9 @@ class CocoTruth:
 
         with contextlib.redirect_stdout(io.StringIO()):
             truth = COCO()
-            truth.dataset = {"info": {}, **self.document}
+            # Numbered anew: to COCOeval an id of 0 means "no match", and of two with one id it sees the last alone.
+            rows = [{**a, "id": number} for number, a in enumerate(self.document["annotations"], 1)]
+            truth.dataset = {"info": {}, **self.document, "annotations": rows}
             truth.createIndex()
         return truth
 
