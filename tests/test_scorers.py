@@ -772,6 +772,20 @@ def test_detector_from_local_weights_to_scores(small_detector_file, coco, tmp_pa
         main(arguments)
 
 
+def test_what_is_found_in_a_picture_does_not_depend_on_the_others(make_picture):
+    """A batch is padded to its largest picture: padding that a network sees changes what it finds."""
+
+    class Padded(nn.Module):
+        def forward(self, images):
+            height = max(image.shape[1] for image in images)
+            return [{"boxes": torch.full((1, 4), height), "scores": image.mean()[None]} for image in images]
+
+    detector = detectors.Detector("d", Padded(), None, 2, "cpu", "d")
+    pictures = [detection.CocoEvaluator.prepare(None, make_picture(60, side, side), None) for side in (40, 90)]
+    together, alone = detector(pictures), [detector([picture])[0] for picture in pictures]
+    assert [float(one["boxes"][0, 0]) for one in together] == [float(one["boxes"][0, 0]) for one in alone] == [40, 90]
+
+
 def test_masks_survive_their_code():
     from pycocotools import mask
 

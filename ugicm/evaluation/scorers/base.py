@@ -2,7 +2,8 @@
 
 An evaluator looks at pictures one batch at a time and keeps one small record per picture; the scores of a
 run are a function of the records. So a run can be split over processes, interrupted and continued, or
-scored again on some of its pictures, and gives the same numbers.
+scored again on some of its pictures, and gives the same numbers (but for the last digits of a log-loss: classifiers
+alone see several pictures at once).
 
 ``torchrun --nproc_per_node=K SCRIPT ...`` splits a run: each process takes every K-th *batch*, so that
 every picture is computed in the same company as in a single process, and to the last bit alike.

@@ -60,7 +60,9 @@ class Detector:
     def __call__(self, pictures: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """uint8 pictures [3, H, W] -> per picture boxes [n, 4] (x0, y0, x1, y1), labels, scores, and masks
         [n, 1, H, W] in [0, 1] where it has them; on the CPU."""
-        found = self.model([picture.to(self.device).float() / 255 for picture in pictures])
+        # One at a time: torchvision pads a batch to its largest picture, and so what is found in a picture would
+        # depend on those beside it.
+        found = [self.model([picture.to(self.device).float() / 255])[0] for picture in pictures]
         return [{key: value.cpu() for key, value in one.items()} for one in found]
 
     def translate(self, categories: dict[int, str], where: str) -> dict[int, int]:
