@@ -20,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ugicm.usage import Parser, guarded  # noqa: E402
 
+_WITH_DETECTIONS = ("annotations", "detections", "output")  # the options that --detections heeds
+
 
 def parser() -> Parser:
     from ugicm.evaluation.scorers.sources import add_source_arguments
@@ -38,33 +40,49 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    options = parser()
+    args = options.parse_args(argv)
     from ugicm.errors import ConfigError
-    from ugicm.evaluation import results
     from ugicm.evaluation.scorers.command import score
-    from ugicm.evaluation.scorers.detection import CocoEvaluator, CocoTruth, kinds_of, read_detections
+    from ugicm.evaluation.scorers.detection import CocoEvaluator, CocoTruth
     from ugicm.evaluation.scorers.detectors import load_detector
     from ugicm.usage import pick_device
 
+    if args.detections:
+        given = [name for name, value in vars(args).items() if value != options.get_default(name)]
+        useless = [f"--{name.replace('_', '-')}" for name in given if name not in _WITH_DETECTIONS]
+        if useless:
+            raise ConfigError(f"--detections scores a file alone, without pictures: leave out {' '.join(useless)}")
     truth = CocoTruth(args.annotations)
     if args.detections:
-        records = read_detections(args.detections, truth)
-        evaluator = CocoEvaluator(None, truth, kinds_of(records))
-        evaluator.records = records
-        scores = evaluator.evaluate()
-        print(results.table([(k, None if v is None else f"{v:.2f}") for k, v in scores.items()], ("score", "value")))
-        if args.output:
-            results.write(
-                args.output, "detections", f"{len(truth.images)} pictures", {k: [v] for k, v in scores.items()},
-                meta={**results.environment(), "detections": args.detections},
-            )  # fmt: skip
-        return 0
+        return _score_detections(args, truth)
     if not args.dataset:
         raise ConfigError("the detectors need the folder of the pictures: -d DIR")
     device = pick_device(args.device)
     evaluators = [CocoEvaluator(load_detector(text, device), truth) for text in args.detectors]
     items = truth.items(args.dataset)
     return score(args, "instance segmentation", items, evaluators, device, check=truth.check_size)
+
+
+def _score_detections(args, truth) -> int:
+    """Score detections that were made before; no network is needed for that."""
+    from ugicm.evaluation import results
+    from ugicm.evaluation.digests import file_digest
+    from ugicm.evaluation.scorers.detection import CocoEvaluator, kinds_of, read_detections
+
+    records = read_detections(args.detections, truth)
+    evaluator = CocoEvaluator(None, truth, kinds_of(records))
+    evaluator.records = records
+    scores = evaluator.evaluate()
+    print(results.table([(k, None if v is None else f"{v:.2f}") for k, v in scores.items()], ("score", "value")))
+    if args.output:
+        files = {name: getattr(args, name) for name in ("detections", "annotations")}
+        digests = {name: {"path": path, "digest": file_digest(path)} for name, path in files.items()}
+        results.write(
+            args.output, "detections", f"{len(truth.images)} pictures", {k: [v] for k, v in scores.items()},
+            meta={**results.environment(), **digests},
+        )  # fmt: skip
+    return 0
 
 
 if __name__ == "__main__":

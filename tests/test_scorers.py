@@ -20,6 +20,7 @@ from PIL import Image
 from torch import nn
 
 from ugicm.errors import CheckpointError, ConfigError, PictureError, UsageError
+from ugicm.evaluation import digests
 from ugicm.evaluation.anchors import load_contender
 from ugicm.evaluation.scorers import (
     base,
@@ -654,6 +655,16 @@ def test_official_results_are_scored_by_what_they_have(coco, tmp_path, capsys):
         assert main([*arguments, "-o", str(tmp_path / "s.json")]) == 0
         scores = {k: v[0] for k, v in json.loads((tmp_path / "s.json").read_text())["results"].items()}
         assert scores == {f"{kind} {stat}": whole[f"{kind} {stat}"] for stat in detection._COCO_STATS}
+        meta = json.loads((tmp_path / "s.json").read_text())["meta"]
+        for name, path in (("annotations", coco.path), ("detections", tmp_path / "found.json")):
+            assert meta[name] == {"path": str(path), "digest": digests.file_digest(path)}
+    for options, named in (
+        (["--limit", "5"], "--limit"),
+        (["-d", "x", "--codec", "jpeg", "--quality", "0"], "--dataset --codec --quality"),
+        (["--allow-missing", "--detectors", "x"], "--detectors --allow-missing"),
+    ):
+        with pytest.raises(ConfigError, match=f"without pictures: leave out {named}$"):
+            main([*arguments, *options])
     with pytest.raises(ConfigError, match="need the folder of the pictures: -d DIR"):
         main(arguments[:2])
 
