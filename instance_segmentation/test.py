@@ -61,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = pick_device(args.device)
     evaluators = [CocoEvaluator(load_detector(text, device), truth) for text in args.detectors]
     items = truth.items(args.dataset)
-    return score(args, "instance segmentation", items, evaluators, device, check=truth.check_size)
+    return score(
+        args, "instance segmentation", items, evaluators, device, check=truth.check_size, truth=truth.digest
+    )  # fmt: skip
 
 
 def _score_detections(args, truth) -> int:
@@ -76,8 +78,10 @@ def _score_detections(args, truth) -> int:
     scores = evaluator.evaluate()
     print(results.table([(k, None if v is None else f"{v:.2f}") for k, v in scores.items()], ("score", "value")))
     if args.output:
-        files = {name: getattr(args, name) for name in ("detections", "annotations")}
-        digests = {name: {"path": path, "digest": file_digest(path)} for name, path in files.items()}
+        digests = {
+            "detections": {"path": args.detections, "digest": file_digest(args.detections)},
+            "annotations": {"path": args.annotations, "digest": truth.digest},
+        }
         results.write(
             args.output, "detections", f"{len(truth.images)} pictures", {k: [v] for k, v in scores.items()},
             meta={**results.environment(), **digests},

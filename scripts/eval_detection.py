@@ -55,10 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError("--coco needs the folder of its pictures: -d DIR")
         truth = CocoTruth(args.coco)
         evaluator = CocoEvaluator(load_detector(args.detector, device), truth, kinds=["bbox"])
-        return score(args, "detection", truth.items(args.dataset), [evaluator], device, check=truth.check_size)
+        return score(
+            args, "detection", truth.items(args.dataset), [evaluator], device, check=truth.check_size,
+            truth=truth.digest,
+        )  # fmt: skip
     truth = VocTruth(args.voc, args.split)
     evaluator = VocEvaluator(load_detector(args.detector, device), truth, not args.all_points)
-    return score(args, "detection", truth.items(args.dataset), [evaluator], device)
+    return score(args, "detection", truth.items(args.dataset), [evaluator], device, truth=truth.digest)
 
 
 if __name__ == "__main__":

@@ -772,6 +772,7 @@ def test_detector_from_local_weights_to_scores(small_detector_file, coco, tmp_pa
     finds = [d for row in document["per_image"] for d in row["small"]["detections"]]
     assert finds and all(d["category_id"] in (1, 3, 18) and d["segmentation"]["size"] == [120, 160] for d in finds)
     assert document["meta"]["torch" if "torch" in document["meta"] else "libraries"]
+    assert document["meta"]["dataset"]["truth"] == digests.file_digest(coco.path)
     (folder / "3.png").unlink()
     with pytest.raises(ConfigError, match="1 of 6 pictures are missing.*3.jpg"):
         main(arguments)
@@ -918,7 +919,11 @@ def test_voc_detection_end_to_end(voc, small_detector_file, tmp_path):
     )
     arguments = ["--voc", str(voc), "--detector", spec, "--device", "cpu", "-o", str(tmp_path / "s.json")]
     assert script("scripts/eval_detection")(arguments) == 0
-    assert "mAP (maskrcnn_resnet50_fpn)" in json.loads((tmp_path / "s.json").read_text())["results"]
+    document = json.loads((tmp_path / "s.json").read_text())
+    assert "mAP (maskrcnn_resnet50_fpn)" in document["results"]
+    assert document["meta"]["dataset"]["truth"] == truth.digest
+    (voc / "Annotations" / "000001.xml").write_text("<annotation/>")
+    assert detection.VocTruth(voc).digest != truth.digest
     for read, split in ((detection.VocTruth, "test"), (segmentation.voc_items, "val")):
         with pytest.raises(ConfigError, match=f"no such split; available: {split}"):
             read(voc, "train")
@@ -1071,6 +1076,57 @@ def test_two_processes_give_the_numbers_of_one(greys, tmp_path, run_python):
     assert two["meta"]["processes"] == 2
     for key in ("results", "per_image", "failed", "missing"):
         assert one[key] == two[key]
+
+
+def test_results_say_which_data_and_which_model(greys, tmp_path, checkpoint, capsys):
+    from small_models import small_model
+
+    import ugicm
+    from ugicm.checkpoint import save_model
+    from ugicm.evaluation.scorers import command
+
+    items = labels.labelled_pictures(greys).items
+
+    def meta(*options, items=items):
+        evaluator = classification.ClassificationEvaluator(brightness_judge(), {i.key: i.target for i in items})
+        args = source_arguments(*map(str, options), "-o", str(tmp_path / "s.json"))
+        assert command.score(args, "classification", items, [evaluator], "cpu") == 0
+        return json.loads((tmp_path / "s.json").read_text())["meta"]
+
+    def dataset(*options, **more):
+        return meta(*options, **more)["dataset"]
+
+    # Checkpoints that read the same streams, and make other pictures of them.
+    model = small_model()
+    with torch.no_grad():
+        next(model.g_s.parameters()).add_(0.01)
+    save_model(tmp_path / "other.safetensors", model)
+    codec, streams = ugicm.load(checkpoint), tmp_path / "streams"
+    assert codec.fingerprint == ugicm.load(tmp_path / "other.safetensors").fingerprint
+    for item in items:
+        (streams / item.key).parent.mkdir(parents=True, exist_ok=True)
+        (streams / item.key).with_suffix(".ugic").write_bytes(codec.compress(item.path, 0.5))
+    one, other = (meta("--streams", streams, "-c", path) for path in (checkpoint, tmp_path / "other.safetensors"))
+    assert one["dataset"] == other["dataset"] and one["model"] != other["model"]
+    assert f"weights {digests.model_digest(codec)} " in one["model"] and one["model"] in capsys.readouterr().out
+
+    plain = meta("--batch-size", 7)
+    assert (plain["batch_size"], plain["limit"], plain["dataset"]["pictures"]) == (7, None, 20)
+    assert plain["dataset"]["digest"] == plain["dataset"]["tested"] == one["dataset"]["digest"]
+    assert one["dataset"]["tested"] != one["dataset"]["digest"]
+    few = meta("--limit", 5)
+    assert (few["limit"], few["dataset"]["pictures"]) == (5, 5) and few["dataset"]["digest"] != one["dataset"]["digest"]
+    relabelled = dataset(items=[Item(i.key, i.path, (i.target + 1) % 10) for i in items])
+    assert relabelled["truth"] != plain["dataset"]["truth"] and relabelled["digest"] == plain["dataset"]["digest"]
+    items[0].path.write_bytes(items[1].path.read_bytes())
+    changed = dataset()
+    assert changed["digest"] != plain["dataset"]["digest"] and changed["truth"] == plain["dataset"]["truth"]
+    # Masks count by what they hold; without originals, what was decoded is enough.
+    masks = [Item(i.key, Path("absent"), i.path) for i in items]
+    before = command._dataset(masks, DecodedFolder(greys), None)
+    assert before["digest"] is None and before["tested"] == changed["tested"]
+    items[0].path.write_bytes(items[2].path.read_bytes())
+    assert before["truth"] != command._dataset(masks, DecodedFolder(greys), None)["truth"]
 
 
 def test_classification_script_says_what_is_wrong(greys, tmp_path, run_python, capsys):

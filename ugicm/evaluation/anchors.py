@@ -298,14 +298,20 @@ _LOADERS = {"jpeg": _jpeg, "webp": _webp, "avif": _avif, "jxl": _jxl}
 
 def _ugicm(spec: Spec, device: str, viewers: Sequence[float]) -> UgicmContender:
     import ugicm
-    from ugicm.coding import stream
 
     spec.take()
     codec = ugicm.load(spec.where, device=device)
+    return UgicmContender(codec, str(spec.options.get("label", "ugicm")), ugicm_identity(codec), viewers)
+
+
+def ugicm_identity(codec) -> str:
+    """Everything that streams and pictures of this package's codec depend on."""
+    import ugicm
+    from ugicm.coding import stream
+
     # The fingerprint covers what parses streams; pictures depend on every weight, and files on their format.
     arithmetic = "{transform precision} on {device}".format_map(codec.describe())
-    identity = f"ugicm {ugicm.__version__} format {stream.VERSION} weights {model_digest(codec)} {arithmetic}"
-    return UgicmContender(codec, str(spec.options.get("label", "ugicm")), identity, viewers)
+    return f"ugicm {ugicm.__version__} format {stream.VERSION} weights {model_digest(codec)} {arithmetic}"
 
 
 def _zoo(spec: Spec, device: str) -> ZooAnchor:

@@ -8,7 +8,7 @@ import os
 import struct
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,9 +22,19 @@ def pixels_digest(image: Image.Image) -> str:
     return hashlib.sha256(struct.pack("<II", *image.size) + image.tobytes()).hexdigest()[:16]
 
 
+def data_digest(data: bytes) -> str:
+    """Over bytes; of a file's contents, the same as :func:`file_digest`."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
 def file_digest(path: str | os.PathLike) -> str:
     """Over the contents of a file. Raises OSError where it cannot be read."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    return data_digest(Path(path).read_bytes())
+
+
+def facts_digest(facts: Any) -> str:
+    """Over whatever json can hold."""
+    return data_digest(json.dumps(facts, sort_keys=True).encode())
 
 
 def tree_digest(paths: Iterable[Path], root: Path) -> str:
@@ -32,10 +42,14 @@ def tree_digest(paths: Iterable[Path], root: Path) -> str:
 
     Raises OSError for a file that cannot be read, ValueError for one that is not below ``root``.
     """
+    return named_digest((path.relative_to(root).as_posix(), path) for path in paths)
+
+
+def named_digest(files: Iterable[tuple[str, Path]]) -> str:
+    """Over names and contents of (name, file), in that order. Raises OSError for a file that cannot be read."""
     state = hashlib.blake2b(digest_size=8)
-    for path in paths:
-        content = hashlib.blake2b(path.read_bytes()).digest()
-        state.update(path.relative_to(root).as_posix().encode() + b"\0" + content)
+    for name, path in files:
+        state.update(name.encode() + b"\0" + hashlib.blake2b(path.read_bytes()).digest())
     return state.hexdigest()
 
 

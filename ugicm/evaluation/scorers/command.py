@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from ugicm.errors import ConfigError
-from ugicm.evaluation import results
+from ugicm.evaluation import digests, results
 from ugicm.evaluation.scorers.base import Evaluator, Item, Outcome, make_deterministic, run
-from ugicm.evaluation.scorers.sources import Originals, present, source_from
+from ugicm.evaluation.scorers.sources import Originals, Source, present, source_from
 from ugicm.training.distributed import leave, process_group
 from ugicm.usage import spread
 
@@ -22,11 +24,13 @@ def score(
     device: str,
     check: Callable | None = None,
     references: Sequence[Evaluator] = (),
+    truth: str | None = None,
 ) -> int:
     """Run evaluators over the pictures that the options of
     :func:`~ugicm.evaluation.scorers.sources.add_source_arguments` name; print and write the scores.
 
     ``references`` see the originals first, unless those are what is tested; a picture that fails there is left out.
+    ``truth``: a digest of the ground truth, where the items' targets are not all of it.
     Returns the exit status: 1 where pictures failed.
     """
     make_deterministic()
@@ -46,19 +50,20 @@ def score(
     outcome.failed.update(failed)
     rank, world = process_group()
     if rank == 0:
-        _report(args, task, evaluators, outcome, missing, source, device, world)
+        _report(args, task, items, evaluators, outcome, missing, source, device, world, truth)
     leave()
     return 1 if outcome.failed else 0
 
 
-def _report(args, task, evaluators, outcome: Outcome, missing, source, device, world) -> None:
+def _report(args, task, items, evaluators, outcome: Outcome, missing, source, device, world, truth) -> None:
     scores = {title: value for e in evaluators for title, value in e.titled().items()}
     count = len(evaluators[0].records)
     rows = [(title, f"{value:.2f}") for title, value in scores.items() if value is not None]
     if outcome.bpp is not None:
         rows.insert(0, ("bpp", f"{outcome.bpp:.4f}"))
     # What was looked at, before what was found: scores of the originals and of a codec look alike.
-    facts = {key: value for key, value in source.describe().items() if value is not None}
+    described = source.describe()
+    facts = {key: value for key, value in described.items() if value is not None}
     looked_at = ", ".join([facts.pop("source"), *(f"{key} {value}" for key, value in facts.items())])
     print(f"{task}: {count} pictures" + (f", {len(missing)} missing" if missing else "") + f" ({looked_at})")
     print(results.table(rows, ("score", "value")))
@@ -67,7 +72,7 @@ def _report(args, task, evaluators, outcome: Outcome, missing, source, device, w
     for key in missing:
         print(f"missing: {key}", file=sys.stderr)
     if args.output:
-        keys = sorted(evaluators[0].records)
+        keys, by_key = sorted(evaluators[0].records), {item.key: item for item in items}
         rate = {} if outcome.bpp is None else {"bpp": [outcome.bpp]}
         results.write(
             args.output,
@@ -76,7 +81,10 @@ def _report(args, task, evaluators, outcome: Outcome, missing, source, device, w
             {**rate, **{title: [value] for title, value in scores.items()}},
             meta={
                 **results.environment(device),
-                **source.describe(),
+                **described,
+                "dataset": _dataset([by_key[key] for key in keys], source, truth),
+                "limit": args.limit,
+                "batch_size": args.batch_size,  # the last digits of classifiers depend on it
                 "processes": world,
                 "evaluators": [e.describe() for e in evaluators],
             },
@@ -91,3 +99,21 @@ def _report(args, task, evaluators, outcome: Outcome, missing, source, device, w
                 for key in keys
             ],
         )
+
+
+def _dataset(items: Sequence[Item], source: Source, truth: str | None) -> dict[str, Any]:
+    """Which pictures were scored, what was looked at in their place, and what is true about them: equal for equal ones,
+    wherever they are."""
+    try:
+        originals = digests.named_digest((item.key, item.path) for item in items)
+    except OSError:  # decoded pictures and streams can be scored without them
+        originals = None
+    if truth is None:
+        targets = (digests.file_digest(t) if isinstance(t := item.target, Path) else t for item in items)
+        truth = digests.facts_digest([[item.key, target] for item, target in zip(items, targets, strict=True)])
+    return {
+        "pictures": len(items),
+        "digest": originals,
+        "tested": digests.named_digest((item.key, source.file(item)) for item in items),
+        "truth": truth,
+    }

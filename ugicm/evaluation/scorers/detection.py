@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ugicm.data.instances import run_length_code
 from ugicm.errors import ConfigError, first_line, first_of
+from ugicm.evaluation import digests
 from ugicm.evaluation.scorers.base import Evaluator, Item
 from ugicm.evaluation.scorers.detectors import Detector
 from ugicm.evaluation.scorers.sources import find_picture, index_pictures
@@ -40,6 +41,7 @@ class CocoTruth:
     Attributes:
         images: image id -> (file name, width, height).
         categories: category id -> name.
+        digest: of the file's contents.
 
     Raises ConfigError for what is not such a file, and for annotations of unknown images or categories.
     """
@@ -47,7 +49,9 @@ class CocoTruth:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         try:
-            self.document = json.loads(self.path.read_text(encoding="utf-8"))
+            data = self.path.read_bytes()
+            self.digest = digests.data_digest(data)
+            self.document = json.loads(data.decode("utf-8"))
             images, annotations = self.document["images"], self.document["annotations"]
             self.images = {i["id"]: (i["file_name"], i["width"], i["height"]) for i in images}
             self.categories = {c["id"]: c["name"] for c in self.document["categories"]}
@@ -294,7 +298,7 @@ class VocTruth:
     """Ground truth of PASCAL VOC: ``ROOT/Annotations/*.xml``, ``JPEGImages``, ``ImageSets/Main/SPLIT.txt``.
 
     Attributes: ``objects``: picture name -> list of (class, [x0, y0, x1, y1], difficult); ``classes``:
-    sorted names.
+    sorted names; ``digest``: of the objects.
 
     Raises ConfigError for a split that is not there or cannot be read, and for annotations that are none.
     """
@@ -304,6 +308,7 @@ class VocTruth:
         self.names = voc_split(self.root, "Main", split)
         self.objects = {name: self._read(self.root / "Annotations" / f"{name}.xml") for name in self.names}
         self.classes = sorted({kind for objects in self.objects.values() for kind, _, _ in objects})
+        self.digest = digests.facts_digest(self.objects)
 
     def items(self, folder: str | Path | None = None) -> list[Item]:
         """The pictures, in ``JPEGImages`` or another folder, whatever their extension; ``target`` is the name."""

@@ -35,6 +35,9 @@ class Source(Protocol):
     def load(self, item, original: Image.Image | None) -> tuple[Image.Image, int | None]:
         """The picture to test, and its file's size in bytes where that is the codec's. Raises UgicmError."""
 
+    def file(self, item) -> Path:
+        """What :meth:`load` reads, for a picture that is not missing."""
+
     def describe(self) -> dict: ...
 
 
@@ -48,6 +51,9 @@ class Originals:
 
     def load(self, item, original=None):
         return original or open_rgb(item.path), None
+
+    def file(self, item) -> Path:
+        return item.path
 
     def describe(self) -> dict:
         return {"source": "originals"}
@@ -66,7 +72,10 @@ class DecodedFolder:
         return [item.key for item in items if find_picture(self.files, item.key) is None]
 
     def load(self, item, original=None):
-        return open_rgb(find_picture(self.files, item.key)), None
+        return open_rgb(self.file(item)), None
+
+    def file(self, item) -> Path:
+        return find_picture(self.files, item.key)
 
     def describe(self) -> dict:
         return {"source": "decoded pictures", "folder": str(self.folder)}
@@ -85,15 +94,19 @@ class StreamFolder:
         return [item.key for item in items if find_picture(self.files, item.key) is None]
 
     def load(self, item, original=None):
-        path = find_picture(self.files, item.key)
+        path = self.file(item)
         data = path.read_bytes()
         try:
             return self.codec.decompress(data, [self.preference])[0], len(data)
         except (ValueError, RuntimeError, MemoryError) as error:
             raise UgicmError(f"{path}: {first_line(error)}") from None
 
+    def file(self, item) -> Path:
+        return find_picture(self.files, item.key)
+
     def describe(self) -> dict:
-        return {"source": "streams", "folder": str(self.folder), "preference": self.preference}
+        return {"source": "streams", "folder": str(self.folder), "preference": self.preference,
+                "model": anchors.ugicm_identity(self.codec)}  # fmt: skip
 
 
 class RunContender:
@@ -111,6 +124,9 @@ class RunContender:
         with anchors.failures_named(self.contender, self.setting, item.path):
             data = self.contender.encode(original, self.setting)
             return self.contender.decode(data, [self.viewer])[0], len(data)
+
+    def file(self, item) -> Path:
+        return item.path
 
     def describe(self) -> dict:
         return {"source": self.contender.identity, "setting": self.setting, "preference": self.viewer}
