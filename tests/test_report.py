@@ -16,7 +16,7 @@ from PIL import Image
 from test_anchors import JpegCodec
 
 from ugicm.errors import ConfigError
-from ugicm.evaluation import anchors, bd, curves, report, report_tables, results
+from ugicm.evaluation import anchors, bd, curves, report, report_page, report_tables, results
 from ugicm.evaluation.metrics import psnr
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -435,6 +435,25 @@ def test_the_page_is_one_file_that_asks_for_nothing(made):
     outside = text.split('<script type="application/json"')[0] + text.split("</script>", 1)[1]
     for mark in (' src="http', "@import", "<iframe", "fetch(", "XMLHttpRequest"):
         assert mark not in outside
+
+
+def test_whatever_names_hold_the_page_can_be_read(made):
+    document = json.loads((made / "results.json").read_text())
+    document["notes"] = ["bad<!--.png was left out", "</script><script>alert(1)</script>", "a\u2028\\u003c & \"b\""]
+    text = report_page.page(document, [None])
+    data = text.split('<script type="application/json"')[1].split(">", 1)[1].split("</script>")[0]
+    read = json.loads(data)
+    assert "<" not in data and {key: read[key] for key in document} == document
+
+
+def test_bars_in_names_do_not_end_cells(made):
+    document = json.loads((made / "results.json").read_text())
+    text = json.dumps(document).replace('"JPEG"', '"J|P"').replace("(random)", "(a|b)")
+    for table in report_tables.markdown(json.loads(text)).split("\n\n"):
+        if table.startswith("|"):
+            rows = [line.replace("\\|", "") for line in table.splitlines()]
+            assert len({row.count("|") for row in rows}) == 1
+    assert "| J\\|P |" in report_tables.markdown(json.loads(text))
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ def page(document: dict[str, Any], viewers: Sequence[dict[str, Any] | None]) -> 
         "TITLE": html.escape(document["name"]),
         "STYLE": _part("report.css"),
         "SCRIPT": _part("report.js"),
-        # Inside a script element only the end of that element has a meaning.
-        "DATA": data.replace("</", "<\\/").replace("<!--", "<\\!--"),
+        # Inside a script element only what begins with < has a meaning: its end, and comments.
+        "DATA": data.replace("<", "\\u003c"),
     }
     pieces = re.split(r"@@(\w+)@@", _part("report.html"))  # text, name, text, name ... text
     return "".join(parts[piece] if index % 2 else piece for index, piece in enumerate(pieces))

@@ -62,12 +62,12 @@ def _delta_table(section: dict[str, Any], metric: dict[str, Any]) -> str:
         return ""
     lines = [
         f"\n### BD-rate at equal {title}\n\n",
-        "| rate needed by ↓ against → | " + " | ".join(names) + " |\n",
+        "| rate needed by ↓ against → | " + " | ".join(map(_cell, names)) + " |\n",
         "|---|" + "--:|" * len(names) + "\n",
     ]
     for test in names:
         cells = [_delta_cell(rows.get((test, reference))) for reference in names]
-        lines.append(f"| {test} | " + " | ".join(cells) + " |\n")
+        lines.append(f"| {_cell(test)} | " + " | ".join(cells) + " |\n")
     return "".join(lines)
 
 
@@ -85,14 +85,20 @@ def _delta_cell(row: dict[str, Any] | None) -> str:
 
 def _points_table(section: dict[str, Any]) -> str:
     titles = [m["title"] for m in section["metrics"]]
-    lines = ["\n### Rate points\n\n", "| curve | setting | bpp | " + " | ".join(titles) + " |\n"]
+    lines = ["\n### Rate points\n\n", "| curve | setting | bpp | " + " | ".join(map(_cell, titles)) + " |\n"]
     lines.append("|---|--:|--:|" + "--:|" * len(titles) + "\n")
     for curve in section["curves"]:
         for index, setting in enumerate(curve["settings"]):
             values = [curve["results"].get(title, [None] * (index + 1))[index] for title in titles]
             cells = " | ".join(number(value, title) for value, title in zip(values, titles, strict=True))
-            lines.append(f"| {curve['name']} | {setting:g} | {curve['results']['bpp'][index]:.3f} | {cells} |\n")
+            bpp = curve["results"]["bpp"][index]
+            lines.append(f"| {_cell(curve['name'])} | {setting:g} | {bpp:.3f} | {cells} |\n")
     return "".join(lines)
+
+
+def _cell(name: str) -> str:
+    """A name in a table: a bar would end its cell."""
+    return name.replace("|", "\\|")
 
 
 def number(value: float | None, title: str) -> str:
