@@ -289,6 +289,34 @@ def test_a_broken_picture_is_named_and_does_not_stop_the_run(evaluate, photos, t
     assert [failure["image"] for failure in document["failed"]] == [str(photos / "cats" / "bad.png")]
 
 
+def test_a_picture_that_fails_at_one_quality_is_in_no_average(evaluate, photos, tmp_path, monkeypatch):
+    measure = evaluation.measure
+
+    def short_of_memory(codec, image, outputs, quality, effort):
+        if (image.width, quality) == (33, 0.9):
+            raise MemoryError("too large")
+        return measure(codec, image, outputs, quality, effort)
+
+    monkeypatch.setattr(evaluation, "measure", short_of_memory)
+    status, out, err = evaluate("-d", photos, "--quality", 0.1, 0.9)
+    assert status == 1 and err == f"test.py: {photos / 'dogs' / 'b.jpg'}: too large\n"
+    document = json.loads((tmp_path / "experiments" / "test" / "results.json").read_text())
+    assert [(r["image"], r["quality"]) for r in document["per_image"]] == [
+        ("cats/c.ugic", 0.1), ("dogs/a.ugic", 0.1), ("cats/c.ugic", 0.9), ("dogs/a.ugic", 0.9)
+    ]  # fmt: skip
+    assert document["description"].startswith("2 pictures of photos")
+    low = [r["bpp"] for r in document["per_image"][:2]]
+    assert document["results"]["bpp"][0] == pytest.approx(np.mean(low))
+
+
+def test_folders_of_very_low_qualities_are_cleaned_like_others(evaluate, photos, tmp_path):
+    folder = tmp_path / "experiments" / "test"
+    assert evaluate("-d", photos, "--quality", 0.00001, 0.5)[0] == 0
+    assert (folder / "q1e-05").is_dir()
+    assert evaluate("-d", photos)[0] == 0
+    assert not (folder / "q1e-05").exists() and (folder / "bitstream").is_dir()
+
+
 def test_effort_is_measured_and_recorded(evaluate, photos, tmp_path, checkpoint):
     picture = photos / "dogs" / "a.png"
     assert evaluate("-d", picture, "--effort", 2)[0] == 0

@@ -39,7 +39,7 @@ PREVIOUS = "results.previous.json"  # the results of the run before, whose strea
 _SAID = {"dataset", "model", "qualities"}  # in a journal's settings and in a results file's meta: made here
 _SETTINGS = "settings"  # a name in a journal; all others are of records
 _EARLIER = "earlier_revisions"  # of the code, at which a run that was interrupted has measured
-_OUTPUT_FOLDER = re.compile(r"bitstream|human|machine|q[0-9.]+")
+_OUTPUT_FOLDER = re.compile(r"bitstream|human|machine|q[0-9.]+(e-[0-9]+)?")  # as _outputs names them
 _PICTURES_LISTED = 40
 
 
@@ -100,8 +100,9 @@ def _run(args: argparse.Namespace, experiments: Path) -> int:
 
     jobs = files.pair(sources, root, Path(), files.STREAM_SUFFIX)
     failures = _measure_all(codec, jobs, folder, qualities, args.effort, journal)
-    names = (_name(quality, job) for quality in qualities for job in jobs)
-    records = [journal.records[name] for name in names if name in journal.records]
+    # A picture that failed at one quality is left out at all of them: the points of a curve are over the same pictures.
+    good = [job for job in jobs if job.source not in failures]
+    records = [journal.records[_name(quality, job)] for quality in qualities for job in good]
     earlier = journal.records[_SETTINGS].get(_EARLIER)
     for path, reason in failures.items():
         print(f"test.py: {reason if str(path) in reason else f'{path}: {reason}'}", file=sys.stderr)
@@ -111,7 +112,7 @@ def _run(args: argparse.Namespace, experiments: Path) -> int:
     results.write(
         folder / RESULTS,
         f"ugicm {codec.config.backbone}",
-        f"{len(sources) - len(failures)} pictures of {dataset.name}, preferences 0 (human) and 1 (machine)",
+        f"{len(good)} pictures of {dataset.name}, preferences 0 (human) and 1 (machine)",
         averages,
         meta={**environment, **meta, **({_EARLIER: earlier} if earlier else {})},
         per_image=records,
