@@ -359,6 +359,24 @@ def test_an_interrupted_call_keeps_what_it_has(folder, tmp_path):
     assert not (tmp_path / "none.json").exists()
 
 
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({}, "'images' is missing"),
+        ({"images": []}, "'annotations' is missing"),
+        ({"images": [{}], "annotations": []}, "'file_name' is missing"),
+        ({"images": [1], "annotations": []}, "not subscriptable"),
+        ({"images": {}, "annotations": []}, "are not lists"),
+        ({"images": [], "annotations": 5}, "are not lists"),
+    ],
+)
+def test_an_output_that_is_none_is_refused(folder, tmp_path, more, message):
+    output = tmp_path / "made.json"
+    output.write_text(json.dumps({"info": {"made_by": "test"}, **more}))
+    with pytest.raises(ConfigError, match=f"made.json: exists and is no file of this command: .*{message}"):
+        annotate(folder, output, lambda *_: [], 2, "test")
+
+
 def test_instances_of_one_picture_and_of_a_list(tmp_path, make_picture):
     """Whatever training takes as a source can be given instances that it finds again."""
     deep, far = tmp_path / "here/a/b/c/d/x.png", tmp_path / "there/x.png"

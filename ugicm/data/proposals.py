@@ -169,15 +169,19 @@ def annotate(
     from tqdm import tqdm
 
     content = {"info": {"made_by": made_by}, "images": [], "annotations": [], "categories": []}
+    known: set[str] = set()
     if output.exists():
         try:
             content = json.loads(output.read_text(encoding="utf-8"))
             before = content["info"]["made_by"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{output}: exists and is no file of this command: {error}") from None
+            known = {image["file_name"] for image in content["images"]}
+            if not (isinstance(content["images"], list) and isinstance(content["annotations"], list)):
+                raise TypeError("images and annotations are not lists")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            wrong = f"{error} is missing" if isinstance(error, KeyError) else first_line(error)
+            raise ConfigError(f"{output}: exists and is no file of this command: {wrong}") from None
         if before != made_by:
             raise ConfigError(f"{output}: was made with {before!r}, not {made_by!r}; choose another --output")
-    known = {image["file_name"] for image in content["images"]}
     present, broken = len(known), 0
     made: list[tuple[dict, list[dict]]] = []  # an image and its annotations, or neither: Ctrl-C comes between any lines
     root = source if source.is_dir() else source.parent
