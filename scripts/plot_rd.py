@@ -11,6 +11,7 @@ Curves have the names that their files give them; those of one name in several f
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -26,25 +27,46 @@ SHORT = {"psnr": "psnr-rgb", "ms-ssim": "ms-ssim-rgb"}  # as CompressAI's older 
 def read_curves(path: str, section: str | None) -> list[tuple[str, dict[str, list]]]:
     """(name, scores per metric) of every curve in a file. Raises ConfigError for a file that holds none."""
     from ugicm.errors import ConfigError
-    from ugicm.evaluation import results
 
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as json: {error}") from None
-    if isinstance(document, dict) and "sections" in document:
-        names = [s["name"] for s in document["sections"]]
-        if section is None and len(names) > 1:
-            raise ConfigError(f"{path}: holds several data sets, choose one with --section: {', '.join(names)}")
-        found = next((s for s in document["sections"] if section in (None, s["name"])), None)
-        if found is None:
-            raise ConfigError(f"{path}: no section {section!r}; available: {', '.join(names)}")
-        return [(curve["name"], curve["results"]) for curve in found["curves"]]
     try:
-        document = results.read(path)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    return [(document.get("name") or Path(path).stem, document["results"])]
+        if "sections" in document:
+            names = [s["name"] for s in document["sections"]]
+            if not names:
+                raise LookupError("no sections")
+            if section is None and len(names) > 1:
+                raise ConfigError(f"{path}: holds several data sets, choose one with --section: {', '.join(names)}")
+            found = next((s for s in document["sections"] if section in (None, s["name"])), None)
+            if found is None:
+                raise ConfigError(f"{path}: no section {section!r}; available: {', '.join(names)}")
+            curves = [(curve["name"], curve["results"]) for curve in found["curves"]]
+        else:
+            curves = [(document.get("name") or Path(path).stem, document["results"])]
+    except (LookupError, TypeError, AttributeError):
+        curves = []
+    if not curves or not all(isinstance(name, str) and isinstance(scores, dict) for name, scores in curves):
+        raise ConfigError(
+            f"{path}: not a results file (a JSON object with 'results', or with 'sections' of named 'curves' with such)"
+        )
+    return curves
+
+
+def points(path: str, name: str, bpp: Sequence[float], scores: Sequence[float | None]) -> tuple[list, list]:
+    """The rates and scores of a curve, as :func:`ugicm.evaluation.report_tables.plot` takes them. Raises ConfigError
+    for what is none."""
+    from ugicm.errors import ConfigError
+
+    def numbers(values) -> bool:
+        return isinstance(values, list) and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+
+    known = [score for score in scores if score is not None] if isinstance(scores, list) else None
+    if not (numbers(bpp) and numbers(known) and len(bpp) == len(scores)):
+        raise ConfigError(f"{path}: {name}: bits per pixel and scores must be lists of numbers, equally long, of which "
+                          "scores may be null")  # fmt: skip
+    return bpp, scores
 
 
 def labels(curves: Sequence[tuple[str, str, bool]]) -> list[str]:
@@ -91,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             key = next((k for k in (metric, args.metric, metric.removesuffix("-rgb")) if k in scores), None)
             if key is None or "bpp" not in scores:
                 raise ConfigError(f"{path}: {name} has no '{metric}'; available: {', '.join(scores)}")
-            curves.append((scores["bpp"], scores[key]))
+            curves.append(points(path, name, scores["bpp"], scores[key]))
     named = [(name, *curve) for name, curve in zip(labels(names), curves, strict=True)]
     plot(Path(args.output), named, metric, args.title)
     print(f"written: {args.output}")

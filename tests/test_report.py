@@ -180,6 +180,48 @@ def test_markdown_and_plots(made, plot_rd, tmp_path):
         plot_rd.main([str(tmp_path / "x.json")])
 
 
+@pytest.mark.parametrize(
+    "document, message",
+    [
+        ({"results": {"bpp": [0.1, 0.2], "psnr-rgb": [30]}}, "x: bits per pixel .* equally long"),
+        ({"results": {"bpp": 0.1, "psnr-rgb": 30}}, "must be lists of numbers"),
+        ({"results": {"bpp": ["a", 0.2], "psnr-rgb": [30, 31]}}, "must be lists of numbers"),
+        ({"results": {"bpp": [None, 0.2], "psnr-rgb": [30, 31]}}, "must be lists of numbers"),
+        ({"results": {"bpp": [0.1], "psnr-rgb": [float("nan")]}}, "must be lists of numbers"),
+        ({"results": {"bpp": [0.1], "psnr-rgb": [[30]]}}, "must be lists of numbers"),
+        ({"results": [1]}, "not a results file"),
+        ({"name": 5, "results": {"bpp": [0.1], "psnr-rgb": [30]}}, "not a results file"),
+        ({"sections": 5}, "not a results file"),
+        ({"sections": []}, "not a results file"),
+        ({"sections": [{"curves": []}]}, "not a results file"),
+        ({"sections": [{"name": "a"}]}, "not a results file"),
+        ({"sections": [{"name": "a", "curves": [{"name": "b"}]}]}, "not a results file"),
+        ({"sections": [{"name": "a", "curves": [{"name": "b", "results": 5}]}]}, "not a results file"),
+        (5, "not a results file"),
+        (None, "not a results file"),
+    ],
+)
+def test_files_that_hold_no_curves_are_named(document, message, plot_rd, tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=f"x.json: .*{message}"):
+        plot_rd.main([str(tmp_path / "x.json"), "-o", str(tmp_path / "x.png")])
+
+
+def test_legends_say_names_as_they_are(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (drawn.append(self), save(self, *a, **k)))
+    names = ["_mine", "cost $5 or $6", r"$\nonsense$"]
+    curves = [(name, [0.1, 0.2], [30 + i, 31 + i]) for i, name in enumerate(names)]
+    curves.insert(1, ("nothing known", [0.1], [None]))
+    report_tables.plot(tmp_path / "x.png", curves, r"psnr $\x$", title=r"a $\x$ b", original=30)
+    (axes,) = drawn[0].axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [*names, "original"]
+    texts = [*axes.get_legend().get_texts(), axes.title, axes.yaxis.label]
+    assert not any(text.get_parse_math() for text in texts)
+
+
 def test_curves_of_one_name_have_their_files_names(plot_rd, tmp_path, monkeypatch):
     paths = [tmp_path / name for name in ("a/results.json", "b/results.json", "c.json", "report.json")]
     for path in paths:

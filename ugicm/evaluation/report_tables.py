@@ -134,6 +134,7 @@ def plot(
 
     figure = Figure(figsize=(6, 4.2), layout="constrained")
     axes = figure.subplots()
+    names = []
     for index, (name, bpp, scores) in enumerate(curves):
         pairs = [(x, comparable(y, metric)) for x, y in zip(bpp, scores, strict=True)]
         pairs = sorted(pair for pair in pairs if pair[1] is not None)
@@ -144,15 +145,20 @@ def plot(
                 marker=MARKERS[index % len(MARKERS)],
                 markersize=4,
                 linewidth=1.4,
-                label=name,
+                label=str(len(names)),
             )
+            names.append(name)
     if original is not None:
         axes.axhline(original, color="#555555", linestyle=":", linewidth=1, label="original")
+        names.append("original")
     axes.set_xlabel("bits per pixel")
-    axes.set_ylabel(axis_label(metric))
-    axes.set_title(title, fontsize=10)
+    axes.set_ylabel(axis_label(metric), parse_math=False)
+    axes.set_title(title, fontsize=10, parse_math=False)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    # Names come last: matplotlib leaves out labels that begin with _, and takes what is between two $ for a formula.
+    for text, name in zip(axes.legend(fontsize=8).get_texts(), names, strict=True):
+        text.set_parse_math(False)
+        text.set_text(name)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=150)
     with files.replacing(path) as temporary:  # lines need few colours: a third of the size
