@@ -378,6 +378,8 @@ def test_errors_come_before_work(pictures, judge, codec, tmp_path, capsys, monke
             report.main(arguments(pictures, judge, tmp_path / "r", *option))
         assert "expected a whole number" in capsys.readouterr().err
     fails("two folders are called birds", "-d", pictures, pictures)
+    for name in (tmp_path / "out", "..", ".", "", "a/b", "a/"):
+        fails("cannot name a folder of the report; give -d NAME=DIR, NAME without /", data=f"{name}={pictures}")
     fails("--judges: no folder has labels", data=pictures / "n01440764")
     fails("not a COCO annotation file", "--coco", _write(tmp_path / "x.json", "{}"))
     truth = {"images": [{"id": 1, "file_name": "a.jpg", "width": 1, "height": 1}], "annotations": [], "categories": []}

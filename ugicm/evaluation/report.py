@@ -250,10 +250,14 @@ def _datasets(args: argparse.Namespace, device: str, notes: list[str]) -> list[D
 
 
 def _named_folder(text: str) -> tuple[str, Path]:
+    """(name, folder) of [NAME=]DIR. Raises ConfigError for a name that cannot be a folder's: that of its curves has it.
+    """
     name, separator, folder = text.partition("=")
-    if separator and not Path(text).exists():
-        return name, Path(folder)
-    return Path(text).resolve().name, Path(text)
+    if not separator or Path(text).exists():
+        name, folder = Path(text).resolve().name, text
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise ConfigError(f"-d {text}: {name!r} cannot name a folder of the report; give -d NAME=DIR, NAME without /")
+    return name, Path(folder)
 
 
 class _Judges:
