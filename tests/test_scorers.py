@@ -930,6 +930,9 @@ def test_voc_detection_end_to_end(voc, small_detector_file, tmp_path):
         next((voc / "ImageSets").glob(f"*/{split}.txt")).with_stem("utf16").write_bytes("a".encode("utf-16"))
         with pytest.raises(ConfigError, match="utf16.txt: cannot be read as a list of pictures"):
             read(voc, "utf16")
+        for absent, folder in ((tmp_path / "VOC2012", tmp_path / "VOC2012"), (voc / "Annotations", "ImageSets/")):
+            with pytest.raises(ConfigError, match=f"{folder}.*: no such folder; .*VOCDetection.*pascal/VOC/"):
+                read(absent, split)
     (voc / "Annotations" / "000002.xml").write_text("<annotation><object>")
     with pytest.raises(ConfigError, match="not a PASCAL VOC annotation"):
         detection.VocTruth(voc)

@@ -29,6 +29,7 @@ from ugicm.evaluation.scorers.detectors import Detector
 from ugicm.evaluation.scorers.sources import find_picture, index_pictures
 
 _COCO_STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_VOC = "http://host.robots.ox.ac.uk/pascal/VOC/"
 _VOC_OVERLAP = 0.5  # intersection over union from which a detection is of an object
 _FIELDS = {"bbox": "bbox", "segm": "segmentation"}  # of COCO's results, by what is scored
 # What json that is not as it should be leads its readers into.
@@ -282,8 +283,15 @@ def _coco_name(kind: str, stat: str) -> str:
 
 
 def voc_split(root: Path, task: str, split: str) -> list[str]:
-    """Names of pictures from ``ROOT/ImageSets/TASK/SPLIT.txt``. Raises ConfigError, with the splits there are."""
+    """Names of pictures from ``ROOT/ImageSets/TASK/SPLIT.txt``. Raises ConfigError, with the splits there are, or with
+    where PASCAL VOC is to be had."""
     listing = root / "ImageSets" / task / f"{split}.txt"
+    absent = next((folder for folder in (root, listing.parent) if not folder.is_dir()), None)
+    if absent:
+        raise ConfigError(
+            f"{absent}: no such folder; a year of PASCAL VOC (VOCdevkit/VOC2007, with ImageSets) is needed: "
+            f"torchvision.datasets.VOCDetection(DIR, YEAR, {split!r}, download=True) fetches one; also from {_VOC}"
+        )
     if not listing.is_file():
         # Names with an underscore are lists of one class.
         splits = sorted(p.stem for p in listing.parent.glob("*.txt") if "_" not in p.stem)
