@@ -796,6 +796,7 @@ def test_what_is_found_in_a_picture_does_not_depend_on_the_others(make_picture):
     pictures = [detection.CocoEvaluator.prepare(None, make_picture(60, side, side), None) for side in (40, 90)]
     together, alone = detector(pictures), [detector([picture])[0] for picture in pictures]
     assert [float(one["boxes"][0, 0]) for one in together] == [float(one["boxes"][0, 0]) for one in alone] == [40, 90]
+    assert detector.identity.endswith("one picture at a time")  # not to be taken for what was found in batches
 
 
 def test_masks_survive_their_code():

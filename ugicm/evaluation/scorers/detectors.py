@@ -54,7 +54,8 @@ class Detector:
 
     @cached_property
     def identity(self) -> str:
-        return f"{self.origin} weights {digest_of(self.model)}"
+        # A report's cache may hold what was found in batches, before.
+        return f"{self.origin} weights {digest_of(self.model)} one picture at a time"
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[Tensor]) -> list[dict[str, Tensor]]:
