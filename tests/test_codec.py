@@ -4,6 +4,7 @@ import copy
 import pickle
 import warnings
 from dataclasses import replace
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -139,17 +140,32 @@ def test_any_size_and_quality(codec, width, height, quality):
     assert len(data) - parsed.payload_bytes <= 32
 
 
-def test_streams_of_version_1_are_still_read(codec):
-    image = picture(100, 70)
+@pytest.mark.parametrize("version", [1, 2])
+def test_streams_of_older_versions_are_still_read(codec, version):
+    image = picture(96, 70)
     now = stream.parse(codec.compress(image, 0.5))
     x = pictures.pad_to(pictures.to_tensor(image), 64)
+    old = replace(now, version=version)
     with torch.no_grad():
-        strings, digests = codec.model.compress(x, torch.tensor([now.quality]))
-    before = replace(now, version=1, strings=tuple(strings), digests=tuple(digests)).pack()
-    assert len(before) > len(now.pack())
+        y = codec.model.analyse(x, torch.tensor([now.quality]))
+        strings, digests = codec.model.write(y, codec.model.h_a(y), old.inside(old.padded))
+    before = replace(old, strings=tuple(strings), digests=tuple(digests)).pack()
+    assert (len(before) > len(now.pack())) == (version == 1)
     assert codec.decompress(before).size == image.size
     with pytest.raises(ugicm.StreamError, match="damaged"):
-        codec.decompress(replace(stream.parse(before), version=2).pack())
+        codec.decompress(replace(stream.parse(before), version=3).pack())
+
+
+@pytest.mark.parametrize("size", [(16, 16), (224, 224), (222, 80), (240, 480)])
+def test_edges_are_as_good_as_the_rest(size):
+    shipped = ugicm.load()
+    white = np.asarray(shipped.decompress(shipped.compress(Image.new("RGB", size, "white"), 1.0)))
+    assert white.min() >= 245
+    with resources.as_file(resources.files("ugicm") / "samples" / "kodim23.png") as path:
+        photo = pictures.open_rgb(path).crop((200, 10, 200 + size[0], 10 + size[1]))
+    error = np.square(np.asarray(shipped.decompress(shipped.compress(photo, 1.0)), float) - np.asarray(photo)).mean(2)
+    edge = np.concatenate([error[-4:].ravel(), error[:, -4:].ravel()]).mean()
+    assert edge < 1.6 * error.mean()
 
 
 def test_written_bits_are_the_estimated_bits(codec):

@@ -97,3 +97,13 @@ def test_hard_rounding_costs_what_a_stream_does(shipped, photo):
 def test_a_negative_effort(shipped, photo):
     with pytest.raises(ValueError, match="effort is -1"):
         shipped.compress(photo, effort=-1)
+
+
+@pytest.mark.parametrize("points", [((90, 4), (100, 5)), ((110, 5), (100, 5)), ((110, 6), (100, 5))])
+def test_nothing_is_done_where_bits_buy_nothing(shipped, photo, monkeypatch, points):
+    """Of finer and coarser steps on flat pictures: fewer bits for less error, more for the same or a larger one."""
+    def rounded(problem, y, stretch=1.0):
+        return tuple(torch.tensor(float(v)) for v in points[0 if stretch >= 1 else 1])
+
+    monkeypatch.setattr(refinement._Problem, "_rounded", rounded)
+    assert shipped.compress(photo, 0.5, effort=1) == shipped.compress(photo, 0.5)

@@ -44,13 +44,14 @@ def test_tiles_cover_the_padded_picture_once(width, height, tile):
     assert all(side % 64 == 0 for box in written.tiles for side in (box.width, box.height))
 
 
-def test_inside_counts_what_sees_the_picture():
+def test_inside_counts_what_shows_the_picture():
     padded, tile = stream.padded_box(300, 130), Box(256, 128, 320, 192)
     assert stream.inside_of(padded, 300, 130) == (9, 19)  # of 12 x 20
+    assert stream.inside_of(padded, 301, 128) == (9, 20)  # the last pixels lean on the next position
     assert stream.inside_of(tile, 300, 130) == (1, 3)
     assert stream.inside_of(padded, 320, 177) is None and stream.inside_of(Box(0, 0, 64, 64), 300, 130) is None
-    first, second = (Stream(300, 130, b"abc", 0.5, 0, (0,), (b"",), version) for version in (1, 2))
-    assert (first.inside(padded), second.inside(padded)) == (None, (9, 19))
+    counts = [Stream(301, 128, b"abc", 0.5, 0, (0,), (b"",), version).inside(padded) for version in (1, 2, 3)]
+    assert counts == [None, (8, 19), (9, 20)]
 
 
 def test_header_never_exceeds_32_bytes():
@@ -65,7 +66,7 @@ def test_header_never_exceeds_32_bytes():
         (b"\x89PNG\r\n\x1a\n", "not a ugicm stream"),
         (b"UGI", "truncated"),
         (b"UGI\x01abc", "truncated"),
-        (b"UGI\x03" + EXAMPLE.pack()[4:], "unknown format version 3; this program reads versions 1 and 2"),
+        (b"UGI\x04" + EXAMPLE.pack()[4:], "unknown format version 4; this program reads versions 1, 2, 3"),
         (EXAMPLE.pack()[:-1], "truncated stream: 27 of 28 bytes"),
         (EXAMPLE.pack() + b"x", "1 bytes after its end"),
         (EXAMPLE.pack().replace(b"payload", b"pAyload"), "checksum"),

@@ -172,8 +172,7 @@ class Codec:
         y = self._analyse(x, batched)
         z = self.model.h_a(y)
         if effort:
-            inside = stream.inside_of(padded, *image.size)
-            y = refine(self.model, x, y, z, batched, effort, inside, progress)
+            y = refine(self.model, x, y, z, batched, effort, image.size, progress)
         strings, digests = [], []
         for box in cut(padded, tile):
             inside = stream.inside_of(box, *image.size)

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ugicm.coding.coders import LikelihoodCoder, left_out
+from ugicm.coding.stream import inside_of
 from ugicm.losses.rate import bits_per_pixel
 from ugicm.models.checkerboard import Part, pack
 from ugicm.models.codec import UGICM
@@ -63,15 +64,14 @@ class RelaxedCoder:
 
 def refine(
     model: UGICM, x: Tensor, y: Tensor, z: Tensor, quality: Tensor | None, steps: int,
-    inside: tuple[int, int] | None = None, progress: bool = False,
+    size: tuple[int, int], progress: bool = False,
 ) -> Tensor:  # fmt: skip
     """Latents that cost less than ``y`` for what they show. [1, M, H/16, W/16] -> same; z stays as it is.
 
-    x [1, 3, H, W] in [0, 1] is the padded picture, z [1, N, H/64, W/64] its hyper latent, ``quality`` [1] in [0, 1]
-    (None for a model of one rate), ``inside`` the rows and columns of y that are coded (None: all). ``steps``: of
-    descent, each taking as long as two or three decodings. ``progress``: show a bar.
+    x [1, 3, H, W] in [0, 1] is the picture of ``size`` (width, height), padded; z [1, N, H/64, W/64] its hyper latent,
+    ``quality`` [1] in [0, 1] (None for a model of one rate). ``steps``: of descent, each taking as long as two or three
+    decodings. ``progress``: show a bar.
     """
-    inside = inside or tuple(y.shape[2:])
     with torch.inference_mode(False), torch.enable_grad():
         parser = copy.deepcopy(model.parser).float()
         x, y, z = x.clone(), y.clone(), z.float().clone()
@@ -84,21 +84,21 @@ def refine(
                   disable=None if progress else True) as bar:  # fmt: skip
             for window in windows:
                 around = window.grown(HALO, padded).aligned(Z_STRIDE)
-                rows, columns = around.slices(Y_STRIDE)
-                seen = min(inside[0], rows.stop) - rows.start, min(inside[1], columns.stop) - columns.start
-                piece = x[..., *around.slices()].to(y.device)
-                problem = _Problem(model, parser, piece, z_hat[..., *around.slices(Z_STRIDE)], quality, seen)
-                better = problem.solve(y[..., rows, columns], steps, bar)
+                seen = x[..., *around.grown(0, Box(0, 0, *size)).slices()].to(y.device)
+                here = z_hat[..., *around.slices(Z_STRIDE)]
+                problem = _Problem(model, parser, seen, here, quality, inside_of(around, *size))
+                better = problem.solve(y[..., *around.slices(Y_STRIDE)], steps, bar)
                 refined[..., *window.slices(Y_STRIDE)] = better[..., *window.within(around).slices(Y_STRIDE)]
         return refined
 
 
 class _Problem:
-    """One window: y -> bits and squared error of what a reader would see."""
+    """One window: y -> bits and squared error of what a reader would see. x is without padding."""
 
     def __init__(
-        self, model: UGICM, parser: Parser, x: Tensor, z_hat: Tensor, quality: Tensor | None, inside: tuple[int, int]
-    ):
+        self, model: UGICM, parser: Parser, x: Tensor, z_hat: Tensor, quality: Tensor | None,
+        inside: tuple[int, int] | None,
+    ):  # fmt: skip
         self.model, self.parser, self.x, self.z_hat = model, parser, x, z_hat
         self.quality, self.inside = quality, inside
         self.people = torch.zeros(1, device=x.device)
@@ -106,10 +106,14 @@ class _Problem:
             self.hyper = parser.h_s(z_hat)
 
     def solve(self, start: Tensor, steps: int, bar: tqdm) -> Tensor:
-        """Descend from ``start``; never to a worse place, as the coder would round it."""
+        """Descend from ``start``; never to a worse place, as the coder would round it, and nowhere where nothing is to
+        be had for bits."""
         with torch.no_grad():
             slope = self._slope(start)
             before = self._rounded(start)
+        if slope is None:
+            bar.update(steps)
+            return start
         y = start.clone().requires_grad_(True)
         optimiser = torch.optim.Adam([y], lr=RATE, betas=(0.9, 0.99), eps=CALM)
         for step in range(steps):
@@ -127,9 +131,8 @@ class _Problem:
         return y if bits + slope * error < before[0] + slope * before[1] else start
 
     def _error(self, y_hat: Tensor) -> Tensor:
-        height, width = (Y_STRIDE * n for n in self.inside)
-        difference = self.model.synthesize(y_hat, self.people, self.quality) - self.x
-        return difference[..., :height, :width].square().sum()
+        x_hat = self.model.synthesize(y_hat, self.people, self.quality)
+        return (x_hat[..., : self.x.shape[2], : self.x.shape[3]] - self.x).square().sum()
 
     def _rounded(self, y: Tensor, stretch: float = 1.0) -> tuple[Tensor, Tensor]:
         """Bits and squared error of y, coded as ``stretch`` times itself."""
@@ -137,7 +140,9 @@ class _Problem:
         y_hat = self.parser.slices(self.hyper, coder, y * stretch)
         return bits_per_pixel([coder.y_likelihood], 1)[0], self._error(y_hat / stretch)
 
-    def _slope(self, y: Tensor) -> Tensor:
-        """Bits that a unit of squared error is worth where the model stands."""
+    def _slope(self, y: Tensor) -> Tensor | None:
+        """Bits that a unit of squared error is worth where the model stands. None on the rare picture, a flat one,
+        where finer steps take fewer bits or show less."""
         finer, coarser = self._rounded(y, STRETCH), self._rounded(y, 1 / STRETCH)
-        return (finer[0] - coarser[0]) / (coarser[1] - finer[1]).clamp(min=1e-9)
+        bits, error = finer[0] - coarser[0], coarser[1] - finer[1]
+        return bits / error if bits > 0 and error > 0 else None

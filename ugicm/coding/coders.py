@@ -11,8 +11,8 @@ Cross-Platform Application Using Calibration Information", ACM MM 2023). The lis
 then for each position a varint, 2 * (distance from the previous listed position) + bit. Fixed-point parsers have
 no guard and no list.
 
-**Inside.** A picture is padded to multiples of 64 pixels, so some positions of y see nothing of it. The coders are told
-how many rows and columns of y do, (rows, columns), and code these alone: elsewhere y_hat is the mean. None: all.
+**Inside.** A picture is padded to multiples of 64 pixels, so some positions of y show nothing of it. The coders are
+told how many rows and columns of y do, (rows, columns), and code these alone: elsewhere y_hat is the mean. None: all.
 """
 
 from __future__ import annotations

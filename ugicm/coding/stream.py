@@ -6,7 +6,7 @@ All integers are little-endian; a *varint* is LEB128 (7 bits a byte, least signi
 field                 bytes      meaning
 ====================  =========  =====================================================================
 magic                 3          ``"UGI"``
-version               1          format version, now 2
+version               1          format version, now 3
 fingerprint           3          of the model that wrote it: what parses, hashed
 width, height         1-5 each   of the picture, in pixels, varints
 quality               2          quality * 65535, rounded; ignored by a one-rate model, which writes one half
@@ -20,8 +20,8 @@ checksum              4          CRC-32 over everything before it
 
 What is not string is 20 bytes for a small picture in one piece and at most 32 for any, and up to 7 for every further
 tile. The strings are for the picture padded by replication to the right and below, to multiples of 64; the reader
-crops. Positions of y none of whose 16x16 pixels is in the picture are not in a string: y_hat is their mean. In version
-1, which is still read, they were.
+crops. Positions of y whose 16x16 pixels all lie :data:`BEYOND` pixels or more outside the picture are not in a string:
+y_hat is their mean. Versions 1, with all positions in it, and 2, without any that is outside, are still read.
 
 This module only needs the standard library: reading a header must be quick and safe.
 """
@@ -36,8 +36,9 @@ from ugicm.errors import StreamError
 from ugicm.tiling import Y_STRIDE, Z_STRIDE, Box, cut
 
 MAGIC = b"UGI"
-VERSION = 2
-READABLE = (1, 2)
+VERSION = 3
+READABLE = (1, 2, 3)
+BEYOND = 4  # pixels: how far outside synthesis looks for the colour of a picture's last pixels, mostly
 QUALITY_STEPS = 65535
 LARGEST_TILE = 255 * Z_STRIDE  # side, which the header has one byte for
 # A decoder allocates in proportion to the padded picture, so a declared size is believed only up to here, and a writer
@@ -78,7 +79,9 @@ class Stream:
 
     def inside(self, tile: Box) -> tuple[int, int] | None:
         """Rows and columns of y that the tile's string holds; None: all, as always in version 1."""
-        return None if self.version == 1 else inside_of(tile, self.width, self.height)
+        if self.version == 1:
+            return None
+        return inside_of(tile, self.width, self.height, beyond=0 if self.version == 2 else BEYOND)
 
     @property
     def payload_bytes(self) -> int:
@@ -115,9 +118,10 @@ def padded_box(width: int, height: int) -> Box:
     return Box(0, 0, width, height).aligned(Z_STRIDE)
 
 
-def inside_of(box: Box, width: int, height: int) -> tuple[int, int] | None:
-    """How many rows and columns of y in a tile see any of the picture; None where all do."""
-    rows, columns = (-(-(min(end, size) - start) // Y_STRIDE) for start, end, size in (
+def inside_of(box: Box, width: int, height: int, beyond: int = BEYOND) -> tuple[int, int] | None:
+    """How many rows and columns of y in a tile see any of the picture or of ``beyond`` pixels around it; None where
+    all do."""
+    rows, columns = (-(-(min(end, size + beyond) - start) // Y_STRIDE) for start, end, size in (
         (box.top, box.bottom, height), (box.left, box.right, width)))  # fmt: skip
     return None if (Y_STRIDE * rows, Y_STRIDE * columns) == (box.height, box.width) else (rows, columns)
 
@@ -155,7 +159,7 @@ def parse(data: bytes) -> Stream:
         raise StreamError(f"truncated stream: {len(data)} bytes end inside the header")
     if data[3] not in READABLE:
         raise StreamError(
-            f"unknown format version {data[3]}; this program reads versions {' and '.join(map(str, READABLE))}"
+            f"unknown format version {data[3]}; this program reads versions {', '.join(map(str, READABLE))}"
         )
     fingerprint = data[4:7]
     width, position = read_varint(data, 7)

@@ -101,7 +101,7 @@ class UGICM(nn.Module):
     ) -> tuple[list[bytes], list[int]]:
         """Latents -> strings and digests: the second half of :meth:`compress`.
 
-        ``inside``: rows and columns of y that see any of the picture, the only ones to be coded; None: all.
+        ``inside``: how many rows and columns of y are coded, the others showing nothing of the picture; None: all.
 
         Raises CheckpointError for latents that no stream can hold: not finite, or too large.
         """
