@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from ugicm.checkpoint import load_model, save_model
 from ugicm.config import OptimConfig, load_config, to_dict
 from ugicm.errors import CheckpointError, ConfigError, UgicmError
 from ugicm.models.codec import UGICM
-from ugicm.training import checkpoint, loop, optim
+from ugicm.training import checkpoint, distributed, loop, optim
 from ugicm.training.loop import NonFiniteError, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -200,6 +201,71 @@ def test_signal_to_the_command(setup, tmp_path):
         _, said = process.communicate(timeout=60)
     assert process.returncode == 0 and "stopped by SIGINT at step" in said and "Traceback" not in said
     assert checkpoint.load_state(tmp_path / "run")["step"] >= 3
+
+
+def test_processes_stop_in_the_same_step(setup, monkeypatch):
+    """Also where only one was told to: if it left the loop alone, the others would wait for it for ever."""
+    asked = []
+
+    class OneOfTwo(distributed.World):
+        def sum(self, tensor):
+            return tensor
+
+        def any(self, flag):
+            asked.append(flag)
+            return flag
+
+        def barrier(self): ...
+
+        def broadcast(self, module): ...
+
+    def interrupt(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return rate(*arguments)
+
+    calls, rate = [], optim.learning_rate
+    monkeypatch.setattr(optim, "learning_rate", interrupt)
+    monkeypatch.setattr(distributed, "join", lambda device: OneOfTwo(0, 2, torch.device("cpu")))
+    monkeypatch.setattr(distributed, "gather", lambda value: [value])
+    config = setup("optim.steps=50", "validation.every=0")
+    train(config)
+    assert loop.STOP_CHECK == 4 and asked == [True]
+    assert checkpoint.load_state(Path(config.run.dir))["step"] == 4
+
+
+def test_signals_to_all_processes_leave_the_loader_alone(setup, monkeypatch):
+    def interrupt(*arguments):
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGTERM)
+        return rate(*arguments)
+
+    rate = optim.learning_rate
+    monkeypatch.setattr(optim, "learning_rate", interrupt)
+    config = setup("optim.steps=4", "validation.every=0", "data.workers=1")
+    train(config)
+    assert checkpoint.load_state(Path(config.run.dir))["step"] == 4
+
+
+def test_records_of_a_run_that_saved_nothing_are_dropped(setup):
+    config = setup()
+    folder = Path(config.run.dir)
+    (folder / "tensorboard").mkdir(parents=True)
+    (folder / "tensorboard" / "events.old").touch()
+    (folder / "metrics.jsonl").write_text('{"event": "start", "step": 0}\n')
+    train(config)
+    assert len(events(folder, "start")) == 1 and not (folder / "tensorboard" / "events.old").exists()
+
+
+def test_a_full_disc_is_named(tmp_path, monkeypatch):
+    def full(state, path):
+        raise RuntimeError("unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UgicmError, match=r"state.pt: cannot be written \(unexpected pos .*is the disc full"):
+        checkpoint.save_state(tmp_path, {})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import torch
 
 from ugicm import __version__
 from ugicm.config import DataConfig, ModelConfig, RunConfig, Source, TrainConfig, to_dict
-from ugicm.errors import CheckpointError, ConfigError, UsageError, first_line, first_of
+from ugicm.errors import CheckpointError, ConfigError, UgicmError, UsageError, first_line, first_of
 from ugicm.files import obstacle, replacing
 from ugicm.revision import revision
 
@@ -49,9 +49,13 @@ def provenance(step: int) -> dict[str, str]:
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write ``state.pt``, whole or not at all."""
+    """Write ``state.pt``, whole or not at all. Raises UgicmError where it cannot be written."""
     with replacing(folder / STATE) as temporary:
-        torch.save(state, temporary)
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # what the system said does not get through PyTorch
+            why = f"cannot be written ({first_line(error)}); is the disc full? What was saved before is still there"
+            raise UgicmError(f"{folder / STATE}: {why}") from None
 
 
 def load_state(folder: Path) -> dict[str, Any]:

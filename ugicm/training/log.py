@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -18,7 +19,8 @@ from ugicm.files import replacing
 
 class Records:
     """Writes events of a run that starts, or continues, at ``first_step``. Later lines of a file there already are
-    dropped: their steps are computed again."""
+    dropped: their steps are computed again. Of a run that begins (``first_step`` 0) all records are new: what lies
+    there is of one that ended before it had saved anything."""
 
     def __init__(self, folder: Path, first_step: int, steps: int, active: bool = True):
         self.active, self.steps = active, steps
@@ -27,13 +29,16 @@ class Records:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        path = folder / "metrics.jsonl"
+        path, board = folder / "metrics.jsonl", folder / "tensorboard"
+        if first_step == 0:
+            path.unlink(missing_ok=True)
+            shutil.rmtree(board, ignore_errors=True)
         if path.exists():
             kept = [line for line in path.read_text().splitlines(True) if _step_of(line) <= first_step]
             with replacing(path) as temporary:
                 temporary.write_text("".join(kept))
         self._lines = path.open("a")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._board = SummaryWriter(str(board), purge_step=first_step + 1)
         self._first = first_step
         self.start_clock()
         if sys.stderr.isatty():

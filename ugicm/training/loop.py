@@ -35,7 +35,8 @@ from ugicm.training import checkpoint, distributed, optim, precision, validation
 from ugicm.training.log import Meter, Records, Stopwatch
 
 SCALES = "parser.gaussian.scale_table"
-STOP_CHECK = 16  # with several processes, steps between asking whether any was told to stop
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_CHECK = 4  # with several processes, steps between asking whether any was told to stop: a GPU must be waited for
 
 
 class NonFiniteError(UgicmError):
@@ -90,9 +91,10 @@ def seed_step(seed: int, step: int, part: int, rank: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, step, part, rank]).generate_state(1, np.uint64)[0]) >> 1)
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """A terminal's Ctrl-C goes to all processes; the loader's must live until the main one has finished its step."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_signals(worker: int) -> None:
+    """What ends a job goes to all its processes; the loader's must live until the main one has finished its step."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def train(config: TrainConfig, resume: bool = False, command: str = "") -> None:
@@ -198,7 +200,7 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
     loader = DataLoader(
         samples, batch_sampler=batches, num_workers=config.data.workers, collate_fn=collate,
         pin_memory=device.type == "cuda" and pictures.store.cache != "device",
-        prefetch_factor=4 if config.data.workers else None, worker_init_fn=_ignore_interrupts,
+        prefetch_factor=4 if config.data.workers else None, worker_init_fn=_ignore_signals,
     )  # fmt: skip
     if world.main:
         folder.mkdir(parents=True, exist_ok=True)
@@ -274,14 +276,17 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
                 save_model(folder / checkpoint.BEST, unprepared, described)
         world.barrier()
 
-    stop = {"reason": ""}
+    told = ""  # why this process was told to stop, which others may not know
+    stop = ""  # why all processes stop, in the same step
 
     def on_signal(number: int, frame: object) -> None:
-        stop["reason"] = signal.Signals(number).name
+        nonlocal told
+        told = signal.Signals(number).name
         if world.main:  # not by print(), which may have been interrupted in its midst
-            os.write(2, f"\n{stop['reason']}: stopping, with a checkpoint, after this step or validation\n".encode())
+            soon = "this step" if world.size == 1 else f"at most {STOP_CHECK} steps"
+            os.write(2, f"\n{told}: stopping, with a checkpoint, after {soon} or a validation\n".encode())
 
-    handlers = {s: signal.signal(s, on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
 
     # ---- the steps ----------------------------------------------------------------------------------------------
     meter, trace, watch = Meter(), [], Stopwatch(device)
@@ -362,10 +367,10 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
                 out_of_time = config.run.max_minutes is not None and (
                     (time.monotonic() - started) / 60 >= config.run.max_minutes
                 )
-                reason = stop["reason"] or ("run.max_minutes" if out_of_time else "")
+                reason = told or ("run.max_minutes" if out_of_time else "")
                 if world.any(bool(reason)):
-                    stop["reason"] = reason or "another process"
-            halt = bool(stop["reason"])
+                    stop = reason or "a signal to another process"
+            halt = bool(stop)
             validating = bool(val.every) and (step % val.every == 0 or done)
             saving = step % config.run.save_every == 0 or validating or done or halt
             if step % config.run.log_every == 0 or saving:
@@ -393,5 +398,5 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
         for number, handler in handlers.items():
             signal.signal(number, handler)
         records.close()
-    if stop["reason"] and world.main:
-        print(f"stopped by {stop['reason']} at step {step}: continue with --resume", file=sys.stderr)
+    if stop and world.main:
+        print(f"stopped by {stop} at step {step}: continue with --resume", file=sys.stderr)
