@@ -250,6 +250,8 @@ def test_bad_instance_files(coco, tmp_path):
         (lambda d: d["annotations"].append(5), "'int' object has no attribute"),
         (lambda d: d["annotations"][0].update(image_id=[5]), "unhashable"),
         (lambda d: d["annotations"][0].update(segmentation=[[1, 2]]), "annotation 0: bad segmentation"),
+        (lambda d: d["annotations"][0].update(segmentation=[[0, 0, 1e9, 1e9, 0, 1e9]]), "leaves the picture by far"),
+        (lambda d: d["annotations"][0].update(segmentation=[[0, 0, float("nan"), 5, 7, 8]]), "leaves the picture"),
         (lambda d: d["annotations"][1]["segmentation"].update(counts="garbage"), "annotation 1: .* within a number"),
         (lambda d: d["annotations"][1]["segmentation"].update(counts="4"), "annotation 1: .* do not fill 100x80"),
         (lambda d: d["annotations"][2]["segmentation"].update(counts=[-8, 8008]), "annotation 2: .* do not fill"),
@@ -294,6 +296,35 @@ def test_collation_takes_any_number_of_instances(coco):
     assert len(batch["masks"]) == len(batch["boxes"]) == int(counts.sum())
     assert [tuple(box) for box in batch["boxes"].tolist()] == [bounding_box(mask) for mask in batch["masks"]]
     assert "masks" not in collate([samples_of(place, None, crop=64)[0]])
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_masks_of_pictures_that_are_turned(coco, orientation):
+    """Whether they are of the stored pixels or of the upright picture is only known of our own."""
+    place, path, _ = coco
+    (place / "two.png").unlink()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.open(place / "one.png").crop((0, 0, 80, 80)).save(place / "one.png", exif=exif)
+    document = json.loads(path.read_text())
+    document["images"][0].update(width=80)
+    document["annotations"] = document["annotations"][:1]
+    for info, used in (({}, orientation == 1), ({"made_by": "regions"}, True)):
+        path.write_text(json.dumps({**document, "info": info}))
+        images._turned.cache_clear()
+        assert bool(samples_of(place, path, crop=64, whole=1.0)[0]["masks"]) == used
+
+
+def test_masks_larger_than_their_picture_are_not_even_decoded(coco, monkeypatch):
+    place, path, _ = coco
+    (place / "two.png").unlink()
+    document = json.loads(path.read_text())
+    document["annotations"] = [
+        {"id": 1, "image_id": 5, "segmentation": {"size": [4000, 5000], "counts": [4000 * 5000]}}
+    ]
+    path.write_text(json.dumps(document))
+    monkeypatch.setattr(Instances, "mask", lambda *_: pytest.fail("decoded"))
+    assert samples_of(place, path, crop=64, whole=1.0)[0]["masks"] == []
 
 
 def test_masks_of_enlarged_pictures(coco):

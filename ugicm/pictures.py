@@ -74,6 +74,12 @@ def upright_size(source: str | os.PathLike) -> tuple[int, int]:
         return size[::-1] if turned else size
 
 
+def is_turned(source: str | os.PathLike) -> bool:
+    """Whether :func:`open_rgb` turns or mirrors a file's picture, as its EXIF orientation says. Raises PictureError."""
+    with opened(source) as image:
+        return image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+
+
 def description(source: str | os.PathLike) -> str | None:
     """What :func:`save_picture` wrote into a file beside the picture; None: nothing. Raises PictureError."""
     with opened(source) as image:

@@ -7,6 +7,7 @@ processes load or train, and a resumed run continues with the next number.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import sys
@@ -26,7 +27,7 @@ from ugicm.config import DataConfig, Draw, Source
 from ugicm.data.instances import SMALLEST, Instances, bounding_box
 from ugicm.errors import ConfigError, PictureError, UsageError, first_line
 from ugicm.files import PICTURE_SUFFIXES, find
-from ugicm.pictures import open_rgb, upright_size
+from ugicm.pictures import is_turned, open_rgb, upright_size
 
 RAM_CACHE_LIMIT = 8 << 30  # bytes of decoded pictures that cache: auto keeps
 
@@ -144,6 +145,9 @@ def _choose_cache(files: Sequence[Path], at_least: int) -> str:
     return "ram" if fits else "none"
 
 
+_turned = functools.cache(is_turned)
+
+
 class Epochs:
     """Maps the sample's number to a picture: without replacement within an epoch, in a new order in each.
 
@@ -242,17 +246,19 @@ class TrainingSamples(Dataset):
 
     def _masks(self, number: int, picture: Tensor, view: View, rng: np.random.Generator) -> list[Tensor]:
         instances, file = self.pictures.instances.get(number), self.pictures.store.files[number]
-        if instances is None or not self.config.max_instances:
+        if instances is None or not self.config.max_instances or not instances.of_upright and _turned(file):
             return []
         visible = []
+        height, width = picture.shape[1:]
         for k in rng.permutation(instances.count(file)):
+            rows, columns = instances.size(file, int(k))
+            # Of another picture, or a version of another size; ours may have been enlarged, but was never reduced.
+            same_shape = 0.95 * columns * height < rows * width < 1.05 * columns * height
+            if rows > height or columns > width or not same_shape:
+                return []
             mask = instances.mask(file, int(k))
-            if mask.shape[1:] != picture.shape[1:]:
-                ratio = (mask.shape[1] / mask.shape[2]) / (picture.shape[1] / picture.shape[2])
-                if not 0.95 < ratio < 1.05:  # annotated before it was turned upright, as EXIF says
-                    return []
-                # else the picture was enlarged
-                mask = F.interpolate(mask[None], picture.shape[1:], mode="nearest")[0]
+            if (rows, columns) != (height, width):
+                mask = F.interpolate(mask[None], (height, width), mode="nearest")[0]
             mask = view.cut(mask, self.config.crop)[0]
             box = bounding_box(mask)
             if box is not None and min(box[2] - box[0], box[3] - box[1]) >= SMALLEST:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ugicm.errors import ConfigError, first_line
 
+FAR = 4  # times the picture's longer side: an outline's points are nearer
 SMALLEST = 16  # pixels: an object whose visible part has a shorter side teaches nothing
 
 
@@ -34,7 +35,10 @@ class Instances:
         except ImportError:
             raise ConfigError(f"{path}: reading instances needs the package pycocotools") from None
         try:
-            by_name, by_image = _parsed(json.loads(Path(path).read_text(encoding="utf-8")))
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            by_name, by_image = _parsed(content)
+            # Ours are of pictures as they are seen; others' may be of the pixels as they are stored.
+            self.of_upright = "made_by" in content.get("info", {})
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -54,6 +58,11 @@ class Instances:
 
     def count(self, file: Path) -> int:
         return len(self._codes.get(file, ()))
+
+    def size(self, file: Path, number: int) -> tuple[int, int]:
+        """Height and width of the mask, which need not be those of the picture; without decoding it."""
+        height, width = self._codes[file][number]["size"]
+        return int(height), int(width)
 
     def mask(self, file: Path, number: int) -> Tensor:
         """uint8 [1, H, W] of 0 and 1, in the annotated picture's size."""
@@ -84,13 +93,16 @@ def run_length_code(segmentation: list | dict, height: int, width: int) -> dict:
     """Any COCO segmentation of a picture (polygons, or run lengths as numbers or as text) -> one compressed run-length
     code: "size" [H, W] (that of given run lengths is kept) and "counts".
 
-    Raises ValueError for what is none, and for run lengths that do not fill their size: pycocotools would refuse those
-    only when they are decoded, and compare them with others for ever.
+    Raises ValueError for what is none, for outlines far outside, and for run lengths that do not fill their size:
+    pycocotools would refuse those only when they are decoded, and compare them with others for ever.
     """
     from pycocotools import mask
 
     try:
         if not isinstance(segmentation, dict):
+            far = FAR * max(height, width)
+            if not all(abs(value) <= far for outline in segmentation for value in outline):  # nor where it is no number
+                raise ValueError("its outline leaves the picture by far")  # pycocotools would crash the process
             return mask.merge(mask.frPyObjects(segmentation, height, width))
         if isinstance(segmentation["counts"], list):
             code = mask.frPyObjects(segmentation, height, width)
