@@ -96,6 +96,14 @@ def test_a_name_that_may_be_a_file_stays_a_name(write, tmp_path):
         ("optim.lr_scale={g_a: 0}", "lr_scale.g_a must be positive, got 0.0; to train none of it, use freeze"),
         ("optim.betas=[0.9, 1.0]", "betas must be two numbers in [0, 1)"),
         ("optim.weight_decay=-1", "weight_decay must not be negative"),
+        ("optim.final_lr=-1e-3", "final_lr must not be negative, got -0.001"),
+        ("optim.gamma=-2", "gamma must be positive"),
+        ("optim.milestones=[-5]", "milestones are steps from 0 on, got [-5]"),
+        ("objective.balance_lr=-1", "balance_lr must be positive"),
+        ("objective.local_side=0", "local_side must be positive, got 0"),
+        ("objective.teacher={kind: timm, name: x, std: [0, 0, 0]}", "objective.teacher: std must be positive"),
+        ("data.max_instances=-1", "data: max_instances must not be negative"),
+        ("optim={lr: 1, lr: 2}", "key 'lr' stands here twice"),
         ("run.seed=-1", "run: seed must not be negative"),
         ("validation.every=-1", "validation: every must not be negative"),
         ("precision.compile=1", "precision.compile: expected true or false, got 1"),
@@ -152,3 +160,23 @@ def test_messages_name_the_file(write, tmp_path):
         load_config(path)
     with pytest.raises(ConfigError, match="expected a mapping"):
         from_dict(ModelConfig, [1], "somewhere")
+
+
+def test_integers_are_taken_as_they_are(write):
+    assert load_config(write(), ["run.seed=9007199254740993"]).run.seed == 2**53 + 1
+
+
+def test_a_key_that_stands_twice_is_named(write):
+    path = write()
+    path.write_text(path.read_text() + "\noptim: {lr: 1}\noptim: {steps: 3}\n")
+    with pytest.raises(ConfigError, match=r"yaml: not yaml: key 'optim' stands here twice in .*line"):
+        load_config(path)
+
+
+def test_messages_stay_short(write):
+    path = write()
+    bomb = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else '1'}]\n" for i in range(8))
+    path.write_text(bomb + "optim: {lr: *a7}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert len(str(caught.value)) < 1000

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import math
 import os
+import reprlib
 import types
 import typing
 from collections.abc import Sequence
@@ -151,13 +152,18 @@ def from_dict(cls: type, values: Any, where: str, key: str = "") -> Any:
         raise ConfigError(f"{where}: {section}{error}") from None
 
 
+def _shown(value: Any) -> str:
+    """As ``repr``, but short whatever it is: a few lines of yaml can stand for millions of values."""
+    return reprlib.repr(value) if not isinstance(value, str) else repr(value if len(value) < 200 else value[:200] + "…")
+
+
 def _at(where: str, key: str) -> str:
     return f"{where}: {key}" if key else where
 
 
 def _check_keys(cls: type, values: Any, where: str, key: str) -> None:
     if not isinstance(values, dict):
-        raise ConfigError(f"{_at(where, key)}: expected a mapping of keys, got {values!r}")
+        raise ConfigError(f"{_at(where, key)}: expected a mapping of keys, got {_shown(values)}")
     known = [f.name for f in dataclasses.fields(cls)]
     for name in values:
         if name not in known:
@@ -176,16 +182,18 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
         return from_dict(hint, value, where, key)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{_at(where, key)}: expected a list, got {value!r}")
+            raise ConfigError(f"{_at(where, key)}: expected a list, got {_shown(value)}")
         return tuple(_convert(arguments[0], item, where, f"{key}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
-            raise ConfigError(f"{_at(where, key)}: expected a mapping, got {value!r}")
+            raise ConfigError(f"{_at(where, key)}: expected a mapping, got {_shown(value)}")
         return {str(k): _convert(arguments[1], v, where, f"{key}.{k}") for k, v in value.items()}
     if hint is bool:
         if isinstance(value, bool):
             return value
-        raise ConfigError(f"{_at(where, key)}: expected true or false, got {value!r}")
+        raise ConfigError(f"{_at(where, key)}: expected true or false, got {_shown(value)}")
+    if hint is int and type(value) is int and abs(value) < 2**63:  # as a float it might be another
+        return value
     if hint in (int, float) and not isinstance(value, bool):
         try:
             number = float(value)
@@ -197,7 +205,7 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
             pass
     elif hint is str and isinstance(value, str):
         return value
-    raise ConfigError(f"{_at(where, key)}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+    raise ConfigError(f"{_at(where, key)}: expected {getattr(hint, '__name__', hint)}, got {_shown(value)}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -272,8 +280,8 @@ class DataConfig:
         _require("data", len(self.train) > 0, "train needs at least one source of pictures")
         _require("data", self.crop > 0 and self.crop % 64 == 0, f"crop must be a multiple of 64, got {self.crop}")
         _require("data", self.batch > 0, f"batch must be positive, got {self.batch}")
-        _require("data", self.holdout >= 0, f"holdout must not be negative, got {self.holdout}")
-        _require("data", self.workers >= 0, f"workers must not be negative, got {self.workers}")
+        for name in ("holdout", "workers", "max_instances"):
+            _require("data", getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         _require("data", 0 <= self.whole <= 1, f"whole is a share in [0, 1], got {self.whole}")
         good = not self.scale or (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1])
         _require("data", good, f"scale must be empty or [low, high] with 0 < low <= high, got {list(self.scale)}")
@@ -357,6 +365,8 @@ class TeacherConfig:
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (0, 3):
                 raise ConfigError(f"{name} must be three numbers")
+        if any(value <= 0 for value in self.std):
+            raise ConfigError(f"std must be positive, got {list(self.std)}")
         if any(size <= 0 for size in self.sizes):
             raise ConfigError(f"sizes must be positive, got {list(self.sizes)}")
         if not 0 <= self.jitter < 1:
@@ -411,6 +421,8 @@ class ObjectiveConfig:
         balances = ("none", "uncertainty")
         _require("objective", self.balance in balances, f"balance {self.balance!r}; available: none, uncertainty")
         _require("objective", self.rate >= 0, f"rate must not be negative, got {self.rate}")
+        for name in ("local_side", "balance_lr"):
+            _require("objective", getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         positive = len(self.lambdas) > 0 and all(v > 0 for v in self.lambdas)
         _require("objective", positive, f"lambdas must be positive numbers, got {list(self.lambdas)}")
 
@@ -440,9 +452,12 @@ class OptimConfig:
         require(self.name in ("adam", "adamw"), f"name {self.name!r} not found; available: adam, adamw")
         schedules = ("cosine", "step", "constant")
         require(self.schedule in schedules, f"schedule {self.schedule!r} not found; available: {', '.join(schedules)}")
-        for name in ("steps", "lr", "accumulate", "aux_lr"):
+        for name in ("steps", "lr", "accumulate", "aux_lr", "gamma"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         require(0 <= self.warmup <= self.steps, f"warmup must lie between 0 and steps = {self.steps}")
+        require(self.final_lr >= 0, f"final_lr must not be negative, got {self.final_lr}")
+        good = all(step >= 0 for step in self.milestones)
+        require(good, f"milestones are steps from 0 on, got {list(self.milestones)}")
         require(0 <= self.ema < 1, f"ema must lie in [0, 1), got {self.ema}")
         require(self.clip >= 0, f"clip must not be negative, got {self.clip}")
         require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
@@ -555,13 +570,23 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Train
         if not equals or not all(key.split(".")):
             raise ConfigError(f"--set {override}: expected KEY=VALUE, for example optim.lr=1e-5")
         try:
-            layer: Any = yaml.safe_load(text)
+            layer: Any = yaml.load(text, _Loader)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {override}: not a yaml value: {_one_line(error)}") from None
         for part in reversed(key.split(".")):
             layer = {part: layer}
         values = _overlay(TrainConfig, values, _check_layer(TrainConfig, layer, f"--set {override}", "", Path.cwd()))
     return from_dict(TrainConfig, values, str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """Takes no key twice: plain yaml drops the first without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if twice := next((key for i, key in enumerate(keys) if isinstance(key, str) and key in keys[:i]), None):
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} stands here twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _one_line(error: Exception) -> str:
@@ -573,19 +598,19 @@ def _read_layers(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise ConfigError(f"{path}: is its own base")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not yaml: {_one_line(error)}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping of keys, got {values!r}")
+        raise ConfigError(f"{path}: expected a mapping of keys, got {_shown(values)}")
     base = values.pop("base", None)
     values = _check_layer(TrainConfig, values, str(path), "", path.parent)
     if base is None:
         return values
     if not isinstance(base, str):
-        raise ConfigError(f"{path}: base: expected the name of a yaml file, got {base!r}")
+        raise ConfigError(f"{path}: base: expected the name of a yaml file, got {_shown(base)}")
     return _overlay(TrainConfig, _read_layers(path.parent / base, (*seen, path)), values)
 
 
