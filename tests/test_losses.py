@@ -356,12 +356,29 @@ def test_weights_are_read_alike_from_either_kind_of_file(tmp_path):
         assert read_state(tmp_path / name).keys() == {"conv_stem.weight", "blocks.0.0.bn1.bias"}
 
 
-def test_a_teacher_of_another_size_is_noticed_before_training():
+@pytest.mark.parametrize(("sizes", "named"), [({"size": 0}, 64), ({"sizes": (224, 160)}, 160)])
+def test_a_teacher_of_another_size_is_noticed_before_training(sizes, named):
     pytest.importorskip("timm")
-    teacher = TeacherConfig("timm", "vit_tiny_patch16_224", "random", size=0)  # takes 224² only
+    teacher = TeacherConfig("timm", "vit_tiny_patch16_224", "random", **sizes)  # takes 224² only
     total = objective.Objective(ObjectiveConfig(teacher=teacher, terms={"global": TermConfig(machine=1.0)}))
-    with pytest.raises(ConfigError, match="teacher: cannot take pictures of 64 pixels"):
+    with pytest.raises(ConfigError, match=f"teacher: cannot take pictures of {named} pixels"):
         total.check(64)
+
+
+def test_maps_have_their_channels_where_they_are_looked_for():
+    class Last(nn.Module):
+        output_fmt = "NHWC"
+
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3, 5)
+
+        def forward(self, x):
+            return self.inner(x.permute(0, 2, 3, 1)).mean((1, 2))
+
+    teacher = Teacher(Last(), own_size=8, size=0, mean=(0,) * 3, std=(1,) * 3, layers=("inner",))
+    (features,), embedding = teacher(torch.rand(2, 3, 8, 6))
+    assert features.shape == (2, 5, 8, 6) and torch.allclose(features.mean((2, 3)), embedding, atol=1e-6)
 
 
 def test_lite0_recognises():

@@ -10,6 +10,7 @@ batch without any sample of one kind is no special case, and it does not depend 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -88,16 +89,23 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def check(self, side: int) -> None:
-        """Try the networks on a grey picture of ``side`` pixels. Raises ConfigError where they cannot take it."""
-        for network, what in ((self.teacher, "teacher"), (self.lpips, "lpips")):
-            if network is not None:
-                grey = torch.full((1, 3, side, side), 0.5, device=next(network.parameters()).device)
-                try:
-                    network(grey) if network is self.teacher else network(grey, grey)
-                except (RuntimeError, AssertionError, ValueError) as error:
-                    raise ConfigError(
-                        f"objective.{what}: cannot take pictures of {side} pixels: {first_line(error)}"
-                    ) from None
+        """Try the networks on a grey picture of ``side`` pixels, the teacher at all its sizes.
+
+        Raises ConfigError where they cannot take it.
+        """
+        if self.lpips is not None:
+            self._try("lpips", lambda grey: self.lpips(grey, grey), side)
+        if self.teacher is not None:
+            for size in (*self.config.teacher.sizes, self._own_size):
+                self.teacher.size = size
+                self._try("teacher", self.teacher, size or side)
+
+    def _try(self, what: str, network: Callable[[Tensor], object], side: int) -> None:
+        try:
+            network(torch.full((1, 3, side, side), 0.5, device=next(getattr(self, what).parameters()).device))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            text = f"objective.{what}: cannot take pictures of {side} pixels: {first_line(error)}"
+            raise ConfigError(text) from None
 
     def weights(self, name: str, beta: Tensor, quality: Tensor) -> Tensor:
         """Weight of a term for samples of these preferences and qualities, [B] each, on the CPU."""

@@ -49,6 +49,7 @@ class Teacher(nn.Module):
         super().__init__()
         self.network, self.layers = network, layers
         self.own_size, self.size = own_size, own_size if size is None else size
+        self.channels_last = getattr(network, "output_fmt", None) == "NHWC"  # so says timm, of Swin and others
         self.interpolation = interpolation if interpolation in ("bicubic", "bilinear") else "bicubic"
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
@@ -104,10 +105,13 @@ class Teacher(nn.Module):
         return F.interpolate(x.float(), (size, size), mode=self.interpolation, antialias=True)
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Pictures [B, 3, H, W] in [0, 1] -> (maps in the order of ``layers``, embedding [B, D])."""
+        """Pictures [B, 3, H, W] in [0, 1] -> (maps in the order of ``layers``, [B, C, h, w] or [B, L, C], and
+        embedding [B, D])."""
         x = self.resize(x, self.size)
         embedding = self.network((x - self.mean) / self.std)
         maps = [self._seen.pop(name) for name in self.layers]
+        if self.channels_last:
+            maps = [m.permute(0, 3, 1, 2) if m.dim() == 4 else m for m in maps]
         return maps, embedding
 
 

@@ -340,6 +340,9 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
                 total += loss.detach()
                 for name, value in losses.sums.items():
                     meter.add(name, value, losses.counts[name])
+            if objective.log_scales is not None:
+                for name, value in zip(objective.names, objective.log_scales.detach()):
+                    meter.add(f"log_scale/{name}", value.clone())
             world.sum_gradients(trained)
             norm = torch.nn.utils.clip_grad_norm_(weights, config.optim.clip or math.inf)
             trace.append(torch.stack([world.sum(total), norm.float()]))
