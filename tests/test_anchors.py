@@ -167,7 +167,7 @@ def test_errors_say_what_would_have_worked(zoo_file, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="not weights of"):
         anchors.load_contender(f"zoo/mbt2018={zoo_file / 'q0.pth.tar'}")
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(CheckpointError, match="list.pth: holds no state dict"):
+    with pytest.raises(CheckpointError, match="list.pth: expected a state dict of named tensors, found list"):
         anchors.load_contender(f"zoo/mbt2018={tmp_path / 'list.pth'}")
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="one per rate"):

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from ugicm import foreign_weights
 from ugicm.config import LpipsConfig, ObjectiveConfig, TeacherConfig, TermConfig
 from ugicm.data.proposals import MaskRCNN
 from ugicm.errors import CheckpointError, ConfigError
@@ -327,9 +329,11 @@ TENSOR = torch.zeros(1)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "holds no state dict"),
-        ({"conv1.weight": 3}, "holds no state dict"),
-        ({3: TENSOR}, "holds no state dict"),
+        ([1, 2], "expected a state dict of named tensors, found list of 2"),
+        ({"conv1.weight": 3}, "found 'conv1.weight': int"),
+        ({3: TENSOR}, "found 3: Tensor"),
+        ({"conv1.weight": TENSOR.to_sparse()}, "without plain values in memory: conv1.weight"),
+        ({"conv1.weight": torch.empty(3, device="meta")}, "without plain values in memory"),
         ({"_conv_stem.weight": TENSOR, "a.b.c": TENSOR}, "not EfficientNet-Lite0's"),
         ({"_conv_stem.weight": TENSOR, "_blocks.16._bn0.weight": TENSOR}, "not EfficientNet-Lite0's"),
         ({"_conv_stem.weight": TENSOR, "_bn7.weight": TENSOR}, "not EfficientNet-Lite0's"),
@@ -460,3 +464,22 @@ def test_in_training_every_batch_meets_another_variant_of_the_teacher(monkeypatc
     assert torch.equal(seen[4], plain_embedding)
     with pytest.raises(ConfigError, match="jitter"):
         TeacherConfig(kind="timm", name="any", jitter=1.0)
+
+
+@pytest.mark.parametrize("weight", [torch.full((2, 3), float("nan")), torch.ones(2, 3, dtype=torch.complex64)])
+def test_weights_that_are_no_numbers(weight):
+    model = nn.Linear(3, 2, bias=False)
+    with pytest.raises(CheckpointError, match="x.pth: complex values, or some that are not finite: weight"):
+        foreign_weights.load_state(model, {"weight": weight}, "x.pth", "a layer")
+
+
+def test_a_compressed_file_is_not_inflated(tmp_path, monkeypatch):
+    torch.save({"w": torch.zeros(1000)}, tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, \
+         zipfile.ZipFile(tmp_path / "small.pth", "w", zipfile.ZIP_DEFLATED) as small:  # fmt: skip
+        for name in plain.namelist():
+            small.writestr(name, plain.read(name))
+    assert read_state(tmp_path / "plain.pth")["w"].shape == (1000,)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("inflated"))
+    with pytest.raises(CheckpointError, match="small.pth: is compressed"):
+        read_state(tmp_path / "small.pth")

@@ -164,7 +164,7 @@ def test_resume_with_another_configuration_is_refused(setup, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [(b"", "cannot be read: "), ([1], "not the state of a run, but list"),
+    [(b"", "not a PyTorch checkpoint: "), ([1], "not the state of a run, but list"),
      ({"step": 1}, "config, pictures, best and 8 more missing or damaged")],
 )  # fmt: skip
 def test_a_damaged_state_is_named(setup, content, complaint):

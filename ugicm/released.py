@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pickle
 import re
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from ugicm.checkpoint import blank_model, in_memory, is_ours, load_model, load_state, plain
+from ugicm import foreign_weights
+from ugicm.checkpoint import blank_model, is_ours, load_model, load_state, plain
 from ugicm.config import MLICPP, ModelConfig
-from ugicm.errors import CheckpointError, ConfigError, first_line, first_of
+from ugicm.errors import CheckpointError, ConfigError, first_of
 from ugicm.models.codec import UGICM
 from ugicm.models.conditional_decoder import PreferenceEmbedding
 
@@ -99,37 +99,10 @@ def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
 
     Raises CheckpointError.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if foreign is None:  # its own words recommend to load without care
-            raise CheckpointError(f"{path}: not a checkpoint: neither safetensors nor PyTorch's") from None
-        raise CheckpointError(
-            f"{path}: holds more than tensors ({foreign[1]}): loading it would execute code and is refused; "
-            "save its state_dict alone, torch.save({'state_dict': model.state_dict()}, path)"
-        ) from None
-    except Exception as error:  # torch raises whatever the damaged bytes led it to
-        raise CheckpointError(f"{path}: not a PyTorch checkpoint: {first_line(error)}") from None
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"{path}: expected a state dict of named tensors, found {_kind(content)}")
-    odd = [k for k, v in content.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
-    if odd:
-        raise CheckpointError(
-            f"{path}: expected a state dict of named tensors (under 'state_dict' or bare), found "
-            f"{odd[0]!r}: {_kind(content[odd[0]])}"
-        )
-    odd = [k for k, v in content.items() if not in_memory(v)]
-    if odd:
-        raise CheckpointError(f"{path}: tensors without plain values in memory: {first_of(odd)}")
-    return {_modern_name(name): value for name, value in content.items()}
+    return {_modern_name(name): value for name, value in foreign_weights.read_state(path).items()}
 
 
 def _modern_name(name: str) -> str:
-    while name.startswith("module."):  # DataParallel
-        name = name.removeprefix("module.")
     return _OLD_PRIOR.sub(lambda m: f"{m[1]}.{_OLD_PRIOR_NAMES[m[2]]}.{m[3]}", name)
 
 
@@ -197,7 +170,7 @@ def _has_condition(state: Iterable[str]) -> bool:
 
 def build(state: dict[str, Tensor], where: str = "checkpoint") -> UGICM:
     """The model that a state dict with reference names describes, in eval mode. Raises CheckpointError."""
-    model = blank_model(infer_config(state, where), where)
+    model = blank_model(infer_config(state, where), where, sum(tensor.nbytes for tensor in state.values()))
     named = {our_name(name): name for name in state if not _DERIVED.search(name)}
     tensors = {ours: state[name] for ours, name in named.items()}
     if not _has_condition(state):  # MLIC++: the preference has no effect until it is trained
@@ -225,8 +198,3 @@ def _translate(name: str, table: Iterable[tuple[str, str]]) -> str:
         if match:
             return (target.replace("#", match[1]) if match.groups() else target) + name[match.end() :]
     return name
-
-
-def _kind(value: object) -> str:
-    """The type, and how many elements, for messages."""
-    return type(value).__name__ + (f" of {len(value)}" if isinstance(value, (dict, list, tuple)) else "")

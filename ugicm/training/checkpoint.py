@@ -17,6 +17,7 @@ from ugicm import __version__
 from ugicm.config import DataConfig, ModelConfig, RunConfig, Source, TrainConfig, to_dict
 from ugicm.errors import CheckpointError, ConfigError, UgicmError, UsageError, first_line, first_of
 from ugicm.files import obstacle, replacing
+from ugicm.foreign_weights import read_pickled
 from ugicm.revision import revision
 
 STATE = "state.pt"
@@ -68,9 +69,9 @@ def load_state(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: nothing to resume here; start without --resume")
     anew = f"to begin anew from the run's weights, use init_from: {folder / MODEL}"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds on damaged files
-        raise CheckpointError(f"{path}: cannot be read: {first_line(error)}; {anew}") from None
+        state = read_pickled(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {anew}") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: not the state of a run, but {type(state).__name__}; {anew}")
     unusable = [name for name, kind in _NEEDED.items() if name not in state or not isinstance(state[name], kind)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ugicm.checkpoint import load_state, model_state
+from ugicm.checkpoint import blank_model, load_state, model_state
 from ugicm.config import TrainConfig
 from ugicm.losses.distortion import psnr
 from ugicm.losses.objective import Objective
@@ -19,8 +19,9 @@ CHUNK = 8  # pictures at a time
 
 def snapshot(model: UGICM, weights: UGICM, device: torch.device) -> UGICM:
     """A fresh, uncompiled model of the same form with the given weights."""
-    fresh = UGICM(model.config)
-    load_state(fresh, model_state(weights), "snapshot")
+    state = model_state(weights)
+    fresh = blank_model(model.config, "snapshot", sum(tensor.nbytes for tensor in state.values()))
+    load_state(fresh, state, "snapshot")
     return fresh.to(device)
 
 
