@@ -19,6 +19,7 @@ from ugicm import checkpoint, pictures
 from ugicm.codec import Codec
 from ugicm.coding import stream
 from ugicm.coding.coders import inside_mask
+from ugicm.models.full_float32 import _switches, full_float32
 
 
 @pytest.fixture(scope="module")
@@ -249,13 +250,40 @@ def test_what_callers_set_for_their_own_networks_has_no_effect(backbone, tmp_pat
         default_dtype(dtype)
         found.append(use())
     default_dtype(torch.float32)
-    assert all(one == use() for one in found)
+    with torch.inference_mode():
+        found.append(use())
+    try:
+        torch.set_float32_matmul_precision("medium")
+        found.append(use()[:2])
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert all(one == use()[: len(one)] for one in found)
+
+
+@pytest.mark.parametrize("backbone", ["compact", "mlicpp"])
+def test_products_are_not_rounded_while_parsing(backbone):
+    model = small_model(backbone)
+    model.config = replace(model.config, parsing="float32" if backbone == "mlicpp" else "fixed")
+    codec = Codec(model)
+    seen = []
+    codec.model.parser.h_s.register_forward_hook(lambda *_: seen.append([s.get() for s in _switches()]))
+    before = [s.get() for s in _switches()]
+    data = codec.compress(picture())
+    codec.decompress(data)
+    exact = [s.exact for s in _switches()]
+    assert seen == [exact if codec.model.parser.dtype == torch.float32 else before] * 2
+    with full_float32(), full_float32():
+        pass
+    assert [s.get() for s in _switches()] == before
 
 
 def test_a_codec_can_be_pickled():
     codec = Codec(small_model())
-    data = pickle.loads(pickle.dumps(codec)).compress(picture())
-    assert data == codec.compress(picture()) == copy.deepcopy(codec).compress(picture())
+    data = pickle.loads(pickle.dumps(codec)).compress(picture(), effort=1)
+    with torch.inference_mode():
+        copied = copy.deepcopy(codec)
+    assert data == codec.compress(picture(), effort=1) == copied.compress(picture(), effort=1)
 
 
 def test_checkpoints_round_trip_and_halve(tmp_path):

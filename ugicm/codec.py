@@ -68,7 +68,7 @@ def _plain_defaults() -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.device("cpu"):
+        with torch.device("cpu"), torch.inference_mode(False):
             yield
     finally:
         torch.set_default_dtype(before)
@@ -110,7 +110,7 @@ class Codec:
 
     def __init__(self, model: UGICM, device: str | torch.device = "cpu", fast: bool = True):
         self.device = torch.device(device)
-        self.model = model.to(self.device).prepare_for_coding()
+        self.model = model.prepare_for_coding().to(self.device)  # tables that are not there yet are made on the CPU
         self.model.to(memory_format=torch.channels_last)
         if self.device.type == "cpu":
             # Not h_s: it works on maps too small for blocks.

@@ -73,6 +73,8 @@ def refine(
     decodings. ``progress``: show a bar.
     """
     with torch.inference_mode(False), torch.enable_grad():
+        if any(parameter.is_inference() for parameter in model.parameters()):
+            model = copy.deepcopy(model)  # unpickled or copied in inference mode: gradients do not pass such tensors
         parser = copy.deepcopy(model.parser).float()
         x, y, z = x.clone(), y.clone(), z.float().clone()
         quality = None if quality is None else quality.clone()

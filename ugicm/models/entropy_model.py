@@ -6,6 +6,7 @@ writing a stream and reading one are three coders behind the same call.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from ugicm.compressai_parts import EntropyBottleneck
 from ugicm.models.checkerboard import ALL, ANCHOR, REST, Part, pack, unpack
 from ugicm.models.fixed_point import FixedPointConv2d
+from ugicm.models.full_float32 import full_float32
 from ugicm.models.gaussian import TabulatedGaussian
 
 TABLES = ("_offset", "_quantized_cdf", "_cdf_length")  # buffers of CompressAI's entropy models
@@ -128,7 +130,9 @@ class Parser(nn.Module):
         """Code z, then y given z (both None when reading). Returns y_hat [B, M, H, W] in the parser's dtype."""
         if y is not None:
             z, y = z.to(self.dtype), y.to(self.dtype)
-        return self.slices(self.h_s(coder.code_hyper(z)), coder, y)
+        exact = self.dtype == torch.float32 and not self.training
+        with full_float32() if exact else contextlib.nullcontext():
+            return self.slices(self.h_s(coder.code_hyper(z)), coder, y)
 
     def build_tables(self) -> None:
         """Build the integer CDF tables where there are none yet; existing ones are never touched.
