@@ -7,15 +7,17 @@ Metadata keys: ``format`` ("ugicm"), ``config`` (the model's configuration, json
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
 import torch
+import torch.utils.deterministic
 from torch.overrides import TorchFunctionMode
 
 from ugicm import files
@@ -115,12 +117,23 @@ def blank_model(config: ModelConfig, where: str, size: int) -> UGICM:
     if 2 * config.N**2 > size:  # every form has layers of N x N, of two bytes a weight at the least
         raise CheckpointError(f"{where}: {size} bytes cannot hold a model of its configuration: N is {config.N}")
     try:
-        with _WithoutInitialValues():
+        with _WithoutInitialValues(), _memory_as_it_is():
             return UGICM(config)
     except (RuntimeError, MemoryError, ValueError) as error:
         raise CheckpointError(
             f"{where}: a model of its configuration cannot be built here: {first_line(error)}"
         ) from None
+
+
+@contextlib.contextmanager
+def _memory_as_it_is() -> Iterator[None]:
+    """In its deterministic mode PyTorch writes to all memory that it hands out."""
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 class _WithoutInitialValues(TorchFunctionMode):

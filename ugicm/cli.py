@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from ugicm import __version__, files
 from ugicm.coding import stream
-from ugicm.errors import PictureError, StreamError, UsageError
+from ugicm.errors import CheckpointError, PictureError, StreamError, UsageError, described
 from ugicm.evaluation.report import add_report_command
-from ugicm.usage import Parser, described, guarded, natural, pick_device, positive, unit
+from ugicm.usage import Parser, guarded, natural, pick_device, positive, unit
 
 if TYPE_CHECKING:
     from ugicm.codec import Codec
@@ -150,8 +150,7 @@ def _compress(args: argparse.Namespace) -> int:
         _refuse(jobs[0], args.overwrite)
         if jobs[0].target.suffix.lower() in files.PICTURE_SUFFIXES:
             raise UsageError(f"{jobs[0].target}: a compressed picture is not a picture file; name it .ugic")
-    files.prepare(jobs)
-    codec = _load(args)
+    codec = _load(args, jobs)
     _raise_pillows_limit(args.max_pixels)
     from ugicm import pictures
     from ugicm.codec import ONE_RATE
@@ -159,7 +158,7 @@ def _compress(args: argparse.Namespace) -> int:
     quality = args.quality if codec.has_quality else ONE_RATE
 
     def work(job: files.Job) -> files.Made:
-        image = pictures.open_rgb(job.source)
+        image = pictures.open_rgb(job.source, stream.too_large)
         data = codec.compress(image, args.quality, effort=args.effort, progress=not folder)
         if args.verify:
             codec.parse(stream.parse(data))
@@ -210,8 +209,10 @@ def _decompress(args: argparse.Namespace) -> int:
         raise UsageError(str(error)) from None
     _raise_pillows_limit(args.max_pixels)
     preference, shown = _preference(args.preference)
-    files.prepare(jobs)
-    codec = _load(args)
+    if any(job.target.exists() and Path(args.preference).exists() and job.target.samefile(args.preference)
+           for job in jobs):  # fmt: skip
+        raise UsageError(f"{args.preference}: the output would replace the preference map: choose another name")
+    codec = _load(args, jobs)
 
     def origin(data: bytes) -> str:
         """What an output says of itself: from which stream (by its checksum) and for whom."""
@@ -290,10 +291,15 @@ def _refuse(job: files.Job, overwrite: bool) -> None:
         raise UsageError(f"{job.target} is already there; --overwrite replaces it")
 
 
-def _load(args: argparse.Namespace) -> Codec:
+def _load(args: argparse.Namespace, jobs: Sequence[files.Job]) -> Codec:
+    """The codec, once it is known that the device is there and that outputs can be written."""
+    device = pick_device(args.device)
+    if args.checkpoint is not None and not Path(args.checkpoint).is_file():
+        raise CheckpointError(f"{args.checkpoint}: no such file")
+    files.prepare(jobs)
     from ugicm.codec import load
 
-    return load(args.checkpoint, pick_device(args.device))
+    return load(args.checkpoint, device)
 
 
 def _run(

@@ -21,7 +21,7 @@ from ugicm import pictures
 from ugicm.checkpoint import load_model
 from ugicm.coding import stream
 from ugicm.coding.coders import LikelihoodCoder
-from ugicm.errors import CheckpointError, PictureError, StreamError
+from ugicm.errors import CheckpointError, StreamError
 from ugicm.models.layers import store_for_blocks
 from ugicm.refinement import refine
 from ugicm.released import load_any
@@ -57,9 +57,22 @@ def load(checkpoint: str | os.PathLike | None = None, device: str | torch.device
             with resources.as_file(resources.files("ugicm") / "weights" / SHIPPED) as path:
                 return Codec(load_model(path), device, fast)
         path = Path(checkpoint)
-        if not path.is_file():
-            raise CheckpointError(f"{path}: {'is a folder: name the file in it' if path.is_dir() else 'no such file'}")
+        try:
+            path.open("rb").close()
+        except IsADirectoryError:
+            raise CheckpointError(f"{path}: is a folder: name the file in it") from None
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: no such file") from None
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
         return Codec(load_any(path), device, fast)
+
+
+def _whole(value: Any, name: str) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}, must be a whole number") from None
 
 
 @contextlib.contextmanager
@@ -145,9 +158,9 @@ class Codec:
     ) -> bytes:
         """Compress a picture (any Pillow mode, or a file's path) to the bytes of a ``.ugic`` file.
 
-        ``quality`` in [0, 1]: higher looks better and takes more bytes. A one-rate model warns once that it has no
-        effect. ``tile``: side of independently coded tiles, a multiple of 64 up to 16320; 0 for one piece; None
-        chooses tiles of 1024 for pictures of more than 4 million pixels. ``effort``: steps of
+        ``quality`` in [0, 1]: higher looks better and takes more bytes, on photographs. A one-rate model warns once
+        that it has no effect. ``tile``: side of independently coded tiles, a multiple of 64 up to 16320; 0 for one
+        piece; None chooses tiles of 1024 for pictures of more than 4 million pixels. ``effort``: steps of
         :mod:`ugicm.refinement`, which adapts the latents to this picture: fewer bits for what people see, longer to
         write, no longer to read. ``progress`` shows a bar meanwhile.
 
@@ -157,12 +170,13 @@ class Codec:
                 ``ugicm.coding.stream.MAX_PIXELS``, which readers would refuse.
             CheckpointError: the weights give latents that no stream can hold: not finite, or too large.
         """
-        image = pictures.open_rgb(image)
-        if complaint := stream.too_large(*image.size):
-            raise PictureError(f"the picture has {complaint}")
+        image = pictures.open_rgb(image, stream.too_large)
         quality, batched = self._quality(quality)
         padded = stream.padded_box(*image.size)
-        if tile is None:
+        effort = _whole(effort, "effort")
+        if tile is not None:
+            tile = _whole(tile, "tile")
+        else:
             tile = TILE if padded.width * padded.height > TILED_FROM else 0
         if tile % Z_STRIDE or not 0 <= tile <= stream.LARGEST_TILE:
             raise ValueError(f"tile is {tile}, must be a multiple of {Z_STRIDE} from 0 to {stream.LARGEST_TILE}")
@@ -334,7 +348,9 @@ class Codec:
             preference = PREFERENCES[preference]
         if isinstance(preference, Image.Image):
             preference = np.asarray(pictures.open_rgb(preference).convert("L"), dtype=np.float32) / 255
-        beta = torch.from_numpy(np.array(preference, dtype=np.float32))
+        if isinstance(preference, Tensor):
+            preference = preference.detach().double().cpu().numpy()
+        beta = torch.from_numpy(np.array(preference, dtype=np.float64))
         if beta.dim() not in (0, 2) or beta.dim() == 2 and tuple(beta.shape) != size[::-1]:
             raise ValueError(
                 f"a preference is a number or a map of the picture's size {size[0]}x{size[1]}, "
@@ -342,4 +358,5 @@ class Codec:
             )
         if not bool(((beta >= 0) & (beta <= 1)).all()):
             raise ValueError("preference must be from 0 (human) to 1 (machine)")
+        beta = beta.float()
         return beta[None] if beta.dim() == 0 else beta[None, None]

@@ -39,3 +39,9 @@ def first_of(names: Iterable[str], count: int = 3) -> str:
     """The first few names, and how many more there are."""
     names = list(names)
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+def described(error: Exception) -> str:
+    """An error's message on one line; the system's begins with the file's name."""
+    named = isinstance(error, OSError) and error.filename
+    return f"{error.filename}: {error.strerror}" if named else first_line(error)

@@ -12,6 +12,7 @@ import errno
 import itertools
 import os
 import platform
+import sys
 import time
 import zlib
 from collections import defaultdict
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ugicm.errors import UgicmError, UsageError, first_line
+from ugicm.errors import UgicmError, UsageError, described
 
 STREAM_SUFFIX = ".ugic"
 # What counts as a picture inside a folder; a file that is named itself may have any extension.
@@ -184,6 +185,7 @@ def find(folder: str | os.PathLike, suffixes: Sequence[str]) -> list[Path]:
     for place, folders, names in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(place, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in suffixes]
+    found = [path for path in found if not is_special(path)]  # a pipe would be waited for
     if not found:
         raise UsageError(f"{os.fspath(folder)}: no files to work on in this folder (looked for {' '.join(suffixes)})")
     return sorted(found)
@@ -222,6 +224,8 @@ def plan(
 
     Raises UsageError: there is no input, or the output would land on it.
     """
+    if not os.fspath(source) or target is not None and not os.fspath(target):
+        raise UsageError("an empty name was given for a file or folder")  # Path would take it for the current folder
     source = Path(source)
     if source.is_dir():
         if target is None:
@@ -339,10 +343,10 @@ def run(
             complaint = incomplete(job)
             return Outcome(reason=f"{job.target}: {complaint}; --overwrite replaces it" if complaint else "")
         except (UgicmError, OSError, MemoryError, RuntimeError, ValueError) as error:
-            return Outcome(reason=first_line(error), hopeless=getattr(error, "hopeless", False))
+            return Outcome(reason=described(error), hopeless=getattr(error, "hopeless", False))
 
-    # disable=None: no bar where stderr is not a terminal
-    with tqdm(total=len(jobs), unit="picture", disable=True if len(jobs) == 1 else None) as bar:
+    # disable=None: no bar where stderr is not a terminal; closed, it is None itself
+    with tqdm(total=len(jobs), unit="picture", disable=None if len(jobs) > 1 and sys.stderr else True) as bar:
 
         def report(number: int, outcome: Outcome) -> bool:
             source = jobs[number].source

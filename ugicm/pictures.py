@@ -12,7 +12,7 @@ import functools
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -43,25 +43,30 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def open_rgb(source: str | os.PathLike | BinaryIO | Image.Image) -> Image.Image:
+def open_rgb(
+    source: str | os.PathLike | BinaryIO | Image.Image,
+    too_large: Callable[[int, int], str | None] = lambda width, height: None,
+) -> Image.Image:
     """A file (its path, or open), or a Pillow picture of any mode, as 8-bit RGB, upright (EXIF orientation applied).
 
     Transparent pictures are composited on white, with a warning. 16-bit grey is scaled to 8 bits; mode I is taken
-    as 16-bit, mode F as [0, 1] or, where finite values leave that range, as [0, 255].
+    as 16-bit, mode F as [0, 1] or, where finite values leave that range, as [0, 255]. ``too_large`` says, of a width
+    and a height, what is wrong with them; it is asked before anything is decoded.
 
     Raises:
-        PictureError: the file is missing, not a picture, truncated or damaged, or has no pixels; the message names it.
+        PictureError: the file is missing, not a picture, truncated or damaged, too large, or has no pixels; the message
+            names it.
         TypeError: ``source`` is something else, as an array or a file's bytes are.
     """
     if isinstance(source, Image.Image):
-        return _to_rgb(source, getattr(source, "filename", "") or f"picture of mode {source.mode}")
+        return _to_rgb(source, getattr(source, "filename", "") or f"picture of mode {source.mode}", too_large)
     if not isinstance(source, (str, os.PathLike)) and not hasattr(source, "read"):
         raise TypeError(
             f"expected a Pillow picture, a path or an open file, got {type(source).__name__}; "
             "use Image.fromarray(...) for arrays, io.BytesIO(...) for bytes"
         )
     with opened(source) as image:
-        return _to_rgb(image, source)
+        return _to_rgb(image, source, too_large)
 
 
 def upright_size(source: str | os.PathLike) -> tuple[int, int]:
@@ -110,9 +115,13 @@ def middle(image: Image.Image, side: int) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def _to_rgb(image: Image.Image, name: str | os.PathLike) -> Image.Image:
+def _to_rgb(
+    image: Image.Image, name: str | os.PathLike, too_large: Callable[[int, int], str | None]
+) -> Image.Image:
     if not image.width or not image.height:
         raise PictureError(f"{name}: a picture of {image.width}x{image.height} has no pixels")
+    if complaint := too_large(*image.size):
+        raise PictureError(f"{name}: the picture has {complaint}")
     try:
         image.load()
         _warn_of_profile(image)

@@ -14,6 +14,7 @@ what a little more or less precision of y changes in both.
 from __future__ import annotations
 
 import copy
+import sys
 
 import torch
 from torch import Tensor
@@ -83,7 +84,7 @@ def refine(
         windows = list(cut(padded, WINDOW))
         refined = y.clone()
         with tqdm(total=steps * len(windows), desc="refining", unit="step", leave=False,
-                  disable=None if progress else True) as bar:  # fmt: skip
+                  disable=None if progress and sys.stderr else True) as bar:  # fmt: skip
             for window in windows:
                 around = window.grown(HALO, padded).aligned(Z_STRIDE)
                 seen = x[..., *around.grown(0, Box(0, 0, *size)).slices()].to(y.device)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ugicm.errors import CheckpointError, ConfigError, PictureError, UgicmError, UsageError, first_line
+from ugicm.errors import CheckpointError, ConfigError, PictureError, UgicmError, UsageError, described, first_line
 
 # What is wrong with these lies in the command as it was given, and is found before anything is done.
 _SENSELESS = (CheckpointError, ConfigError, PictureError, UsageError, FileNotFoundError, NotADirectoryError)
@@ -97,12 +97,6 @@ def pick_device(name: str | None = None) -> str:
     return name
 
 
-def described(error: Exception) -> str:
-    """An error's message; the system's begins with the file's name."""
-    named = isinstance(error, OSError) and error.filename
-    return f"{error.filename}: {error.strerror}" if named else str(error)
-
-
 def guarded(main: Callable[[], int], prog: str | None = None, interrupted: str = "interrupted") -> int:
     """Do what a command does. Returns its exit status: 0 done, 1 something failed, 2 the command makes no sense as
     given (or needs a package that is not installed), 130 interrupted.
@@ -117,6 +111,10 @@ def guarded(main: Callable[[], int], prog: str | None = None, interrupted: str =
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
+        said, status = interrupted, 130
+    except RuntimeError as error:  # Python 3.11 makes one of Ctrl-C within a class that is being defined
+        if not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
         said, status = interrupted, 130
     except ModuleNotFoundError as error:
         said, status = f"error: this needs {error.name}: pip install 'ugicm[train,eval]'", 2

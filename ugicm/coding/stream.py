@@ -151,6 +151,8 @@ def parse(data: bytes) -> Stream:
     Raises:
         StreamError: says whether the data is foreign, of an unknown version, truncated, or damaged.
     """
+    if isinstance(data, int):  # of which bytes() would make so many zeros
+        raise TypeError(f"a stream is bytes, got {data!r}")
     data = bytes(data)
     if data[:3] != MAGIC:
         what = "empty" if not data else f"it begins with {data[:4]!r}"

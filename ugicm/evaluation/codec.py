@@ -74,7 +74,8 @@ def _parser() -> Parser:
 
 
 def _run(args: argparse.Namespace, experiments: Path) -> int:
-    qualities = sorted(set(args.quality or [0.5]))
+    # Steps as fine as folders are named by, and finer than anybody sees.
+    qualities = sorted({float(f"{quality:g}") + 0.0 for quality in args.quality or [0.5]})  # + 0: there is no -0
     if not all(0 <= quality <= 1 for quality in qualities):
         raise UsageError(f"quality must be from 0 (small) to 1 (good), got {' '.join(map(str, args.quality))}")
     dataset = Path(args.dataset) if args.dataset else Path(str(resources.files("ugicm"))) / "samples"
@@ -209,7 +210,7 @@ def _measure_all(
     """Add to the journal the records that it does not hold yet. Returns the pictures that failed and why."""
     failures: dict[Path, str] = {}
     warm = False
-    with tqdm(total=len(qualities) * len(jobs), unit="picture", disable=None) as bar:
+    with tqdm(total=len(qualities) * len(jobs), unit="picture", disable=None if sys.stderr else True) as bar:
         bar.update(len(journal.records) - 1)
         for quality in qualities:
             for job in jobs:

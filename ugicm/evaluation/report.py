@@ -237,6 +237,9 @@ def _datasets(args: argparse.Namespace, device: str, notes: list[str]) -> list[D
             found, class_names = loaded.classifiers(labelled)
             evaluators += found
         else:
+            for place in filter(None, (args.output, args.cache)):
+                if folder.resolve() in (Path(place).resolve(), *Path(place).resolve().parents):
+                    raise ConfigError(f"{place}: is in {folder}, all of whose pictures are measured: choose another")
             files = find(folder, PICTURE_SUFFIXES)
             items = [Item(path.relative_to(folder).as_posix(), path) for path in files]
         if args.limit:
