@@ -1,24 +1,28 @@
 """The promised interface: pictures to bytes and back."""
 
 import copy
+import os
 import pickle
+import stat
 import warnings
 from dataclasses import replace
 from importlib import resources
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from small_models import small_model
+from small_models import CONFIGS, small_model
 
 import ugicm
-from ugicm import checkpoint, pictures
+from ugicm import checkpoint, pictures, tiling
 from ugicm.codec import Codec
 from ugicm.coding import stream
 from ugicm.coding.coders import inside_mask
+from ugicm.models.codec import UGICM
 from ugicm.models.full_float32 import _switches, full_float32
 
 
@@ -82,6 +86,12 @@ def test_a_grey_map_of_any_kind_means_the_same(codec):
     assert not np.array_equal(first, np.asarray(codec.decompress(data, "machine"), int))
 
 
+def test_a_map_of_ones_is_the_number_one_whatever_the_size(codec):
+    data = codec.compress(picture(100, 70))
+    whole, mapped = (np.asarray(image, int) for image in codec.decompress(data, [1.0, np.ones((70, 100), np.float32)]))
+    assert np.abs(whole - mapped).max() <= 1
+
+
 def test_two_codecs_of_one_model(codec):
     data = codec.compress(picture())
     again = Codec(codec.model)
@@ -124,10 +134,40 @@ def test_a_region_reads_only_the_tiles_it_needs(codec, monkeypatch):
     monkeypatch.setattr(codec, "_read_tile", lambda parsed, i, box: read.append(box) or tile(parsed, i, box))
     codec.decompress(data, region=(0, 0, 20, 20))
     assert 0 < len(read) <= 6
-    with pytest.raises(ValueError, match="not inside the picture of 640x128"):
-        codec.decompress(data, region=(630, 0, 20, 20))
-    with pytest.raises(ValueError, match="multiple of 64"):
-        codec.compress(picture(), tile=100)
+
+
+def test_large_pictures_are_tiled_by_their_padded_size(codec, monkeypatch):
+    monkeypatch.setattr("ugicm.codec.TILE", 64)
+    monkeypatch.setattr("ugicm.codec.TILED_FROM", 2 * 64 * 64)
+    sides = [stream.parse(codec.compress(picture(*size))).tile for size in ((128, 64), (129, 30))]
+    assert sides == [0, 64]
+
+
+def reach(forward, x, stride_in, stride_out):
+    """Pixels beyond the middle position of the output, [.., H, W], on which it depends."""
+    out = forward(x.requires_grad_())
+    ends = []
+    middle = [side // 2 for side in out.shape[2:]]
+    out[0, :, middle[0], middle[1]].square().sum().backward()
+    for positions, at in zip(x.grad[0].abs().sum(0).nonzero().T, middle):
+        first, last = int(positions.min()) * stride_in, int(positions.max() + 1) * stride_in
+        ends += [at * stride_out - first, last - (at + 1) * stride_out]
+    return max(ends)
+
+
+@pytest.mark.parametrize("form", ["shipped", "mlicpp", "bmshj2018"])
+def test_the_halo_is_wider_than_the_networks_reach(form):
+    if form == "shipped":  # as deep as it is
+        deep = ugicm.load().config
+        config = replace(CONFIGS["compact"], depth_8=deep.depth_8, depth_16=deep.depth_16)
+    else:
+        config = replace(CONFIGS[form], N=4, M=8)
+    torch.manual_seed(0)
+    model = UGICM(config).train()
+    condition = model.preference.condition(torch.ones(1), torch.tensor([[0.5]]) if model.has_quality else None)
+    analysed = reach(model.g_a, torch.rand(1, 3, 320, 320), 1, 16)
+    synthesised = reach(lambda y: model.g_s(y, condition), torch.randn(1, config.M, 20, 20), 16, 1)
+    assert 16 < max(analysed, synthesised) + 1 <= tiling.HALO  # 1: sharpening
 
 
 @settings(max_examples=25, deadline=None)
@@ -177,6 +217,11 @@ def test_written_bits_are_the_estimated_bits(codec):
         assert abs(bits - estimate) <= 0.01 * estimate + 64
 
 
+def test_tiles_of_odd_sides_are_refused(codec):
+    with pytest.raises(ValueError, match="multiple of 64"):
+        codec.compress(picture(), tile=100)
+
+
 @pytest.mark.parametrize("bad", [-0.1, 1.1, float("nan")])
 def test_quality_and_preference_out_of_range(codec, bad):
     with pytest.raises(ValueError, match="quality"):
@@ -209,6 +254,15 @@ def test_a_wrong_parse_is_noticed_by_the_digest(codec):
         codec.decompress(forged)
 
 
+def test_every_tile_has_its_own_digest(codec):
+    parsed = stream.parse(codec.compress(picture(128, 64), tile=64))
+    for i in range(2):
+        digests = list(parsed.digests)
+        digests[i] ^= 1
+        with pytest.raises(ugicm.StreamError, match="symbols do not match"):
+            codec.decompress(replace(parsed, digests=tuple(digests)).pack())
+
+
 @pytest.mark.parametrize("backbone", ["mlicpp", "bmshj2018"])
 def test_one_rate_models_say_so_once(backbone):
     codec = Codec(small_model(backbone))
@@ -218,6 +272,9 @@ def test_one_rate_models_say_so_once(backbone):
         data = codec.compress(picture())
     with pytest.warns(UserWarning, match="one rate"):
         assert codec.compress(picture(), 0.9) == data
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        codec.compress(picture(), 0.9)
     assert codec.decompress(data).size == (100, 70)
 
 
@@ -278,6 +335,16 @@ def test_products_are_not_rounded_while_parsing(backbone):
     assert [s.get() for s in _switches()] == before
 
 
+def test_loading_leaves_the_default_type_as_it_was(tmp_path, default_dtype):
+    checkpoint.save_model(tmp_path / "model.safetensors", small_model())
+    default_dtype(torch.float64)
+    ugicm.load(tmp_path / "model.safetensors")
+    assert torch.get_default_dtype() == torch.float64
+    with pytest.raises(ugicm.CheckpointError):
+        ugicm.load(tmp_path / "absent.safetensors")
+    assert torch.get_default_dtype() == torch.float64
+
+
 def test_a_codec_can_be_pickled():
     codec = Codec(small_model())
     data = pickle.loads(pickle.dumps(codec)).compress(picture(), effort=1)
@@ -303,9 +370,21 @@ def test_checkpoints_round_trip_and_halve(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["full.safetensors", "half.safetensors"]
 
 
-def test_unusable_checkpoints_are_named(tmp_path):
-    import safetensors.torch
+def test_half_checkpoints_keep_what_tables_are_built_from(tmp_path):
+    path = tmp_path / "half.safetensors"
+    checkpoint.save_model(path, small_model(), half=True)
+    kinds = {name: tensor.dtype for name, tensor in safetensors.torch.load_file(path).items()}
+    wide = {name for name, kind in kinds.items() if kind == torch.float32}
+    assert wide == {name for name in kinds if "bottleneck" in name or "scale_table" in name} and len(wide) < len(kinds)
 
+
+@pytest.mark.skipif(os.name != "posix", reason="other permissions")
+def test_checkpoints_may_be_read_by_all(tmp_path):
+    checkpoint.save_model(tmp_path / "model.safetensors", small_model())
+    assert stat.S_IMODE(os.stat(tmp_path / "model.safetensors").st_mode) == 0o644
+
+
+def test_unusable_checkpoints_are_named(tmp_path):
     path = tmp_path / "model.safetensors"
     model = small_model()
     model.parser.build_tables()
@@ -355,3 +434,52 @@ def test_unusable_checkpoints_are_named(tmp_path):
         ugicm.load(path)
     with pytest.raises(ugicm.CheckpointError, match="no such file"):
         ugicm.load(tmp_path / "absent.safetensors")
+
+
+@pytest.fixture(scope="module")
+def tabulated():
+    model = small_model()
+    model.parser.build_tables()
+    return model
+
+
+@pytest.mark.parametrize(("name", "change", "says"), [
+    ("_quantized_cdf", lambda t: t[:, 0].fill_(1), "does not rise from 0 to 65536"),
+    ("_quantized_cdf", lambda t: t.masked_fill_(t == 65536, 65535), "does not rise from 0 to 65536"),
+    ("_quantized_cdf", lambda t: t[:, 2].copy_(t[:, 1]), "does not rise from 0 to 65536"),
+    ("_quantized_cdf", lambda t: t[:-1], "CDF tables of"),
+    ("_cdf_length", lambda t: t.fill_(2), "CDF lengths out of range"),
+    ("_cdf_length", lambda t: t[:-1], "CDF tables of"),
+    ("_offset", lambda t: t[:-1], "CDF tables of"),
+    ("_offset", lambda t: t.fill_(2**16 + 1), "CDF offsets beyond"),
+    ("_offset", lambda t: None, "some of its CDF tables are missing"),
+])  # fmt: skip
+@pytest.mark.parametrize("prior", ["gaussian", "bottleneck"])
+def test_tables_that_would_lead_the_decoder_astray(tabulated, prior, name, change, says):
+    state = {k: v.clone() for k, v in checkpoint.model_state(tabulated).items()}
+    key = f"parser.{prior}.{name}"
+    changed = change(state[key])
+    if changed is None:
+        del state[key]
+    elif len(changed) < len(state[key]):
+        state[key] = changed
+    with pytest.raises(ugicm.CheckpointError, match=f"^here: parser.{prior}: .*{says}"):
+        checkpoint.load_state(tabulated, state, "here")
+
+
+def test_arguments_of_another_kind_are_named(codec, tmp_path):
+    image = picture()
+    data = codec.compress(image)
+    for name in ("tile", "effort"):
+        with pytest.raises(TypeError, match=f"{name} is 64.0, must be a whole number"):
+            codec.compress(image, **{name: 64.0})
+    with pytest.raises(TypeError, match="a stream is bytes, got 5"):
+        codec.decompress(5)
+    with pytest.raises(ValueError, match="preference must be"):
+        codec.decompress(data, 1 + 1e-9)
+    for preference in (torch.tensor(0.5, requires_grad=True), torch.tensor(0.5, dtype=torch.bfloat16)):
+        assert codec.decompress(data, preference).tobytes() == codec.decompress(data, 0.5).tobytes()
+    with pytest.raises(ugicm.CheckpointError, match="File name too long"):
+        ugicm.load("x" * 5000)
+    with pytest.raises(ugicm.CheckpointError, match="is a folder: name the file in it"):
+        ugicm.load(tmp_path)

@@ -11,6 +11,7 @@ from small_models import CONFIGS, small_model
 from ugicm.errors import ConfigError
 from ugicm.models import bands, compact
 from ugicm.models.codec import UGICM
+from ugicm.models.conditional_decoder import Condition
 from ugicm.training import optim
 from ugicm.training.widen import optimal_step, reduced_rank, widen
 
@@ -52,6 +53,15 @@ def test_a_map_gives_each_place_its_preference(quality):
     number = model.synthesize(y_hat, torch.tensor([51 / 255, 1.0]), quality)
     constant = torch.ones(2, 1, 96, 64) * torch.tensor([51 / 255, 1.0])[:, None, None, None]
     assert torch.allclose(model.synthesize(y_hat, constant, quality), number, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_branch_counts_in_proportion_to_the_preference():
+    torch.manual_seed(0)
+    branch, x, y = compact.MachineBranch(8, 4), torch.rand(1, 8, 6, 6), torch.rand(1, 8, 6, 6)
+    torch.nn.init.normal_(branch.widen.weight)
+    half, full = (branch(x, y, Condition(torch.tensor([b]), torch.zeros(1, 1))) - y for b in (0.5, 1.0))
+    torch.testing.assert_close(half, full / 2)
 
 
 @pytest.mark.parametrize("band, most", [(1, 3), (40, 6), (100, 12), (10**6, 24)])

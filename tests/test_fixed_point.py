@@ -6,7 +6,15 @@ import torch
 from small_models import small_model
 
 import ugicm
-from ugicm.models.fixed_point import ACTIVATION_STEP, WEIGHT_STEP, FixedPointConv2d, activation, on_grid, to_grid
+from ugicm.models.fixed_point import (
+    ACTIVATION_LIMIT,
+    ACTIVATION_STEP,
+    WEIGHT_STEP,
+    FixedPointConv2d,
+    activation,
+    on_grid,
+    to_grid,
+)
 
 
 def exact_layer(kernel, channels=48, seed=0):
@@ -62,6 +70,27 @@ def test_weights_too_large_for_exact_sums_are_refused():
         layer.weight.fill_(1e6)
     with pytest.raises(ugicm.CheckpointError, match="too large for exact sums"):
         layer.round_weights()
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_sums_are_bounded_by_weights_and_bias(part):
+    layer = FixedPointConv2d(1, 1).double().requires_grad_(False)
+    layer.weight.zero_()
+    layer.bias.zero_()
+    # 2^53 units of 2^-30 are 2^23: a weight times the largest activation, or a bias
+    getattr(layer, part).fill_(2.0**23 / (ACTIVATION_LIMIT if part == "weight" else 1))
+    with pytest.raises(ugicm.CheckpointError, match="too large for exact sums"):
+        layer.round_weights()
+    getattr(layer, part).mul_(0.999)
+    layer.round_weights()
+
+
+def test_biases_are_on_the_grid_of_the_sums():
+    layer = FixedPointConv2d(1, 1).double().requires_grad_(False)
+    unit = WEIGHT_STEP * ACTIVATION_STEP
+    layer.bias.fill_(3.125 * unit)
+    layer.round_weights()
+    assert layer.bias.item() == 3 * unit
 
 
 @torch.no_grad()

@@ -127,6 +127,15 @@ def test_training_mode_is_differentiable_everywhere(backbone):
     assert without == []
 
 
+def test_rates_are_computed_without_reduced_precision():
+    model, seen = small_model().train(), []
+    for part in (model.h_a, model.parser.h_s, model.parser.slices.anchor_params[0]):
+        part.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(torch.rand(1, 3, 64, 64), torch.zeros(1), torch.tensor([0.5]))
+    assert seen == [False] * 3
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_preference_and_quality_act_where_they_should(backbone):
     model = small_model(backbone).prepare_for_coding()

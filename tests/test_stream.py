@@ -1,6 +1,7 @@
 """The file format: every fault is a StreamError that says which."""
 
 import zlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -54,6 +55,19 @@ def test_inside_counts_what_shows_the_picture():
     assert counts == [None, (8, 19), (9, 20)]
 
 
+def test_the_limit_is_of_padded_pixels_and_inclusive(monkeypatch):
+    monkeypatch.setattr(stream, "MAX_PIXELS", 128 * 64)
+    assert stream.too_large(65, 1) is None and stream.too_large(128, 64) is None
+    assert stream.too_large(129, 1) is not None and stream.too_large(1, 129) is not None
+
+
+def test_boxes_that_touch_do_not_meet():
+    box = Box(64, 64, 128, 128)
+    assert box.meets(Box(127, 127, 200, 200)) and box.meets(Box(0, 0, 65, 65))
+    for other in (Box(128, 64, 192, 128), Box(0, 64, 64, 128), Box(64, 128, 128, 192), Box(64, 0, 128, 64)):
+        assert not box.meets(other)
+
+
 def test_header_never_exceeds_32_bytes():
     largest = Stream(2**32 - 1, 2**32 - 1, b"abc", 1.0, 0, (0xFFFF,), (b"",))
     assert len(largest.pack()) + 4 <= 32  # four more bytes for the longest payload length
@@ -72,6 +86,7 @@ def test_header_never_exceeds_32_bytes():
         (EXAMPLE.pack().replace(b"payload", b"pAyload"), "checksum"),
         (with_checksum(b"UGI\x01abc" + b"\x80" * 9 + bytes(30)), "does not end"),
         (with_checksum(b"UGI\x01abc\x00\x05" + bytes(9)), "0x5"),
+        (with_checksum(b"UGI\x01abc" + b"\x81\x80\x80\x80\x80\x00" + bytes(30)), "does not end"),
     ],
 )
 def test_each_fault_is_named(data, says):
@@ -79,9 +94,19 @@ def test_each_fault_is_named(data, says):
         parse(data)
 
 
-def test_a_field_that_does_not_fit_says_so():
-    with pytest.raises(ValueError, match="digest is 65536, must be from 0 to 65535"):
-        Stream(1, 1, b"abc", 0.5, 0, (65536,), (b"",)).pack()
+@pytest.mark.parametrize(("change", "says"), [
+    ({"digests": (65536,)}, "digest is 65536, must be from 0 to 65535"),
+    ({"width": 0}, "width is 0, must be from 1 to 4294967295"),
+    ({"height": 2**32}, "height is 4294967296, must be from 1 to"),
+    ({"quality": 1.1}, "quality is 1.1, must be from 0 to 1"),
+    ({"tile": 100}, "tile modulo 64 is 36, must be from 0 to 0"),
+    ({"tile": 256 * 64}, "tile is 16384, must be from 0 to 16320"),
+    ({"fingerprint": b"ab"}, "fingerprint length is 2, must be from 3 to 3"),
+    ({"strings": (b"", b"")}, "number of strings is 2, must be from 1 to 1"),
+])  # fmt: skip
+def test_a_field_that_does_not_fit_says_so(change, says):
+    with pytest.raises(ValueError, match=f"^{says}"):
+        replace(EXAMPLE, **change).pack()
 
 
 @given(data=st.binary(max_size=60), prefix=st.sampled_from([b"", b"UGI", b"UGI\x01", b"UGI\x02"]))
