@@ -140,6 +140,20 @@ def test_small_pictures_are_enlarged_to_fit(folder):
     assert picture.shape == (3, 64, 96) and picture.dtype == torch.uint8
 
 
+def test_the_cache_is_judged_by_what_pictures_take(tmp_path, make_picture, monkeypatch):
+    make_picture(20, 10).save(tmp_path / "a.png")  # enlarged to 128x64 for crops of 64
+    for limit, cache in ((3 * 128 * 64, "none"), (3 * 128 * 64 + 1, "ram")):
+        monkeypatch.setattr(images, "RAM_CACHE_LIMIT", limit)
+        assert PictureStore([tmp_path / "a.png"], 64, "auto").cache == cache
+
+
+def test_the_follower_of_a_broken_picture_says_its_own_number(tmp_path, make_picture):
+    (tmp_path / "a.png").write_bytes(b"")
+    make_picture(80, 70).save(tmp_path / "b.png")
+    store = PictureStore([tmp_path / "a.png", tmp_path / "b.png"], 64, "none")
+    assert store[0][0] == 1  # whose instances are looked up by it
+
+
 def test_scaled_and_whole_views(folder):
     samples = samples_of(folder, crop=64, scale=(0.7, 1.0))
     assert all(samples[i]["x"].shape == (3, 64, 64) for i in range(8))
@@ -152,12 +166,31 @@ def test_scaled_and_whole_views(folder):
     assert (halved[0, 0] - torch.arange(64) * 2 - 0.5).abs().max() <= 1  # means of pairs, up to rounding
 
 
+def test_crops_reach_every_edge():
+    rng, config = np.random.default_rng(0), DataConfig(train=(Source("x"),), crop=64)
+    views = [images.choose_view(config, 66, 65, 0.0, rng) for _ in range(60)]
+    assert {v.top for v in views} == {0, 1, 2} and {v.left for v in views} == {0, 1}
+
+
+def test_resized_pictures_do_not_wrap_around():
+    edge = torch.zeros(3, 128, 128, dtype=torch.uint8)
+    edge[:, :, 64:] = 255
+    part = View(0, 0, 128, 128, flip=False).cut(edge, 96)
+    assert part[:, :, :47].max() < 128 <= part[:, :, 49:].min()  # bicubic overshoots
+
+
 def test_epochs_see_every_picture_as_often_as_weighted():
     epochs = Epochs([([0, 1, 2, 3], 1.0), ([4, 5], 2.0), ([6, 7, 8, 9], 0.5)], seed=1)
     assert epochs.length == 4 + 4 + 2
     counts = np.bincount([epochs[i] for i in range(10 * epochs.length)], minlength=10)
     assert (counts[:4] == 10).all() and (counts[4:6] == 20).all() and counts[6:].sum() == 20
     assert [epochs[i] for i in range(10)] != [epochs[i] for i in range(10, 20)]
+
+
+def test_pictures_that_are_seen_once_more_change_with_the_epoch():
+    epochs = Epochs([([0, 1, 2, 3], 1.5)], seed=1)
+    counts = np.bincount([epochs[i] for i in range(40 * epochs.length)], minlength=4)
+    assert counts.sum() == 240 and (counts > 50).all()
 
 
 def test_draws():
@@ -286,6 +319,13 @@ def test_masks_follow_their_picture(coco):
     assert len(samples_of(place, path, crop=64, whole=1.0, max_instances=1)[0]["masks"]) == 1
 
 
+def test_masks_of_a_picture_that_was_turned_are_not_used(coco):
+    place, path, _ = coco
+    Image.open(place / "one.png").transpose(Image.Transpose.ROTATE_90).save(place / "one.png")
+    (place / "two.png").unlink()
+    assert samples_of(place, path, crop=64, whole=1.0)[0]["masks"] == []
+
+
 def test_collation_takes_any_number_of_instances(coco):
     place, path, _ = coco
     samples = samples_of(place, path, crop=64, whole=1.0, max_instances=4)
@@ -327,11 +367,18 @@ def test_masks_larger_than_their_picture_are_not_even_decoded(coco, monkeypatch)
     assert samples_of(place, path, crop=64, whole=1.0)[0]["masks"] == []
 
 
-def test_masks_of_enlarged_pictures(coco):
-    place, path, _ = coco
-    samples = samples_of(place, path, crop=128, whole=1.0)
-    masks = next(s["masks"] for s in (samples[i] for i in range(8)) if s["masks"])
-    assert masks[0].shape == (128, 128)
+def test_masks_are_enlarged_with_their_picture(coco):
+    place, path, circle = coco
+    white = np.zeros((80, 100, 3), np.uint8)
+    white[circle > 0] = 255
+    Image.fromarray(white).save(place / "one.png")
+    (place / "two.png").unlink()
+    samples, best = samples_of(place, path, crop=128, max_instances=3), 0
+    for i in range(10):
+        bright = samples[i]["x"][0] > 127
+        for mask in samples[i]["masks"]:
+            best = max(best, float((mask.bool() & bright).sum() / (mask.bool() | bright).sum()))
+    assert best > 0.9
 
 
 def test_make_instances(tmp_path, capsys, monkeypatch):

@@ -76,6 +76,11 @@ def test_squared_error_and_psnr():
     assert distortion.psnr(x_hat, x).tolist() == pytest.approx([20 * math.log10(255 / 2), 100.0])  # clamped: exact
 
 
+def test_psnr_is_of_the_saved_picture():
+    x_hat = torch.full((1, 3, 4, 4), 2.4 / 255)
+    assert distortion.psnr(x_hat, torch.zeros_like(x_hat)).item() == pytest.approx(20 * math.log10(255 / 2), rel=1e-5)
+
+
 def test_structural_dissimilarity():
     a, b, c1 = 0.25, 0.75, 0.01**2
     # Flat pictures: contrast and structure are 1, luminance counts at the coarsest scale with exponent 0.1333.
@@ -206,6 +211,22 @@ def test_objective_by_hand(monkeypatch):
     assert losses.counts["global"] == 2 and losses.sums["global"].item() == pytest.approx(1.0)
     assert losses.counts["bpp/human"] == 1 and losses.counts["bpp/machine"] == 1 and losses.counts["bpp/between"] == 1
     assert losses.counts["mse/low"] == 1 and losses.sums["mse/low"].item() == pytest.approx(1 / 3)
+
+
+def test_terms_of_different_samples_do_not_share_features(monkeypatch):
+    terms = {"global": TermConfig(machine=1.0), "features": TermConfig(human=1.0, machine=1.0)}
+    x, x_hat = torch.rand(2, 2, 3, 16, 16)
+    both = make_objective(monkeypatch, terms=terms, rate=0.0)(output(x_hat), x, batch_of([0.0, 1.0]))
+    for name, term in terms.items():
+        alone = make_objective(monkeypatch, terms={name: term}, rate=0.0)(output(x_hat), x, batch_of([0.0, 1.0]))
+        assert both.sums[name].item() == pytest.approx(alone.sums[name].item())
+        assert both.counts[name] == alone.counts[name]
+
+
+def test_groups_are_thirds_of_preference_and_quality():
+    values, zeros = torch.tensor([0.0, 0.3, 0.4, 0.6, 0.7, 1.0]), torch.zeros(6)
+    for members in (objective.group_members(values, zeros)[:, :3], objective.group_members(zeros, values)[:, 3:]):
+        assert members.argmax(1).tolist() == [0, 0, 1, 1, 2, 2] and members.sum(1).tolist() == [1.0] * 6
 
 
 def test_emphasis_weighs_samples_in_training_only(monkeypatch):
