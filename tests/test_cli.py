@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_models import small_model
 
 import ugicm
 from ugicm import cli, files, usage, workers
+from ugicm.checkpoint import save_model
 from ugicm.codec import Codec
 from ugicm.coding import stream
 from ugicm.errors import CheckpointError, ConfigError, PictureError, StreamError, UsageError
@@ -123,13 +125,14 @@ def test_a_killed_run_leaves_no_half_file_and_is_completed(run_python, checkpoin
     assert len(there) >= 3
     for data in there.values():
         stream.parse(data)
-    (streams / ".1-1-0.ugicm-part").write_bytes(b"of another machine, recent")
+    foreign = f".1-{process.pid}-0.ugicm-part"
+    (streams / foreign).write_bytes(b"of another machine, recent")
     (streams / f".{files._HOST}-{process.pid}-7.ugicm-part").write_bytes(b"half of a file")
     done = run_python("-m", "ugicm", "compress", photos, streams, "-c", checkpoint, cwd=tmp_path)
     assert done.returncode == 0
     assert f"{40 - len(there)} done" in done.stdout
     assert len(there) == 0 or f"{len(there)} skipped" in done.stdout
-    assert tree(streams) == [".1-1-0.ugicm-part", *(f"{i:02}.ugic" for i in range(40))]
+    assert tree(streams) == [foreign, *(f"{i:02}.ugic" for i in range(40))]
     assert all(path.read_bytes() == data for path, data in there.items())
 
 
@@ -443,13 +446,34 @@ def test_a_full_disk_stops_the_run_with_one_line(command, photos, tmp_path, monk
     assert tree(tmp_path / "streams") == []
 
 
+@pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM"])
+def test_errors_that_every_file_would_meet_stop_a_run(tmp_path, name):
+    jobs = [files.Job(tmp_path / f"{i}", tmp_path / f"{i}.out") for i in range(3)]
+
+    def work(job):
+        raise files.WriteError(job.target, OSError(getattr(errno, name), "tested"))
+
+    summary = files.run(jobs, work, lambda job: None, say=lambda line: None)
+    assert (len(summary.failed), summary.untried, summary.status) == (1, 2, 1)
+
+
 def test_output_below_a_file(command, photos, tmp_path):
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "file" / "streams", tmp_path / "file" / "deep" / "streams"):
         status, out, err = command("compress", photos, output)
         assert (status, out) == (1, "")
-        assert err == f"ugicm: error: {tmp_path / 'file'}: cannot be written: not a folder\n" or "not a folder" in err
+        assert err.startswith(f"ugicm: error: {tmp_path / 'file'}")
+        assert err.endswith(": cannot be written: not a folder\n")
         assert len(err.splitlines()) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(tmp_path, monkeypatch):
+    def sealed(self, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "touch", sealed)
+    with pytest.raises(files.WriteError, match="cannot be written: Permission denied"):
+        files.prepare([files.Job(tmp_path / "a", tmp_path / "a.out")])
 
 
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write everywhere")
@@ -516,6 +540,23 @@ def test_outputs_of_another_preference_or_stream_are_not_taken_for_the_right_one
     Image.new("RGB", Image.open(photos / "dogs" / "a.png").size).save(seen / "dogs" / "a.png")
     assert "(it does not say which)" in command("decompress", streams, seen)[2]
     assert command("decompress", streams, seen, "--overwrite")[0] == 0
+
+
+def test_another_map_is_another_preference(command, photos, tmp_path):
+    command("compress", photos / "dogs" / "a.png", tmp_path / "streams" / "a.ugic")
+    for level in (0, 255):
+        Image.new("L", (64, 48), level).save(tmp_path / f"{level}.png")
+    run = ("decompress", tmp_path / "streams", tmp_path / "seen", "-p")
+    assert [command(*run, tmp_path / "0.png")[0] for _ in range(2)] == [0, 0]
+    status, _, err = command(*run, tmp_path / "255.png")
+    assert status == 1 and "for another preference than map " in err
+
+
+def test_a_model_of_one_rate_skips_what_is_there_at_any_quality(command, photos, tmp_path):
+    save_model(tmp_path / "one.safetensors", small_model("bmshj2018"))
+    run = ("compress", photos, tmp_path / "streams", "-q", "0.9")
+    assert command(*run, model=tmp_path / "one.safetensors")[0] == 0
+    assert "3 skipped (already there)" in command(*run, model=tmp_path / "one.safetensors")[1]
 
 
 def test_a_stream_of_a_picture_that_has_changed_is_not_kept_in_silence(command, photos, tmp_path):
@@ -596,6 +637,48 @@ def test_existing_files_are_not_overwritten_silently(command, photos):
     assert picture.read_bytes() == original
 
 
+def test_a_link_that_leads_nowhere_is_not_replaced_silently(command, photos, tmp_path):
+    target = tmp_path / "a.ugic"
+    target.symlink_to(tmp_path / "absent")
+    assert usage_error(command("compress", photos / "dogs" / "a.png", target), "--overwrite")
+    assert target.is_symlink()
+
+
+def test_a_pipe_in_a_folder_is_not_waited_for(command, photos, stream_data, tmp_path):
+    os.mkfifo(photos / "pipe.png")
+    status, out, _ = command("compress", photos, tmp_path / "streams")
+    assert status == 0 and "3 done" in out
+    os.mkfifo(tmp_path / "streams" / "pipe.ugic")
+    assert command("info", tmp_path / "streams")[0] == 0
+
+
+def test_a_folder_is_worked_on_where_stderr_is_closed(command, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert command("compress", photos, tmp_path / "streams", "--workers", 1)[0] == 0
+    assert len(tree(tmp_path / "streams")) == 3
+
+
+@pytest.mark.parametrize("arguments", [("", "out"), ("photos", "")])
+def test_an_empty_name_is_not_the_current_folder(command, photos, arguments, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    usage_error(command("compress", *arguments), "an empty name")
+
+
+@pytest.mark.parametrize("options", [("--device", "bogus"), ("-c", "nope.safetensors")])
+def test_nothing_is_made_for_a_command_that_cannot_work(command, photos, options, tmp_path):
+    status, _, err = command("compress", photos, tmp_path / "streams", *options, model=None)
+    assert status == 2 and options[1] in err and not (tmp_path / "streams").exists()
+
+
+def test_the_preference_map_is_not_replaced(command, stream_data, tmp_path, make_picture):
+    source, grey = tmp_path / "x.ugic", tmp_path / "map.png"
+    source.write_bytes(stream_data)
+    make_picture().save(grey)
+    before = grey.read_bytes()
+    usage_error(command("decompress", source, grey, "-p", grey, "--overwrite"), "would replace the preference map")
+    assert grey.read_bytes() == before
+
+
 def test_output_equal_to_input_is_refused(command, photos, tmp_path):
     picture = photos / "dogs" / "a.png"
     os.link(picture, tmp_path / "link.ugic")
@@ -657,6 +740,17 @@ def test_warnings_are_short(command, tmp_path):
     assert (status, err) == (0, "ugicm: warning: transparent pictures are composited on white\n")
 
 
+def test_verify_parses_what_is_about_to_be_written(command, photos, tmp_path, monkeypatch):
+    def unreadable(self, parsed, view=None):
+        raise StreamError("damaged stream: tested")
+
+    monkeypatch.setattr(Codec, "parse", unreadable)
+    picture, target = photos / "dogs" / "a.png", tmp_path / "a.ugic"
+    status, _, err = command("compress", picture, target, "--verify")
+    assert status == 1 and "damaged stream: tested" in err and not target.exists()
+    assert command("compress", picture, target)[0] == 0
+
+
 # info
 
 
@@ -668,8 +762,10 @@ def test_info(command, photos, tmp_path, checkpoint):
     assert head.split() == ["file", "size", "quality", "bytes", "bpp", "version", "model"]
     data = (tmp_path / "streams" / "dogs" / "a.ugic").read_bytes()
     fingerprint = ugicm.load(checkpoint).fingerprint
-    assert rows[1].split() == [str(tmp_path / "streams" / "dogs" / "a.ugic"), "64x48", "0.25", f"{len(data):,}",
-                               f"{8 * len(data) / (64 * 48):.3f}", "2", fingerprint, "(not", "shipped)"]  # fmt: skip
+    name, bpp = tmp_path / "streams" / "dogs" / "a.ugic", 8 * len(data) / (64 * 48)
+    version = str(stream.VERSION)
+    assert rows[1].split() == [str(name), "64x48", "0.25", f"{len(data):,}", f"{bpp:.3f}", version, fingerprint,
+                               "(not", "shipped)"]  # fmt: skip
     (tmp_path / "none").mkdir()
     status, out, err = command("info", tmp_path / "streams" / "cats" / "c.ugic", photos / "dogs" / "a.png",
                                tmp_path / "gone.ugic", tmp_path / "none")  # fmt: skip
@@ -700,10 +796,11 @@ def test_info_knows_the_shipped_model(command, tmp_path, make_picture):
     (StreamError("broken"), 1, "x: error: broken"),
     (OSError(errno.ENOSPC, "full"), 1, "x: error: [Errno 28] full"),
     (KeyboardInterrupt(), 130, "x: stopped"),
+    (RuntimeError("Error calling __set_name__", KeyboardInterrupt()), 130, "x: stopped"),
 ])  # fmt: skip
 def test_all_commands_end_by_one_rule(error, status, said, capsys, monkeypatch):
     def fail():
-        raise error
+        raise error from next((part for part in error.args if isinstance(part, BaseException)), None)
 
     assert usage.guarded(fail, "x", "stopped") == status
     assert capsys.readouterr() == ("", f"{said}\n")
@@ -717,6 +814,14 @@ def test_what_a_command_returns_is_its_status_and_a_bug_leaves_its_traceback(cap
     with pytest.raises(ZeroDivisionError):
         usage.guarded(lambda: 1 // 0)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_reader_that_leaves_is_no_traceback():
+    program = "import sys; from ugicm import usage; sys.exit(usage.guarded(lambda: print('x' * 10**6) or 0))"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 1
 
 
 def test_each_of_torchruns_processes_takes_its_own_gpu(monkeypatch):
@@ -775,11 +880,18 @@ def test_replacing_keeps_the_old_file_when_the_block_fails(tmp_path):
     assert tree(tmp_path) == ["results.json"]
 
 
-def test_only_stale_temporaries_are_removed(tmp_path):
-    names = (f"{files._HOST}-{os.getpid()}-3", "1-1-1", "1-1-2")
-    mine, foreign, old = (tmp_path / f".{name}.ugicm-part" for name in names)
-    for path in (mine, foreign, old):
+@pytest.mark.skipif(os.name != "posix", reason="processes are not asked elsewhere")
+def test_only_stale_temporaries_are_removed(tmp_path, monkeypatch):
+    def kill(process, number):
+        if process != os.getpid():
+            raise {1: PermissionError, 2: ProcessLookupError}[process]  # of another user; dead
+
+    monkeypatch.setattr(os, "kill", kill)
+    here = files._HOST
+    names = (f"{here}-{os.getpid()}-3", f"{here}-1-3", f"{here}-2-3", "1-2-1", "1-2-2")
+    mine, others, dead, foreign, old = (tmp_path / f".{name}.ugicm-part" for name in names)
+    for path in (mine, others, dead, foreign, old):
         path.touch()
     os.utime(old, (0, 0))
     files.remove_stale(tmp_path)
-    assert mine.exists() and foreign.exists() and not old.exists()
+    assert {*tmp_path.iterdir()} == {mine, others, foreign}
