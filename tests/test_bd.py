@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from ugicm.evaluation.bd import bd_rate, bd_rate_interval, bd_score
+from ugicm.evaluation.comparison import comparable, compare
 
 RATE = np.array([0.1, 0.2, 0.4, 0.8])
 PSNR = np.array([26.0, 28.5, 31.0, 34.0])
@@ -101,3 +104,46 @@ def test_the_interval_covers_the_truth_and_narrows():
     assert bd_rate_interval(rate, score, rate_b, noisy, resamples=100) == wide  # same seed, same numbers
     with pytest.raises(ValueError, match="same pictures"):
         bd_rate_interval(rate, score, rate_b[:, 1:], score[:, 1:])
+
+
+def test_the_interval_is_the_middle_95_percent_of_resampled_pictures():
+    rng = np.random.default_rng(5)
+    rate = np.array([[0.2], [0.4], [0.8]]) * rng.uniform(0.5, 1.5, 12)
+    score = np.array([[1.0], [2.0], [3.0]]) + rng.uniform(-0.3, 0.3, (3, 12))
+    other = rate * rng.uniform(0.7, 1.0, 12)
+    found = bd_rate_interval(rate, score, other, score, resamples=50, seed=3)
+    generator = np.random.default_rng(3)
+    picks = [generator.integers(0, 12, 12) for _ in range(50)]
+    values = [bd_rate(*(v[:, p].mean(1) for v in (rate, score, other, score)), "isotonic").value for p in picks]
+    assert found.interval == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])))
+
+
+def test_curves_that_overlap_for_few_pictures_have_no_interval():
+    rate = np.array([[0.2] * 20, [0.8] * 20])
+    score_a, score_b = np.array([[0.0] * 20, [1.0] * 20]), np.array([[0.0] * 5 + [1.2] * 15, [2.0] * 20])
+    found = bd_rate_interval(rate, score_a, rate, score_b)
+    assert found.value is not None and found.interval is None
+
+
+def test_scores_are_compared_on_scales_that_rise():
+    assert comparable(0.9, "ms-ssim-rgb") == pytest.approx(10)
+    assert comparable(1.0, "ms-ssim-rgb") is None and comparable(None, "psnr-rgb") is None
+    assert (comparable(0.3, "lpips", falling=True), comparable(31.0, "psnr-rgb")) == (-0.3, 31.0)
+
+
+@pytest.mark.parametrize(("noisy", "falling"), [(True, False), (False, False), (False, True)])
+def test_noisy_scores_are_made_monotone_and_falling_ones_turned(noisy, falling):
+    evaluator = SimpleNamespace(
+        name="e", headline=("m",), falling=("m",) if falling else (), noisy=noisy, title=lambda metric: metric,
+        contributions=lambda metric, records: None,
+    )  # fmt: skip
+    scores = [1.0, 3.0, 2.5, 4.0] if noisy else [1.0, 2.0, 3.0, 4.0]
+
+    def curve(name, factor):
+        points = [SimpleNamespace(bpp=factor * 2.0**i, scores={"m": -s if falling else s}, records={"e": {}})
+                  for i, s in enumerate(scores)]  # fmt: skip
+        return SimpleNamespace(name=name, points=points)
+
+    rows = compare(SimpleNamespace(evaluators=[evaluator], items=[]), [curve("a", 1.0), curve("b", 2.0)])
+    rates = {(row["reference"], row["test"]): row["rate"]["value"] for row in rows}
+    assert rates == {("a", "b"): pytest.approx(100), ("b", "a"): pytest.approx(-50)}

@@ -55,6 +55,30 @@ def test_macs_are_counted():
     assert (more["entropy"], more["g_s"]) == (counts["entropy"], counts["g_s"])
 
 
+def test_macs_of_the_synthesis_by_hand():
+    model = small_model()
+    c = model.config
+
+    def block(width):
+        return 6 * width**2 + 9 * width
+
+    at_16 = c.M * c.width_16 + c.depth_16 * block(c.width_16) + 4 * c.width_16 * c.width_8 + c.detail_width * 768
+    at_8 = c.depth_8 * block(c.width_8) + 9 * c.width_8 * 192
+    assert roofline.count_macs(model)["g_s"] == pytest.approx((at_16 / 256 + at_8 / 64) / 1e3, abs=0.01)
+
+
+def test_rates_are_of_the_products_of_a_convolution(monkeypatch):
+    def median_seconds(work, repeats, device):
+        layers.append(work.func)
+        return 1e-3
+
+    layers = []
+    monkeypatch.setattr(roofline, "median_seconds", median_seconds)
+    rates = roofline.measured_rates(torch.float32)
+    assert list(rates.values()) == [round(128 * 256 * layer.weight.numel() / 1e6, 1) for layer in layers]
+    assert list(rates) == ["1x1", "3x3"]
+
+
 def test_macs_are_counted_however_convolutions_are_done(monkeypatch):
     model = small_model("mlicpp").float().requires_grad_(False)
     monkeypatch.setattr(Conv2d, "WORTHWHILE", 10**9)
@@ -68,7 +92,7 @@ def test_one_setting(checkpoint):
     setting = Setting("small", 128, 64, threads=1, checkpoint=str(checkpoint), fast=False)
     timing, detail = benchmark.time_setting(setting, repeats=2)
     assert (timing.dtype, timing.threads, timing.width, timing.height) == ("float32", 1, 128, 64)
-    assert 0 < timing.entropy_read < timing.decompress * 2 and 0 < timing.entropy_write < timing.compress * 2
+    assert timing.entropy_read > 0 and timing.entropy_write > 0
     larger = dataclasses.replace(setting, width=1024, height=1024)
     assert benchmark.peak_memory(larger) > timing.memory_mib + 10 > 10  # the picture as floats is 12 MiB
     seconds, floors = detail["seconds"], detail["floor_seconds"]
@@ -116,6 +140,15 @@ def test_time_per_pixel_is_compared_with_the_base(checkpoint, monkeypatch):
     timing, _ = benchmark.time_setting(setting, 1, peer, base)
     assert (timing.compress_ratio, timing.decompress_ratio) == (2.0, 2.0)
     assert (timing.compress_per_pixel_ratio, timing.decompress_per_pixel_ratio) == (2.0, 0.75)
+
+
+def test_the_floor_is_of_the_padded_picture(checkpoint, monkeypatch):
+    setting = Setting("small", 65, 64, threads=1, checkpoint=str(checkpoint), fast=False)
+    monkeypatch.setattr(benchmark, "peak_memory", lambda setting: 0.0)  # takes a process
+    monkeypatch.setattr(benchmark, "measured_rates", lambda *_: {"1x1": 1.0})
+    monkeypatch.setattr(benchmark, "module_seconds", lambda *_: {})
+    _, detail = benchmark.time_setting(setting, 1)
+    assert detail["floor_seconds"]["g_a"] == pytest.approx(detail["kmac_per_pixel"]["g_a"] * 1e3 * 128 * 64 / 1e9)
 
 
 def test_without_a_reference_there_are_no_ratios():
@@ -309,6 +342,14 @@ def test_both_versions_of_a_lever_make_the_same_picture(backbone):
             assert record["seconds_without"] > 0 and record["seconds_with"] > 0
             assert record["psnr_between"] is None or record["psnr_between"] > (40 if "bfloat16" in lever.name else 90)
     assert ("Winograd convolutions" in {lever.name for lever in found}) == (backbone == "mlicpp")
+
+
+def test_figures_of_a_lever_are_medians(monkeypatch):
+    monkeypatch.setattr(levers, "seconds_in_turns", lambda *_: [[1.0, 2.0, 9.0], [1.0, 1.0, 4.0]])
+    lever = levers.Lever("x", True, "", lambda: torch.zeros(1), lambda: torch.full((1,), 0.1))
+    record = levers.measure(lever, 3)
+    assert (record["seconds_without"], record["seconds_with"], record["ratio"]) == (2.0, 1.0, 0.5)
+    assert record["psnr_between"] == 20.0
 
 
 def test_a_lever_that_cannot_be_measured_says_why():

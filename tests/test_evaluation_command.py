@@ -235,6 +235,13 @@ def test_an_interrupted_run_with_other_settings_starts_over(evaluate, photos, tm
     assert not (tmp_path / "experiments" / "test" / "q0.2").exists()
 
 
+def test_only_what_an_experiment_made_is_cleared(tmp_path):
+    for name in ("bitstream", "q0.3", "q1", "quarry", "humans"):
+        (tmp_path / name).mkdir()
+    evaluation._clean(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["humans", "quarry"]
+
+
 def test_a_folder_that_is_no_experiment_is_left_alone(evaluate, photos, tmp_path):
     theirs = tmp_path / "experiments" / "holiday" / "human"
     theirs.mkdir(parents=True)

@@ -148,6 +148,12 @@ def test_curves_are_compressai_s_json(made):
     assert document["meta"]["codec"] == "stand-in 1" and document["meta"]["libraries"]
 
 
+def test_cells_of_the_table_of_deltas():
+    rate = {"value": -12.34, "interval": (-20.4, -5.0), "note": "narrow overlap"}
+    assert report_tables._delta_cell({"rate": rate}) == "−12.3 % (−20 … −5) †"
+    assert report_tables._delta_cell({"rate": {"value": 3.0, "interval": None, "note": ""}}) == "+3.0 %"
+
+
 @pytest.fixture(scope="module")
 def plot_rd():
     """scripts/plot_rd.py as a module."""
@@ -471,6 +477,12 @@ def test_two_processes_make_the_report_of_one(made, pictures, judge, tmp_path, r
 
 
 # The page, in a real browser
+
+
+def test_names_cannot_leave_their_place_in_the_page():
+    name = "</script><!--<script>alert(1)"
+    text = report_page.page({"name": name, "sections": []}, [])
+    assert "alert(1)" in text and name not in text and "<!--<script>" not in text
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(made):
