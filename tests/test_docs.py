@@ -1,8 +1,11 @@
 """Numbers in the documents are those of their results files."""
 
 import runpy
+import subprocess
 
 from conftest import ROOT
+
+from ugicm import revision
 
 
 def test_tables_match_their_results_files(run_script):
@@ -20,3 +23,23 @@ def test_the_table_of_training_shows_what_its_file_has():
     assert rows == [
         [*heads[:4], "slowest", "fastest", "data"], ["as configured = bf16", "cpu", "1", "9.00", "8.00", "9.50", "50 %"]
     ]  # fmt: skip
+
+
+def test_results_that_are_written_do_not_make_the_code_look_changed(tmp_path, monkeypatch):
+    def git(*arguments):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=x", "-c", "user.email=x", *arguments], check=True)
+
+    names = ["ugicm/revision.py", "docs/results/a.json", "README.md"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "all")
+    monkeypatch.setattr(revision, "__file__", str(tmp_path / names[0]))
+    seen = []
+    for name in reversed(names):
+        (tmp_path / name).write_text("2")
+        seen.append(revision.revision())
+    clean = seen[0]
+    assert len(clean) == 12 and seen == [clean, clean, f"{clean}-dirty"]

@@ -94,11 +94,13 @@ def arguments(pictures, judge, output, *more) -> list[str]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, pictures, judge):
-    """A finished report, and its folder."""
-    folder = tmp_path_factory.mktemp("report")
+    """A finished report, and its folder. On one thread: last digits of judges' scores depend on how many there are."""
+    folder, threads = tmp_path_factory.mktemp("report"), torch.get_num_threads()
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         stand_in(patch)
         assert report.main(arguments(pictures, judge, folder)) == 0
+    torch.set_num_threads(threads)
     return folder
 
 
@@ -368,6 +370,7 @@ def test_errors_come_before_work(pictures, judge, codec, tmp_path, capsys, monke
         assert codec.encoded == 0 and not (tmp_path / "r").exists()
 
     fails("--qualities: 1.5 is not from 0 to 1", "--qualities", 1.5)
+    fails("all of whose pictures are measured: choose another", "--cache", pictures / "cache")
     fails("none of --qualities 0.1 0.4 0.8", "--viewer-qualities", 0.3)
     fails("--viewer-datasets: cats not found; available: ", "--viewer-datasets", "cats")
     fails("no range", "--bpp-range", 1, 0.5)

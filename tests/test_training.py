@@ -283,6 +283,17 @@ def test_signal_to_the_command(setup, tmp_path):
     assert checkpoint.load_state(tmp_path / "run")["step"] >= 3
 
 
+def test_pictures_to_validate_on_are_not_trained_on(setup, tmp_path):
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    for name in ("1.png", "3.png"):
+        (apart / name).symlink_to(tmp_path / "pictures" / name)
+    config = setup("optim.steps=1", f"validation.path={apart}")
+    train(config)
+    (start,) = events(config.run.dir, "start")
+    assert (start["pictures"], start["validation_pictures"]) == (3, 2)
+
+
 def test_processes_stop_in_the_same_step(setup, monkeypatch):
     """Also where only one was told to: if it left the loop alone, the others would wait for it for ever."""
     asked = []

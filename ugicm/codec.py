@@ -20,7 +20,6 @@ from torch import Tensor
 from ugicm import pictures
 from ugicm.checkpoint import load_model
 from ugicm.coding import stream
-from ugicm.coding.coders import LikelihoodCoder
 from ugicm.errors import CheckpointError, StreamError
 from ugicm.models.layers import store_for_blocks
 from ugicm.refinement import refine
@@ -294,16 +293,6 @@ class Codec:
                 y = part.new_empty(1, self.config.M, padded.height // Y_STRIDE, padded.width // Y_STRIDE)
             y[..., *inside.slices(Y_STRIDE)] = part
         return y
-
-    @_undisturbed
-    def estimate_bits(self, image: Image.Image | str | os.PathLike, quality: float = 0.5) -> float:
-        """Bits that the model's probabilities predict for the string of ``image``, coded in one piece."""
-        image = pictures.open_rgb(image)
-        y = self._analyse(self._padded(image), self._quality(quality)[1])
-        inside = stream.inside_of(stream.padded_box(*image.size), *image.size)
-        coder = LikelihoodCoder(self.model.parser, inside)
-        self.model.parser(coder, self.model.h_a(y), y)
-        return float(sum(-v.double().log2().sum() for v in (coder.y_likelihood, coder.z_likelihood)))
 
     def describe(self) -> dict[str, Any]:
         """Facts about the model, for records and people."""

@@ -471,8 +471,8 @@ class OptimConfig:
 class PrecisionConfig:
     """Speed options. Likelihoods are float32 under all of them."""
 
-    autocast: str = "none"  # bf16: convolutions of g_a, h_a, g_s and the teacher in bfloat16 | none
-    bf16_parser: bool = False  # also those of the parser's networks
+    autocast: str = "none"  # bf16: convolutions of g_a, g_s and the teacher in bfloat16 | none
+    bf16_parser: bool = False  # also those of h_a and of the parser's networks
     channels_last: bool = True
     compile: bool = False
 
@@ -486,7 +486,8 @@ class PrecisionConfig:
 @dataclass(frozen=True)
 class ValidationConfig:
     every: int = 1000  # steps; 0: never
-    path: str | None = _path(None)  # a folder of its own instead of the held-out training pictures
+    # A folder; of the training pictures none is held out then, but for those in it. null: data.holdout of them are.
+    path: str | None = _path(None)
     crop: int = 256  # centre crops of this side
     qualities: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     betas: tuple[float, ...] = (0.0, 1.0)

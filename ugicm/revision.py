@@ -7,12 +7,18 @@ from pathlib import Path
 
 
 def revision() -> str | None:
-    """The git revision of the checkout this package runs from, "-dirty" with changes; None outside of one."""
+    """The git revision of the checkout this package runs from, "-dirty" with changes but to documents, which results
+    are among; None outside of one."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs", ":!*.md")
+        return git("describe", "--always", "--abbrev=12", "--exclude=*") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -324,16 +324,27 @@ class Pictures:
     instances: dict[int, Instances] = field(default_factory=dict)  # by the picture's number
 
 
-def open_sources(sources: Sequence[Source], config: DataConfig, device: torch.device) -> Pictures:
-    """Find, hold out and (with a cache) decode the pictures of all sources. Raises ConfigError."""
+def open_sources(
+    sources: Sequence[Source], config: DataConfig, device: torch.device, held_out: Sequence[Path] | None = None
+) -> Pictures:
+    """Find, hold out and (with a cache) decode the pictures of all sources.
+
+    ``held_out``: pictures that are not to be trained on, None for ``config.holdout`` of the sources' own. Raises
+    ConfigError.
+    """
     files, group_of = [], []
     for number, source in enumerate(sources):
         found = find_pictures(source.path)
         files += found
         group_of += [number] * len(found)
-    kept, out = hold_out(files, config.holdout)
+    if held_out is None:
+        kept, out = hold_out(files, config.holdout)
+        held_out = [files[i] for i in out]
+    else:
+        apart = {path.resolve() for path in held_out}
+        kept = [i for i, path in enumerate(files) if path.resolve() not in apart]
     if not kept:
-        raise ConfigError(f"data: all {len(out)} pictures are held out for validation (holdout: {config.holdout})")
+        raise ConfigError(f"data: all {len(held_out)} pictures are held out for validation (holdout: {config.holdout})")
     store = PictureStore([files[i] for i in kept], config.crop, config.cache, device)
     where = {path: number for number, path in enumerate(store.files)}
     groups: list[tuple[list[int], float]] = []
@@ -348,7 +359,7 @@ def open_sources(sources: Sequence[Source], config: DataConfig, device: torch.de
             known = Instances(source.instances, [store.files[m] for m in members])
             instances.update({m: known for m in members if store.files[m] in known})
     digest = hashlib.sha1("\n".join(p.name for p in store.files).encode()).hexdigest()[:16]
-    return Pictures(store, groups, [files[i] for i in out], digest, instances)
+    return Pictures(store, groups, list(held_out), digest, instances)
 
 
 def centre_crops(files: Sequence[Path], crop: int) -> Tensor:

@@ -225,6 +225,9 @@ def _datasets(args: argparse.Namespace, device: str, notes: list[str]) -> list[D
     for name, folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder")
+        for place in map(Path, filter(None, (args.output, args.cache))):
+            if place.resolve().is_relative_to(folder.resolve()):
+                raise ConfigError(f"{place}: is in {folder}, all of whose pictures are measured: choose another")
         evaluators, check, class_names = [FidelityEvaluator(), *loaded.lpips()], None, None
         truth = next((t for t in truths if all(item.path.is_file() for item in t.items(folder))), None)
         if truth is not None:
@@ -237,9 +240,6 @@ def _datasets(args: argparse.Namespace, device: str, notes: list[str]) -> list[D
             found, class_names = loaded.classifiers(labelled)
             evaluators += found
         else:
-            for place in filter(None, (args.output, args.cache)):
-                if folder.resolve() in (Path(place).resolve(), *Path(place).resolve().parents):
-                    raise ConfigError(f"{place}: is in {folder}, all of whose pictures are measured: choose another")
             files = find(folder, PICTURE_SUFFIXES)
             items = [Item(path.relative_to(folder).as_posix(), path) for path in files]
         if args.limit:

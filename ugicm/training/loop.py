@@ -165,9 +165,9 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
         trained.append(objective.log_scales)
         optimiser.add_param_group({"params": [objective.log_scales], "scale": factor, "weight_decay": 0.0})
 
-    pictures = open_sources(config.data.train, config.data, device)
     val = config.validation
-    val_files = find_pictures(val.path) if val.path else pictures.held_out
+    pictures = open_sources(config.data.train, config.data, device, find_pictures(val.path) if val.path else None)
+    val_files = pictures.held_out
     if val.every and not val_files:
         raise ConfigError("validation: no pictures; set data.holdout or validation.path, or validation.every: 0")
     val_pictures = centre_crops(val_files, val.crop) if val.every and world.main else None
