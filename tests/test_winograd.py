@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ugicm.models import winograd
+from ugicm.models import products, winograd
 from ugicm.models.conditional_decoder import PreferenceEmbedding, ResidualSynthesis
 from ugicm.models.layers import Conv2d
 from ugicm.models.transforms import ResidualAnalysis
@@ -21,8 +21,16 @@ def seeded():
     torch.manual_seed(1)
 
 
+@pytest.fixture(params=[False, True], ids=["mkl", "onednn"])
+def library(request, monkeypatch):
+    """Both libraries, whichever is quicker here."""
+    if request.param and not products.onednn_is_there():
+        pytest.skip("this PyTorch has no products by oneDNN")
+    monkeypatch.setattr(products, "_onednn_is_quicker", lambda: request.param)
+
+
 @pytest.fixture
-def always(monkeypatch):
+def always(monkeypatch, library):
     """By blocks however narrow the layer."""
     monkeypatch.setattr(Conv2d, "WORTHWHILE", 0)
     monkeypatch.setattr(Conv2d, "WORTHWHILE_TILES", 0)
@@ -53,7 +61,7 @@ def test_many_blocks(monkeypatch):
 
 
 @torch.inference_mode()
-def test_float32_error():
+def test_float32_error(library):
     """Within about twice the error of the direct convolution, for a wide layer."""
     x, weight = torch.rand(1, 192, 32, 48), torch.randn(192, 192, 3, 3) / 40
     wanted = F.conv2d(x.double(), weight.double(), padding=1)
@@ -99,6 +107,17 @@ def test_synthesis_by_blocks(always, size, stem, mapped):
         found = g_s(y_hat, condition)
     torch.testing.assert_close(found, wanted.detach(), rtol=1e-4, atol=1e-5)
     assert torch.equal(y_hat, kept)
+
+
+@pytest.mark.parametrize(("ours", "chosen"), [(0.5, True), (0.9, False), (1.2, False)])
+def test_the_much_quicker_library_is_taken(monkeypatch, ours, chosen):
+    monkeypatch.setattr(products, "onednn_is_there", lambda: True)
+    monkeypatch.setattr(products, "_seconds", lambda work, *_: ours if work is products.onednn_linear else 1.0)
+    monkeypatch.setattr(products, "_onednn_is_quicker", products._onednn_is_quicker.__wrapped__)
+    x = torch.rand(2, 3)
+    assert not products.by_onednn(x)  # its products have no gradients
+    with torch.no_grad():
+        assert products.by_onednn(x) == chosen and not products.by_onednn(x.double())
 
 
 def test_training_is_not_by_blocks(always):

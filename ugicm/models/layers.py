@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ugicm.compressai_parts import GDN, conv1x1
 from ugicm.models import winograd
+from ugicm.models.products import by_onednn, onednn_linear
 
 __all__ = [
     "GDN", "Conv2d", "DepthwiseConv3x3", "ResidualBlock", "ResidualDown", "ResidualUp", "conv1x1", "conv3x3",
@@ -86,7 +87,11 @@ class RowsGDN:
         self.beta, self.gamma = gdn.beta_reparam(gdn.beta), gdn.gamma_reparam(gdn.gamma).T
 
     def __call__(self, rows: Tensor) -> Tensor:
-        norm = torch.addmm(self.beta, rows.square(), self.gamma)
+        squares = rows.square()
+        if by_onednn(rows):
+            norm = onednn_linear(squares, self.gamma.T, self.beta)
+        else:
+            norm = torch.addmm(self.beta, squares, self.gamma)
         return rows.mul_(norm.sqrt_() if self.inverse else norm.rsqrt_())
 
 

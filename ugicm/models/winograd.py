@@ -21,13 +21,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ugicm.models.products import by_onednn, onednn_linear
+
 TILE = 6
 # Polynomials are multiplied by their values at these points and at infinity. Among small fractions these give the
 # least rounding error for 3 taps: half as much as the usual 0, 1, -1, 2, -2 (compare Barabasz et al., "Error Analysis
 # and Improving the Accuracy of Winograd Convolution for Deep Neural Networks", 2020).
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 _TILES = 96  # in a block, at least
-_VALUES = 1 << 20  # of transformed input in a block, at most where there are more tiles than that
+# Of transformed input in a block, at most where there are more tiles than that; for oneDNN, whose calls cost more.
+_VALUES, _VALUES_ONEDNN = 1 << 20, 1 << 21
 _FILTER_VALUES = 1 << 24  # of transformed filters made at a time: narrow parts of them multiply slowly
 
 Kernel = tuple[Tensor, Tensor | None]  # weight [O, C, k, k] and bias [O]
@@ -154,7 +157,7 @@ def blocks(x: Tensor, kernels: Sequence[Kernel]) -> Iterator[Block]:
     signal, _, inverse = _transforms(taps, x.dtype)
     side, border = TILE + 1 - taps, taps // 2
     all_rows, all_columns = -(-height // side), -(-width // side)
-    tiles = max(_TILES, _VALUES // (TILE**2 * channels))
+    tiles = max(_TILES, (_VALUES_ONEDNN if by_onednn(x) else _VALUES) // (TILE**2 * channels))
     step_right = min(all_columns, tiles)
     step_down = min(all_rows, max(1, tiles // step_right))
     once = batch == 1 and step_right == all_columns and step_down == all_rows
@@ -174,7 +177,7 @@ def blocks(x: Tensor, kernels: Sequence[Kernel]) -> Iterator[Block]:
                     kept = transform_filters(weight) if once else filters[kernel]
                     shape = TILE, TILE, rows * columns, len(weight)
                     products = take("products", shape)
-                    torch.bmm(transformed, kept, out=products.flatten(0, 1))
+                    _multiply(transformed, kept, products.flatten(0, 1))
                     half = take("half", (side, *shape[1:]))
                     torch.mm(inverse, products.view(TILE, -1), out=half.view(side, -1))
                     values = take("values", (side, side, *shape[2:]))
@@ -183,6 +186,15 @@ def blocks(x: Tensor, kernels: Sequence[Kernel]) -> Iterator[Block]:
                     if bias is not None:
                         values += bias
                     yield Block(values, picture, kernel, top, left, (side, rows, columns))
+
+
+def _multiply(tiles: Tensor, filters: Tensor, out: Tensor) -> None:
+    """Transformed tiles [36, T, C] times transformed filters [36, C, O] -> out [36, T, O]."""
+    if not by_onednn(tiles):
+        torch.bmm(tiles, filters, out=out)
+        return
+    for x, weight, y in zip(tiles.unbind(), filters.mT.unbind(), out.unbind()):
+        y.copy_(onednn_linear(x, weight))
 
 
 def _cut(source: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
