@@ -465,7 +465,7 @@ def test_in_training_the_teacher_sees_drawn_sizes_and_in_validation_its_own(monk
 def test_in_training_every_batch_meets_another_variant_of_the_teacher(monkeypatch, normalisation):
     def network():
         if normalisation == "batch":
-            return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Flatten())
+            return torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3), torch.nn.BatchNorm2d(64), torch.nn.Flatten())
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LayerNorm(3 * 8 * 8))
 
     teacher = Teacher(network(), own_size=8, size=0, mean=(0,) * 3, std=(1,) * 3, jitter=0.5)

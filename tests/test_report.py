@@ -92,15 +92,22 @@ def arguments(pictures, judge, output, *more) -> list[str]:
             "-o", str(output), *map(str, more)]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory, pictures, judge):
-    """A finished report, and its folder. On one thread: last digits of judges' scores depend on how many there are."""
-    folder, threads = tmp_path_factory.mktemp("report"), torch.get_num_threads()
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Last digits of judges' scores depend on how many there are; processes that are started here have one."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, pictures, judge, one_thread):
+    """A finished report, and its folder."""
+    folder = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
         stand_in(patch)
         assert report.main(arguments(pictures, judge, folder)) == 0
-    torch.set_num_threads(threads)
     return folder
 
 
