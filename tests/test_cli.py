@@ -668,6 +668,7 @@ def test_an_empty_name_is_not_the_current_folder(command, photos, arguments, mon
 def test_nothing_is_made_for_a_command_that_cannot_work(command, photos, options, tmp_path):
     status, _, err = command("compress", photos, tmp_path / "streams", *options, model=None)
     assert status == 2 and options[1] in err and not (tmp_path / "streams").exists()
+    usage_error(command("compress", photos, tmp_path / "streams", "-c", tmp_path, model=None), "is a folder")
 
 
 def test_the_preference_map_is_not_replaced(command, stream_data, tmp_path, make_picture):

@@ -18,7 +18,7 @@ from PIL import Image
 from small_models import CONFIGS, small_model
 
 import ugicm
-from ugicm import checkpoint, pictures, tiling
+from ugicm import checkpoint, foreign_weights, pictures, tiling
 from ugicm.codec import Codec
 from ugicm.coding import stream
 from ugicm.coding.coders import LikelihoodCoder, inside_mask
@@ -472,7 +472,7 @@ def test_tables_that_would_lead_the_decoder_astray(tabulated, prior, name, chang
         checkpoint.load_state(tabulated, state, "here")
 
 
-def test_arguments_of_another_kind_are_named(codec, tmp_path):
+def test_arguments_of_another_kind_are_named(codec):
     image = picture()
     data = codec.compress(image)
     for name in ("tile", "effort"):
@@ -486,5 +486,12 @@ def test_arguments_of_another_kind_are_named(codec, tmp_path):
         assert codec.decompress(data, preference).tobytes() == codec.decompress(data, 0.5).tobytes()
     with pytest.raises(ugicm.CheckpointError, match="File name too long"):
         ugicm.load("x" * 5000)
+
+
+@pytest.mark.parametrize("read", [ugicm.load, foreign_weights.read_state])
+def test_what_is_no_file_is_named_and_not_waited_for(read, tmp_path):
+    os.mkfifo(tmp_path / "pipe.safetensors")
     with pytest.raises(ugicm.CheckpointError, match="is a folder: name the file in it"):
-        ugicm.load(tmp_path)
+        read(tmp_path)
+    with pytest.raises(ugicm.CheckpointError, match="no such file"):
+        read(tmp_path / "pipe.safetensors")

@@ -72,6 +72,19 @@ def is_ours(path: str | os.PathLike) -> bool:
     return Path(path).suffix.lower() == ".safetensors"
 
 
+def check_readable(path: str | os.PathLike) -> None:
+    """Raises CheckpointError where there is no file to read, in the words that every reader of weights uses."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise CheckpointError(f"{path}: is a folder: name the file in it")
+        if not path.is_file():  # a pipe would be waited for
+            raise CheckpointError(f"{path}: no such file")
+        path.open("rb").close()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     """The metadata of one of our checkpoints. Raises CheckpointError where ``path`` is not one."""
     try:

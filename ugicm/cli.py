@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ugicm import __version__, files
 from ugicm.coding import stream
-from ugicm.errors import CheckpointError, PictureError, StreamError, UsageError, described
+from ugicm.errors import PictureError, StreamError, UsageError, described
 from ugicm.evaluation.report import add_report_command
 from ugicm.usage import Parser, guarded, natural, pick_device, positive, unit
 
@@ -209,8 +209,8 @@ def _decompress(args: argparse.Namespace) -> int:
         raise UsageError(str(error)) from None
     _raise_pillows_limit(args.max_pixels)
     preference, shown = _preference(args.preference)
-    if any(job.target.exists() and Path(args.preference).exists() and job.target.samefile(args.preference)
-           for job in jobs):  # fmt: skip
+    grey = Path(args.preference)
+    if grey.exists() and any(job.target.exists() and job.target.samefile(grey) for job in jobs):
         raise UsageError(f"{args.preference}: the output would replace the preference map: choose another name")
     codec = _load(args, jobs)
 
@@ -294,10 +294,12 @@ def _refuse(job: files.Job, overwrite: bool) -> None:
 def _load(args: argparse.Namespace, jobs: Sequence[files.Job]) -> Codec:
     """The codec, once it is known that the device is there and that outputs can be written."""
     device = pick_device(args.device)
-    if args.checkpoint is not None and not Path(args.checkpoint).is_file():
-        raise CheckpointError(f"{args.checkpoint}: no such file")
-    files.prepare(jobs)
+    from ugicm.checkpoint import check_readable
     from ugicm.codec import load
+
+    if args.checkpoint is not None:
+        check_readable(args.checkpoint)
+    files.prepare(jobs)
 
     return load(args.checkpoint, device)
 

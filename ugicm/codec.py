@@ -9,7 +9,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from ugicm import pictures
-from ugicm.checkpoint import load_model
+from ugicm.checkpoint import check_readable, load_model
 from ugicm.coding import stream
-from ugicm.errors import CheckpointError, StreamError
+from ugicm.errors import StreamError
 from ugicm.models.layers import store_for_blocks
 from ugicm.refinement import refine
 from ugicm.released import load_any
@@ -55,16 +54,8 @@ def load(checkpoint: str | os.PathLike | None = None, device: str | torch.device
         if checkpoint is None:
             with resources.as_file(resources.files("ugicm") / "weights" / SHIPPED) as path:
                 return Codec(load_model(path), device, fast)
-        path = Path(checkpoint)
-        try:
-            path.open("rb").close()
-        except IsADirectoryError:
-            raise CheckpointError(f"{path}: is a folder: name the file in it") from None
-        except FileNotFoundError:
-            raise CheckpointError(f"{path}: no such file") from None
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
-        return Codec(load_any(path), device, fast)
+        check_readable(checkpoint)
+        return Codec(load_any(checkpoint), device, fast)
 
 
 def _whole(value: Any, name: str) -> int:

