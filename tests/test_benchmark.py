@@ -84,7 +84,7 @@ def test_macs_are_counted_however_convolutions_are_done(monkeypatch):
     monkeypatch.setattr(Conv2d, "WORTHWHILE", 10**9)
     expected = roofline.count_macs(model)
     monkeypatch.setattr(Conv2d, "WORTHWHILE", 1)
-    monkeypatch.setattr(Conv2d, "WORTHWHILE_TILES", 1)
+    monkeypatch.setattr(Conv2d, "WORTHWHILE_POSITIONS", 1)
     assert roofline.count_macs(model) == expected
 
 

@@ -25,10 +25,10 @@ def expected():
 @pytest.fixture(scope="module", params=[("float32", False), ("float32", True), ("float64", True)])
 def model(request, tmp_path_factory):
     """Ready for coding, parsing in either arithmetic, with every convolution direct or by Winograd's algorithm."""
-    parsing, by_blocks = request.param
+    parsing, winograd = request.param
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Conv2d, "WORTHWHILE", 0 if by_blocks else float("inf"))
-        patch.setattr(Conv2d, "WORTHWHILE_TILES", 0)
+        patch.setattr(Conv2d, "WORTHWHILE", 0 if winograd else float("inf"))
+        patch.setattr(Conv2d, "WORTHWHILE_POSITIONS", 0)
         yield prepared(parsing, tmp_path_factory)
 
 

@@ -20,7 +20,6 @@ from ugicm import pictures
 from ugicm.checkpoint import check_readable, load_model
 from ugicm.coding import stream
 from ugicm.errors import StreamError
-from ugicm.models.layers import store_for_blocks
 from ugicm.refinement import refine
 from ugicm.released import load_any
 from ugicm.tiling import HALO, Y_STRIDE, Z_STRIDE, Box, cut
@@ -115,10 +114,6 @@ class Codec:
         self.device = torch.device(device)
         self.model = model.prepare_for_coding().to(self.device)  # tables that are not there yet are made on the CPU
         self.model.to(memory_format=torch.channels_last)
-        if self.device.type == "cpu":
-            # Not h_s: it works on maps too small for blocks.
-            for part in (self.model.g_a, self.model.g_s, self.model.parser.slices):
-                store_for_blocks(part)
         # The compact model keeps sums and colours in float32; the released networks do not, and lose 7e-3 of the
         # picture's range in bfloat16.
         reduced = fast and self.config.backbone == "compact"

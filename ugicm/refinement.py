@@ -57,7 +57,7 @@ class RelaxedCoder:
         bits = torch.lerp(self._bits(below, scale), self._bits(below + 1, scale), share)
         uncoded = left_out(self.gaussian, scale.detach(), part, self.inside)
         self.bits = self.bits + bits.masked_fill(uncoded, 0).sum()
-        return (below + share).masked_fill(uncoded, 0) + mean
+        return mean + (below + share).masked_fill(uncoded, 0)
 
     def _bits(self, symbols: Tensor, scale: Tensor) -> Tensor:
         return -self.gaussian.probability(symbols, scale).log2()

@@ -85,7 +85,7 @@ class LikelihoodCoder:
             residual = residual.masked_fill(uncoded, 0)
             likelihood = gaussian.probability(residual, scale).masked_fill(uncoded, 1)
         self._parts.append((likelihood, part))
-        return residual + mean
+        return mean + residual
 
     @property
     def y_likelihood(self) -> Tensor:
@@ -200,7 +200,7 @@ class RansEncoderCoder(_SymbolCoder):
         symbols = self._integers(residual)
         for picture, (row, where) in enumerate(zip(symbols, coded)):
             self._write(picture, row[where], indexes[picture][where], self.y_tables)
-        return residual + mean
+        return mean + residual
 
     def flush(self) -> list[bytes]:
         strings = [encoder.flush() for encoder in self._encoders]
@@ -288,4 +288,4 @@ class RansDecoderCoder(_SymbolCoder):
         symbols = np.zeros(indexes.shape, dtype=np.int32)
         for picture, where in enumerate(coded):
             symbols[picture, where] = self._read(picture, indexes[picture][where], self.y_tables)
-        return torch.from_numpy(symbols).to(mean).view_as(mean) + mean
+        return mean + torch.from_numpy(symbols).to(mean.device, mean.dtype).view(mean.shape)

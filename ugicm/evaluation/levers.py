@@ -114,8 +114,8 @@ def levers(codec: Codec, width: int, height: int) -> list[Lever]:
     ]  # fmt: skip
     if any(isinstance(module, layers.Conv2d) for module in model.modules()) and device.type == "cpu":
         found.append(Lever(
-            "Winograd convolutions", True, "a third to a half of the products of a 3x3 filter",
-            under(lambda: _attribute(layers.Conv2d, "WORTHWHILE_TILES", float("inf")), analyse_and_decode),
+            "Winograd convolutions", True, "half of the products of a 3x3 filter",
+            under(lambda: _attribute(layers.Conv2d, "WORTHWHILE_POSITIONS", float("inf")), analyse_and_decode),
             analyse_and_decode,
         ))  # fmt: skip
     return found

@@ -70,7 +70,7 @@ def count_macs(model: UGICM, side: int = 256) -> dict[str, float]:
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 hooks.append(layer.register_forward_hook(count(part, layer)))
     was_training, device = model.training, next(model.parameters()).device
-    with torch.enable_grad():  # without, wide convolutions work by blocks and their hooks are passed by
+    with torch.enable_grad():  # without, wide convolutions work by bands and their hooks are passed by
         quality = torch.full((1,), 0.5, device=device) if model.has_quality else None
         model.eval()(torch.rand(1, 3, side, side, device=device), torch.zeros(1, device=device), quality)
     model.train(was_training)

@@ -3,7 +3,8 @@
 Anchors are the positions where row + column is odd: (even row, odd column) and (odd row, even column).
 They are coded first; the rest sees them as context (He et al., "Checkerboard Context Model for Efficient
 Learned Image Compression", CVPR 2021). A half is *packed* by closing its gaps along the row, so that
-pointwise layers and the entropy coder touch only the positions they are used for.
+pointwise layers and the entropy coder touch only the positions they are used for. Results are in memory as their
+arguments are, channels last or not.
 """
 
 from __future__ import annotations
@@ -26,11 +27,24 @@ class Part(Enum):
 ANCHOR, REST, ALL = Part.ANCHOR, Part.REST, Part.ALL
 
 
+def channels_last(x: Tensor) -> bool:
+    """Whether x [B, C, H, W] has its channels side by side in memory."""
+    return x.dim() == 4 and x.stride(1) == 1 and x.shape[1] > 1
+
+
+def _zeros(x: Tensor, width: int) -> Tensor:
+    """Of x's size [..., H, W] but for the width, in x's order in memory."""
+    *lead, height, _ = x.shape
+    if channels_last(x):
+        return x.new_zeros(lead[0], height, width, lead[1]).permute(0, 3, 1, 2)
+    return x.new_zeros(*lead, height, width)
+
+
 def keep(x: Tensor, part: Part) -> Tensor:
     """[B, C, H, W] -> the same, zero outside ``part``."""
     if part is ALL:
         return x
-    out = torch.zeros_like(x)
+    out = _zeros(x, x.shape[-1])
     for row in (0, 1):
         column = (row + part.value) % 2
         out[..., row::2, column::2] = x[..., row::2, column::2]
@@ -42,6 +56,8 @@ def pack(x: Tensor, part: Part) -> Tensor:
     if part is ALL:
         return x
     rows = [x[..., row::2, (row + part.value) % 2 :: 2] for row in (0, 1)]
+    if channels_last(x):
+        return torch.stack([row.permute(0, 2, 3, 1) for row in rows], dim=2).flatten(1, 2).permute(0, 3, 1, 2)
     return torch.stack(rows, dim=-2).flatten(-3, -2)
 
 
@@ -49,8 +65,7 @@ def unpack(packed: Tensor, part: Part) -> Tensor:
     """[B, C, H, W/2] -> [B, C, H, W], zero outside ``part``. The inverse of :func:`pack` on ``part``."""
     if part is ALL:
         return packed
-    *lead, height, half = packed.shape
-    out = packed.new_zeros(*lead, height, 2 * half)
+    out = _zeros(packed, 2 * packed.shape[-1])
     for row in (0, 1):
         out[..., row::2, (row + part.value) % 2 :: 2] = packed[..., row::2, :]
     return out

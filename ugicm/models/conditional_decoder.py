@@ -16,7 +16,7 @@ from ugicm.models.layers import (
     conv1x1,
     conv3x3,
     full_precision,
-    residual_by_blocks,
+    residual_by_bands,
     subpel_conv3x3,
 )
 
@@ -144,9 +144,9 @@ class PCDM(nn.Module):
         self, x: Tensor, condition: Condition, reuse: bool = False, room: Tensor | None = None
     ) -> Tensor:
         """``reuse``: the result may take the memory of ``x``; ``room`` [B, out, H, W]: memory free for use."""
-        if condition.level_map is None and self.conv1.starts_blocks(x):
+        if condition.level_map is None and self.conv1.by_bands(x):
             shifts = self.shift1(condition.vectors), self.shift2(condition.vectors)
-            return residual_by_blocks(self, x, reuse, shifts, room)
+            return residual_by_bands(self, x, reuse, room, shifts)
         h = F.gelu(self.conv1(x))
         h = h + condition.project(self.shift1, h.shape[-2:])
         h = F.gelu(self.conv2(h))
@@ -170,10 +170,6 @@ class ResidualSynthesis(nn.Module):
     def forward(self, y_hat: Tensor, condition: Condition) -> Tensor:
         h = self.blocks[0](y_hat, condition)
         for up, block in zip(self.ups, self.blocks[1:], strict=True):
-            room = None
-            if up.up[0].starts_blocks(h):
-                h, room = up.with_room(h)
-            else:
-                h = up(h)
+            h, room = up.with_room(h)
             h = block(h, condition, reuse=True, room=room)
         return full_precision(self.head, h)  # bfloat16 cannot hold 256 levels of a colour

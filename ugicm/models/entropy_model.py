@@ -32,7 +32,8 @@ class Coder(Protocol):
         """Code one part of one slice.
 
         ``scale`` and ``mean`` are packed, [B, C, H, W/2] ([B, C, H, W] for ``ALL``); ``y`` is the whole slice
-        [B, C, H, W], or None when reading. Returns y_hat on the part, packed.
+        [B, C, H, W], or None when reading. Returns y_hat on the part, packed: the mean and a residual, in the mean's
+        order in memory (what follows rounds alike only then).
         """
 
 

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ugicm.compressai_parts import GDN, conv1x1
-from ugicm.models import winograd
-from ugicm.models.products import by_onednn, onednn_linear
+from ugicm.models import float64_convolution, winograd
 
 __all__ = [
     "GDN", "Conv2d", "DepthwiseConv3x3", "ResidualBlock", "ResidualDown", "ResidualUp", "conv1x1", "conv3x3",
@@ -26,52 +25,40 @@ __all__ = [
 class Conv2d(nn.Conv2d):
     """A convolution with zero padding ``kernel_size // 2``, on the CPU with Winograd's algorithm where that pays."""
 
-    # Where it pays in float32: input times output channels, and tiles to share the transform of the filters.
-    WORTHWHILE = 96 * 96
-    WORTHWHILE_TILES = 64
+    # Where it pays in float32: positions that share the transformed filters, and products for each tap.
+    WORTHWHILE_POSITIONS = 512
+    WORTHWHILE = 2**26
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2)
 
-    @property
-    def suits_blocks(self) -> bool:
-        """Whether blocks are quicker in float32, on maps that are not small."""
-        wide = self.in_channels * self.out_channels >= self.WORTHWHILE
-        return wide and self.kernel_size == (3, 3) and self.stride == (1, 1)
-
-    def by_blocks(self, x: Tensor) -> bool:
-        """Whether :func:`ugicm.models.winograd.blocks` is the way to convolve ``x``: nothing is to be differentiated,
-        the precision is not reduced, and it is quicker."""
-        if x.device.type != "cpu" or self.stride != (1, 1) or x.dtype != self.weight.dtype:
-            return False
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, self.weight, self.bias)):
-            return False
-        if x.dtype == torch.float64:
-            return self.kernel_size in ((3, 3), (5, 5))
+    def by_bands(self, x: Tensor) -> bool:
+        """Whether :func:`ugicm.models.winograd.bands` is the quickest way to convolve ``x``, and the layers after this
+        one can work by bands, too: in float32 on the CPU, with nothing to be differentiated."""
+        positions = len(x) * x.shape[2] * x.shape[3]
         return (
-            x.dtype == torch.float32
-            and self.suits_blocks
-            and winograd.count_tiles(x, 3) >= self.WORTHWHILE_TILES
+            self._plain(x, torch.float32)
             and not torch.is_autocast_enabled("cpu")
+            and self.kernel_size == (3, 3)
+            and positions >= self.WORTHWHILE_POSITIONS
+            and positions * self.in_channels * self.out_channels >= self.WORTHWHILE
         )
 
-    def starts_blocks(self, x: Tensor) -> bool:
-        """Whether the layers after this convolution, too, can work by blocks: they are not to be differentiated."""
-        return not torch.is_grad_enabled() and self.by_blocks(x)
+    def _plain(self, x: Tensor, dtype: torch.dtype) -> bool:
+        """Whether this is a convolution in ``dtype`` on the CPU, of stride 1, not to be differentiated."""
+        on_cpu = x.device.type == "cpu" and x.dtype == self.weight.dtype == dtype
+        return on_cpu and self.stride == (1, 1) and not torch.is_grad_enabled()
 
-    def blocks(self, x: Tensor) -> Iterator[winograd.Block]:
-        """The results for ``x`` as blocks that are still in the cache."""
-        return winograd.blocks(x, [(self.weight, self.bias)])
+    def bands(self, x: Tensor, out: Tensor | None = None) -> Iterator[winograd.Band]:
+        """The results for ``x`` as bands that are still in the cache."""
+        return winograd.bands(x, [(self.weight, self.bias)], out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return winograd.conv2d(x, self.weight, self.bias) if self.by_blocks(x) else super().forward(x)
-
-
-def store_for_blocks(network: nn.Module) -> None:
-    """Put the filters that blocks will use in float32 into the memory order that is quickest for them."""
-    for module in network.modules():
-        if isinstance(module, Conv2d) and module.suits_blocks:
-            module.weight.data = winograd.taps_first(module.weight.data)
+        if self.by_bands(x):
+            return winograd.conv2d(x, self.weight, self.bias)
+        if self._plain(x, torch.float64) and self.kernel_size in ((3, 3), (5, 5)):
+            return float64_convolution.conv2d(x, self.weight, self.bias)
+        return super().forward(x)
 
 
 def gelu_(x: Tensor) -> Tensor:
@@ -79,20 +66,17 @@ def gelu_(x: Tensor) -> Tensor:
     return torch.ops.aten.gelu_(x)
 
 
-class RowsGDN:
-    """The same as a CompressAI ``GDN``, for rows of channels [n, C], in place; not differentiable."""
+class BandGDN:
+    """The same as a CompressAI ``GDN``, for bands [rows, W, C], in place; not differentiable."""
 
     def __init__(self, gdn: GDN):
         self.inverse = gdn.inverse
-        self.beta, self.gamma = gdn.beta_reparam(gdn.beta), gdn.gamma_reparam(gdn.gamma).T
+        self.beta, self.gamma = gdn.beta_reparam(gdn.beta), gdn.gamma_reparam(gdn.gamma)[..., None, None]
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        squares = rows.square()
-        if by_onednn(rows):
-            norm = onednn_linear(squares, self.gamma.T, self.beta)
-        else:
-            norm = torch.addmm(self.beta, squares, self.gamma)
-        return rows.mul_(norm.sqrt_() if self.inverse else norm.rsqrt_())
+    def __call__(self, band: Tensor) -> Tensor:
+        # A convolution rather than a product of matrices: oneDNN's is fast on every processor.
+        norm = F.conv2d(winograd.as_picture(band.square()), self.gamma, self.beta)[0].permute(1, 2, 0)
+        return band.mul_(norm.sqrt_() if self.inverse else norm.rsqrt_())
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> Conv2d:
@@ -108,7 +92,8 @@ def subpel_conv3x3(in_channels: int, out_channels: int, factor: int) -> nn.Seque
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions, each followed by GELU, and a skip (1x1 where the width changes).
 
-    [B, in, H, W] -> [B, out, H, W]. With ``reuse`` the result may take the memory of the input.
+    [B, in, H, W] -> [B, out, H, W]. With ``reuse`` the result may take the memory of the input; ``room``
+    [B, out, H, W] is memory free for use.
     """
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -117,32 +102,36 @@ class ResidualBlock(nn.Module):
         self.conv2 = conv3x3(out_channels, out_channels)
         self.skip = nn.Identity() if in_channels == out_channels else conv1x1(in_channels, out_channels)
 
-    def forward(self, x: Tensor, reuse: bool = False) -> Tensor:
-        if self.conv1.starts_blocks(x):
-            return residual_by_blocks(self, x, reuse)
+    def forward(self, x: Tensor, reuse: bool = False, room: Tensor | None = None) -> Tensor:
+        if self.conv1.by_bands(x):
+            return residual_by_bands(self, x, reuse, room)
         h = F.gelu(self.conv1(x))
         return F.gelu(self.conv2(h)) + self.skip(x)
 
 
-def residual_by_blocks(
-    block: nn.Module, x: Tensor, reuse: bool, shifts: tuple[Tensor, Tensor] | None = None, room: Tensor | None = None
+def residual_by_bands(
+    block: nn.Module,
+    x: Tensor,
+    reuse: bool,
+    room: Tensor | None = None,
+    shifts: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """A residual block (``conv1``, ``conv2``, ``skip``) with each activation and sum done while its input is in the
-    cache. ``shifts``, each [B, O], are added after the activations; ``room`` [B, O, H, W] may be overwritten."""
+    cache. ``shifts``, each [B, O], are added after the activations; ``reuse`` and ``room`` as in
+    :class:`ResidualBlock`."""
     h = winograd.empty_like(x, block.conv1.out_channels) if room is None else room
-    for part in block.conv1.blocks(x):
-        gelu_(part.values)
+    for band in block.conv1.bands(x, out=h):
+        gelu_(band.values)
         if shifts is not None:
-            part.values += shifts[0][part.picture]
-        part.store(h)
+            band.values += shifts[0][band.picture]
     y = block.skip(x)
     if y is x and not reuse:
         y = x.clone()
-    for part in block.conv2.blocks(h):
-        gelu_(part.values)
+    for band in block.conv2.bands(h):
+        gelu_(band.values)
         if shifts is not None:
-            part.values += shifts[1][part.picture]
-        part.add_to(y)
+            band.values += shifts[1][band.picture]
+        band.place(y).add_(band.values)
     return y
 
 
@@ -160,14 +149,18 @@ class ResidualDown(nn.Module):
         self.skip = conv1x1(in_channels, out_channels, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.gelu(self.conv1(x))
-        if self.conv2.starts_blocks(h):
-            y, gdn = self.skip(x), RowsGDN(self.gdn)
-            for part in self.conv2.blocks(h):
-                gdn(part.values)
-                part.add_to(y)
-            return y
-        return self.gdn(self.conv2(h)) + self.skip(x)
+        return self.with_room(x)[0]
+
+    def with_room(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The result and, where it was made by bands, memory of the same shape that is free for further use."""
+        h = self.conv1(x)
+        if not self.conv2.by_bands(h):
+            return self.gdn(self.conv2(F.gelu(h))) + self.skip(x), None
+        gelu_(h)
+        y, gdn = self.skip(x), BandGDN(self.gdn)
+        for band in self.conv2.bands(h):
+            band.place(y).add_(gdn(band.values))
+        return y, h
 
 
 class ResidualUp(nn.Module):
@@ -184,28 +177,24 @@ class ResidualUp(nn.Module):
         self.skip = subpel_conv3x3(in_channels, out_channels, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.up[0].starts_blocks(x):
-            return self.with_room(x)[0]
-        h = F.gelu(self.up(x))
-        return self.igdn(self.conv(h)) + self.skip(x)
+        return self.with_room(x)[0]
 
-    def with_room(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The result, by blocks, and memory of the same shape that is free for further use.
-
-        A convolution followed by a pixel shuffle is four convolutions, one for every place in the 2x2 squares.
-        """
-        width = self.conv.in_channels
-        h, y = (winograd.empty_like(x, width, scale=2) for _ in range(2))
+    def with_room(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The result and, where it was made by bands, memory of the same shape that is free for further use."""
+        if not self.up[0].by_bands(x):
+            h = F.gelu(self.up(x))
+            return self.igdn(self.conv(h)) + self.skip(x), None
+        # A convolution followed by a pixel shuffle is four convolutions, one for every place in the 2x2 squares.
+        h, y = (winograd.empty_like(x, self.conv.in_channels, scale=2) for _ in range(2))
         kernels = [(conv.weight[p::4], conv.bias[p::4]) for conv in (self.up[0], self.skip[0]) for p in range(4)]
-        for part in winograd.blocks(x, kernels):
-            skip, place = divmod(part.kernel, 4)
+        for band in winograd.bands(x, kernels):
+            skip, place = divmod(band.kernel, 4)
             if not skip:
-                gelu_(part.values)
-            part.store((y if skip else h)[..., place // 2 :: 2, place % 2 :: 2])
-        gdn = RowsGDN(self.igdn)
-        for part in self.conv.blocks(h):
-            gdn(part.values)
-            part.add_to(y)
+                gelu_(band.values)
+            band.place((y if skip else h)[..., place // 2 :: 2, place % 2 :: 2]).copy_(band.values)
+        gdn = BandGDN(self.igdn)
+        for band in self.conv.bands(h):
+            band.place(y).add_(gdn(band.values))
         return y, h
 
 

@@ -20,8 +20,14 @@ class Analysis(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         *layers, last = self
+        room = None
         for layer in layers:
-            x = layer(x, reuse=True) if isinstance(layer, ResidualBlock) else layer(x)
+            if isinstance(layer, ResidualDown):
+                x, room = layer.with_room(x)
+            elif isinstance(layer, ResidualBlock):
+                x = layer(x, reuse=True, room=room)
+            else:
+                x = layer(x)
         return full_precision(last, x)
 
 

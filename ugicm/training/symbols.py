@@ -39,7 +39,7 @@ class SymbolCounter:
         column = torch.where((column < 0) | (column >= escape), escape, column)
         place = (row * self.counts.shape[1] + column).flatten()
         self.counts.view(-1).index_add_(0, place, torch.ones(len(place), dtype=torch.float64))
-        return residual + mean
+        return mean + residual
 
 
 @torch.inference_mode()
