@@ -236,6 +236,22 @@ def test_tensors_and_back(make_picture):
     assert pictures.from_tensor(x[0]).tobytes() == image.tobytes()
 
 
+@pytest.mark.parametrize("size", [(37, 21), (64, 128), (1, 1)])
+def test_levels_are_padded_like_tensors(size, make_picture):
+    image = make_picture(*size)
+    levels = pictures.to_levels(image, 64)
+    assert levels.dtype == torch.uint8 and levels.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(levels.float() / 255, pictures.pad_to(pictures.to_tensor(image), 64))
+
+
+@pytest.mark.parametrize("band", [1, 100, 2**16])
+def test_pictures_are_made_by_bands(band, monkeypatch):
+    monkeypatch.setattr(pictures, "_BAND", band)
+    x = torch.rand(1, 3, 21, 37)
+    wanted = (x[0] * 255).round().byte().permute(1, 2, 0).numpy()
+    assert np.array_equal(np.asarray(pictures.from_tensor(x)), wanted)
+
+
 def test_from_tensor_clamps_and_rounds_to_the_nearest():
     values = torch.tensor([-0.5, 0.0, 0.49 / 255, 0.51 / 255, 254.6 / 255, 1.0, 7.0])
     x = values.expand(1, 3, 1, -1)

@@ -167,10 +167,11 @@ class Codec:
             raise ValueError(f"tile is {tile}, must be a multiple of {Z_STRIDE} from 0 to {stream.LARGEST_TILE}")
         if effort < 0:
             raise ValueError(f"effort is {effort}, must be 0 (none) or a number of steps")
-        x = self._padded(image)
-        y = self._analyse(x, batched)
+        levels = pictures.to_levels(image, Z_STRIDE)
+        y = self._analyse(levels, batched)
         z = self.model.h_a(y)
         if effort:
+            x = levels.float() / 255
             y = refine(self.model, x, y, z, batched, effort, image.size, progress)
         strings, digests = [], []
         for box in cut(padded, tile):
@@ -260,18 +261,15 @@ class Codec:
             images.append(image)
         return images
 
-    def _padded(self, image: Image.Image) -> Tensor:
-        """[1, 3, H, W] on the CPU: a large picture goes to the device by windows."""
-        return pictures.pad_to(pictures.to_tensor(image), Z_STRIDE)
-
-    def _analyse(self, x: Tensor, quality: Tensor | None) -> Tensor:
-        """y of a padded picture, window by window."""
-        padded = Box(0, 0, x.shape[3], x.shape[2])
+    def _analyse(self, levels: Tensor, quality: Tensor | None) -> Tensor:
+        """y of a padded picture, uint8 on the CPU, window by window: only they go to the device, and become floats."""
+        padded = Box(0, 0, levels.shape[3], levels.shape[2])
         windows = list(cut(padded, WINDOW))
         y = None
         for inside in windows:
             around = inside.grown(HALO, padded)
-            piece = x[..., *around.slices()].to(self.device).contiguous(memory_format=torch.channels_last)
+            piece = levels[..., *around.slices()].to(self.device)
+            piece = piece.to(torch.float32, memory_format=torch.channels_last).div_(255)
             part = self.model.analyse(piece, quality)[..., *inside.within(around).slices(Y_STRIDE)]
             if len(windows) == 1:
                 return part

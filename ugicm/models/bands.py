@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from torch import Tensor, is_grad_enabled
+import torch
+from torch import Tensor
 
 ALL_ROWS = slice(None)
 BAND = 4096  # positions of a band
@@ -16,7 +17,7 @@ BAND = 4096  # positions of a band
 
 def by_bands(x: Tensor) -> bool:
     """Whether to work band by band: on a processor, outside training."""
-    return x.device.type == "cpu" and not is_grad_enabled()
+    return x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
 def bands(height: int, width: int, multiple: int = 1, positions: int | None = None) -> Iterator[slice]:
@@ -32,6 +33,25 @@ def around(rows: slice, height: int) -> tuple[slice, slice]:
     """A band with the rows next to it, and where the band's own are among these."""
     first = max(rows.start - 1, 0)
     return slice(first, min(rows.stop + 1, height)), slice(rows.start - first, rows.stop - first)
+
+
+def assemble(piece: Callable[[slice], Tensor], like: Tensor, height: int, width: int, multiple: int = 1) -> Tensor:
+    """``piece(rows)`` for all rows of a map [height, width], in float32, made by :func:`bands` where ``like`` says so
+    (:func:`by_bands`). A piece is [B, C, n, W], n in a fixed proportion to its rows."""
+    if not by_bands(like):
+        return piece(slice(0, height)).float()
+    result, top = None, 0
+    for rows in bands(height, width, multiple):
+        part = piece(rows)
+        batch, channels, count, across = part.shape
+        if rows.stop - rows.start == height:
+            return part.float()
+        if result is None:
+            down = count * height // (rows.stop - rows.start)
+            result = part.new_empty(batch, down, across, channels, dtype=torch.float32).permute(0, 3, 1, 2)
+        result[:, :, top : top + count] = part
+        top += count
+    return result
 
 
 def in_bands(block: Callable[[Tensor, slice], Tensor], x: Tensor, positions: int | None = None) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ugicm.config import ModelConfig
-from ugicm.models.bands import ALL_ROWS, around, bands, by_bands, in_bands
+from ugicm.models.bands import ALL_ROWS, around, assemble, by_bands, in_bands
 from ugicm.models.checkerboard import REST, pack_neighbours
 from ugicm.models.conditional_decoder import Condition
 from ugicm.models.entropy_model import SliceEntropyModel
@@ -143,13 +143,22 @@ class PatchAnalysis(nn.Module):
         self.detail = DetailAnalysis(config.detail_width) if config.detail_width else None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x - 0.5
-        h = self.stem(F.pixel_unshuffle(x, FOLD)).float()
+        height, width = (side // FOLD for side in x.shape[-2:])
+
+        def centred(rows: slice, size: int) -> Tensor:
+            """The pixels in ``rows`` of blocks of ``size``, about 0."""
+            return x[:, :, rows.start * size : rows.stop * size] - 0.5
+
+        h = assemble(lambda rows: self.stem(F.pixel_unshuffle(centred(rows, FOLD), FOLD)), x, height, width)
         h = run_blocks(h, self.blocks_8)
         h = self.down(h).float()
         h = run_blocks(h, self.blocks_16)
         y = full_precision(self.head, h)
-        return y if self.detail is None else torch.cat([y, full_precision(self.detail, x)], dim=1)
+        if self.detail is None:
+            return y
+        height, width = (side // Y_STRIDE for side in x.shape[-2:])
+        detail = assemble(lambda rows: full_precision(self.detail, centred(rows, Y_STRIDE)), x, height, width)
+        return torch.cat([y, detail], dim=1)
 
 
 class PatchSynthesis(nn.Module):
@@ -174,18 +183,21 @@ class PatchSynthesis(nn.Module):
     def forward(self, y_hat: Tensor, condition: Condition) -> Tensor:
         branched = self.training or not condition.human
         h = self.stem(y_hat).float()
-        h = run_blocks(h, self.blocks_16, condition, self.branches_16 if branched else None)
-        h = F.pixel_shuffle(self.up(h), 2).float()
-        h = run_blocks(h, self.blocks_8, condition, self.branches_8 if branched else None)
-        if not by_bands(h):
-            return self._picture(h, ALL_ROWS, y_hat)
-        height, width = h.shape[-2:]
-        x = h.new_empty(len(h), height * FOLD, width * FOLD, 3).permute(0, 3, 1, 2)
-        for rows in bands(height, width, Y_STRIDE // FOLD):
+        h_16 = run_blocks(h, self.blocks_16, condition, self.branches_16 if branched else None)
+        height, width = (2 * side for side in h_16.shape[-2:])
+
+        def larger(rows: slice) -> Tensor:
+            return F.pixel_shuffle(self.up(h_16[:, :, rows.start // 2 : rows.stop // 2]), 2)
+
+        h = assemble(larger, h_16, height, width, 2)
+        h_8 = run_blocks(h, self.blocks_8, condition, self.branches_8 if branched else None)
+
+        def picture(rows: slice) -> Tensor:
             wider, own = around(rows, height)
             below = slice(rows.start * FOLD // Y_STRIDE, rows.stop * FOLD // Y_STRIDE)
-            x[:, :, rows.start * FOLD : rows.stop * FOLD] = self._picture(h[:, :, wider], own, y_hat[:, :, below])
-        return x
+            return self._picture(h_8[:, :, wider], own, y_hat[:, :, below])
+
+        return assemble(picture, h_8, height, width, Y_STRIDE // FOLD)
 
     def _picture(self, h: Tensor, rows: slice, y_hat: Tensor) -> Tensor:
         """The last layers, on ``rows`` of h; y_hat on these rows alone."""
