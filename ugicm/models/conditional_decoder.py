@@ -170,6 +170,6 @@ class ResidualSynthesis(nn.Module):
     def forward(self, y_hat: Tensor, condition: Condition) -> Tensor:
         h = self.blocks[0](y_hat, condition)
         for up, block in zip(self.ups, self.blocks[1:], strict=True):
-            h, room = up.with_room(h)
+            h, room = up(h)
             h = block(h, condition, reuse=True, room=room)
         return full_precision(self.head, h)  # bfloat16 cannot hold 256 levels of a colour

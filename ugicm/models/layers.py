@@ -138,7 +138,7 @@ def residual_by_bands(
 class ResidualDown(nn.Module):
     """Halve the resolution: 3x3 with stride 2, GELU, 3x3, GDN; the skip is 1x1 with stride 2.
 
-    [B, in, H, W] (H and W even) -> [B, out, H/2, W/2].
+    [B, in, H, W] (H and W even) -> [B, out, H/2, W/2] and, where bands were used, as much memory that is free now.
     """
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -148,11 +148,7 @@ class ResidualDown(nn.Module):
         self.gdn = GDN(out_channels)
         self.skip = conv1x1(in_channels, out_channels, stride=2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.with_room(x)[0]
-
-    def with_room(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The result and, where it was made by bands, memory of the same shape that is free for further use."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         h = self.conv1(x)
         if not self.conv2.by_bands(h):
             return self.gdn(self.conv2(F.gelu(h))) + self.skip(x), None
@@ -166,7 +162,7 @@ class ResidualDown(nn.Module):
 class ResidualUp(nn.Module):
     """Double the resolution: 3x3 with pixel shuffle, GELU, 3x3, inverse GDN; the skip likewise up.
 
-    [B, in, H, W] -> [B, out, 2H, 2W].
+    [B, in, H, W] -> [B, out, 2H, 2W] and, where bands were used, as much memory that is free now.
     """
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -176,11 +172,7 @@ class ResidualUp(nn.Module):
         self.igdn = GDN(out_channels, inverse=True)
         self.skip = subpel_conv3x3(in_channels, out_channels, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.with_room(x)[0]
-
-    def with_room(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The result and, where it was made by bands, memory of the same shape that is free for further use."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if not self.up[0].by_bands(x):
             h = F.gelu(self.up(x))
             return self.igdn(self.conv(h)) + self.skip(x), None

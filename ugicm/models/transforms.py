@@ -23,7 +23,7 @@ class Analysis(nn.Sequential):
         room = None
         for layer in layers:
             if isinstance(layer, ResidualDown):
-                x, room = layer.with_room(x)
+                x, room = layer(x)
             elif isinstance(layer, ResidualBlock):
                 x = layer(x, reuse=True, room=room)
             else:
