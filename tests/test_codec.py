@@ -18,7 +18,7 @@ from PIL import Image
 from small_models import CONFIGS, small_model
 
 import ugicm
-from ugicm import checkpoint, foreign_weights, pictures, tiling
+from ugicm import checkpoint, foreign_weights, pictures
 from ugicm.codec import Codec
 from ugicm.coding import stream
 from ugicm.coding.coders import LikelihoodCoder, inside_mask
@@ -155,19 +155,22 @@ def reach(forward, x, stride_in, stride_out):
     return max(ends)
 
 
-@pytest.mark.parametrize("form", ["shipped", "mlicpp", "bmshj2018"])
+@pytest.mark.parametrize("form", ["shipped", "deep", "shallow", "mlicpp", "bmshj2018"])
 def test_the_halo_is_wider_than_the_networks_reach(form):
     if form == "shipped":  # as deep as it is
         deep = ugicm.load().config
         config = replace(CONFIGS["compact"], depth_8=deep.depth_8, depth_16=deep.depth_16)
+    elif form in ("deep", "shallow"):
+        depth = 7 if form == "deep" else 1
+        config = replace(CONFIGS["compact"], depth_8=depth, depth_16=depth)
     else:
         config = replace(CONFIGS[form], N=4, M=8)
     torch.manual_seed(0)
     model = UGICM(config).train()
     condition = model.preference.condition(torch.ones(1), torch.tensor([[0.5]]) if model.has_quality else None)
-    analysed = reach(model.g_a, torch.rand(1, 3, 320, 320), 1, 16)
-    synthesised = reach(lambda y: model.g_s(y, condition), torch.randn(1, config.M, 20, 20), 16, 1)
-    assert 16 < max(analysed, synthesised) + 1 <= tiling.HALO  # 1: sharpening
+    analysed = reach(model.g_a, torch.rand(1, 3, 512, 512), 1, 16)
+    synthesised = reach(lambda y: model.g_s(y, condition), torch.randn(1, config.M, 32, 32), 16, 1)
+    assert config.halo - 64 <= max(analysed, synthesised) + 1 <= config.halo  # 1: sharpening
 
 
 @settings(max_examples=25, deadline=None)

@@ -12,6 +12,7 @@ import ugicm
 from ugicm import pictures, refinement
 from ugicm.codec import Codec
 from ugicm.coding.coders import LikelihoodCoder
+from ugicm.config import ModelConfig
 from ugicm.refinement import RelaxedCoder
 
 
@@ -66,7 +67,7 @@ def test_large_pictures_are_refined_by_windows(shipped, monkeypatch):
     whole = shipped.compress(photo, 0.6, effort=4)
     plain = squared_error(photo, shipped.decompress(shipped.compress(photo, 0.6)))
     monkeypatch.setattr(refinement, "WINDOW", 64)
-    monkeypatch.setattr(refinement, "HALO", 64)
+    monkeypatch.setattr(ModelConfig, "halo", 64)
     tiled = shipped.compress(photo, 0.6, tile=128, effort=4)
     pieces = shipped.compress(photo, 0.6, effort=4)
     assert pieces != whole

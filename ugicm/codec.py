@@ -22,7 +22,7 @@ from ugicm.coding import stream
 from ugicm.errors import StreamError
 from ugicm.refinement import refine
 from ugicm.released import load_any
-from ugicm.tiling import HALO, Y_STRIDE, Z_STRIDE, Box, cut
+from ugicm.tiling import Y_STRIDE, Z_STRIDE, Box, cut
 
 if TYPE_CHECKING:
     from ugicm.models.codec import UGICM
@@ -33,7 +33,7 @@ ONE_RATE = 0.5  # what the header of a one-rate model's stream holds, and the qu
 
 TILE = 1024  # pictures of more than TILED_FROM pixels, padded, are coded in tiles of this side
 TILED_FROM = 2**22
-WINDOW = 4096  # analysis and synthesis see at most this side, and HALO around it, at once
+WINDOW = 4096  # analysis and synthesis see at most this side, and a halo around it, at once
 
 
 def load(checkpoint: str | os.PathLike | None = None, device: str | torch.device = "cpu", fast: bool = True) -> Codec:
@@ -223,7 +223,7 @@ class Codec:
                 f"is {self.fingerprint}; load the checkpoint it was written with"
             )
         padded = parsed.padded
-        needed = padded if view is None else view.grown(HALO, padded)
+        needed = padded if view is None else view.grown(self.config.halo, padded)
         if not parsed.tile:
             return self._read_tile(parsed, 0, padded)
         shape = (1, self.config.M, padded.height // Y_STRIDE, padded.width // Y_STRIDE)
@@ -253,7 +253,7 @@ class Codec:
                 beta = pictures.pad_to(beta, Z_STRIDE)
             image = Image.new("RGB", (view.width, view.height))
             for inside in cut(view, WINDOW):
-                around = inside.grown(HALO, parsed.padded).aligned(Y_STRIDE)
+                around = inside.grown(self.config.halo, parsed.padded).aligned(Y_STRIDE)
                 beta_here = beta[..., *around.slices()] if beta.dim() == 4 else beta
                 x_hat = self.model.synthesize(y_hat[..., *around.slices(Y_STRIDE)], beta_here, quality)
                 piece = pictures.from_tensor(x_hat[..., *inside.within(around).slices()])
@@ -267,7 +267,7 @@ class Codec:
         windows = list(cut(padded, WINDOW))
         y = None
         for inside in windows:
-            around = inside.grown(HALO, padded)
+            around = inside.grown(self.config.halo, padded)
             piece = levels[..., *around.slices()].to(self.device)
             piece = piece.to(torch.float32, memory_format=torch.channels_last).div_(255)
             part = self.model.analyse(piece, quality)[..., *inside.within(around).slices(Y_STRIDE)]

@@ -120,6 +120,15 @@ class ModelConfig:
         """Channels of each slice of y."""
         return self.slice_widths or (self.M // self.slices,) * self.slices
 
+    @property
+    def halo(self) -> int:
+        """Pixels around a window of a picture, farther than analysis, synthesis and sharpening reach; a multiple of 64.
+        """
+        reach = 120
+        if self.backbone == "compact":  # a block reaches one position further, its head another; and to their far edge
+            reach = 8 * (self.depth_8 + 1) + 16 * (self.depth_16 + 1)
+        return -(-reach // 64) * 64
+
 
 # The released UG-ICM network (117.78 M parameters).
 MLICPP = ModelConfig(

@@ -26,9 +26,9 @@ from ugicm.losses.rate import bits_per_pixel
 from ugicm.models.checkerboard import Part, pack
 from ugicm.models.codec import UGICM
 from ugicm.models.entropy_model import Parser
-from ugicm.tiling import HALO, Y_STRIDE, Z_STRIDE, Box, cut
+from ugicm.tiling import Y_STRIDE, Z_STRIDE, Box, cut
 
-WINDOW = 768  # side in pixels of what is refined at a time; memory grows with the square of it and HALO around
+WINDOW = 768  # side in pixels of what is refined at a time; memory grows with the square of it and the halo around
 SOFT, HARD = 0.1, 0.01  # width of the relaxed rounding step, in symbols, at the beginning and the end
 RATE = 7e-3  # of learning, in symbols a step; falls to a tenth
 CALM = 0.2  # bits a symbol: weaker gradients move their symbol by less than RATE
@@ -86,7 +86,7 @@ def refine(
         with tqdm(total=steps * len(windows), desc="refining", unit="step", leave=False,
                   disable=None if progress and sys.stderr else True) as bar:  # fmt: skip
             for window in windows:
-                around = window.grown(HALO, padded).aligned(Z_STRIDE)
+                around = window.grown(model.config.halo, padded).aligned(Z_STRIDE)
                 seen = x[..., *around.grown(0, Box(0, 0, *size)).slices()].to(y.device)
                 here = z_hat[..., *around.slices(Z_STRIDE)]
                 problem = _Problem(model, parser, seen, here, quality, inside_of(around, *size))

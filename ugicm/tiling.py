@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 Y_STRIDE = 16  # pixels a position of the latent y, each way
 Z_STRIDE = 64  # ... of the hyper latent z: pictures are padded to multiples of it, tiles and their sides are such
-HALO = 128  # pixels around a window; farther than the shipped networks reach, and the released ones
 
 
 @dataclass(frozen=True)

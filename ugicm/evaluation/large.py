@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ugicm import pictures
-from ugicm.codec import HALO, TILE, load
+from ugicm.codec import TILE, load
 from ugicm.coding import stream
 from ugicm.evaluation.memory import in_fresh_process, memory, reset_peak
 from ugicm.tiling import Box, cut
@@ -160,7 +160,8 @@ class _Subject:
         x, y = (self.image.width - width) // 2, (self.image.height - height) // 2
         measured = self.decompress((x, y, width, height))
         parsed = self.parsed
-        needed = Box(x, y, x + width, y + height).grown(HALO, parsed.padded)
+        halo = load(self.task["checkpoint"]).config.halo
+        needed = Box(x, y, x + width, y + height).grown(halo, parsed.padded)
         touched = sum(box.width * box.height for box in cut(parsed.padded, parsed.tile) if box.meets(needed))
         return measured | {
             "region": [x, y, width, height],
