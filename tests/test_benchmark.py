@@ -102,7 +102,7 @@ def test_one_setting(checkpoint):
     rate = max(detail["gmac_per_second"].values())
     assert floors["g_a"] == pytest.approx(detail["kmac_per_pixel"]["g_a"] * 1e3 * 128 * 64 / rate / 1e9)
     modules = detail["modules_seconds"]
-    assert {"g_a.blocks_8 (PatchBlock)", "g_s.stem (Conv2d)", "slices.rest_params (Sequential)"} <= modules.keys()
+    assert {"g_a.blocks_8 (PatchBlock)", "g_s.stem (Pointwise)", "slices.rest_params (Sequential)"} <= modules.keys()
     assert all(value > 0 for value in modules.values())
 
 

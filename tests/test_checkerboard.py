@@ -7,11 +7,16 @@ import torch.nn.functional as F
 from ugicm.models.checkerboard import ANCHOR, REST, keep, pack, pack_neighbours, unpack
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("part", [ANCHOR, REST])
-def test_unpack_undoes_pack(part):
-    x = torch.randn(2, 3, 6, 8)
-    assert pack(x, part).shape == (2, 3, 6, 4)
-    assert torch.equal(unpack(pack(x, part), part), keep(x, part))
+def test_unpack_undoes_pack(part, memory_format):
+    x = torch.randn(2, 3, 6, 8).contiguous(memory_format=memory_format)
+    packed, kept = pack(x, part), keep(x, part)
+    raster = [x[..., row, column] for row in range(6) for column in range(8) if (row + column) % 2 == part.value]
+    assert torch.equal(packed.flatten(2), torch.stack(raster, dim=2))
+    unpacked = unpack(packed, part)
+    assert torch.equal(unpacked, kept)
+    assert all(result.is_contiguous(memory_format=memory_format) for result in (packed, kept, unpacked))
 
 
 def test_anchors_are_where_row_plus_column_is_odd():

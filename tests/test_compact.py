@@ -79,6 +79,13 @@ def test_bands_give_what_the_whole_gives(quality, monkeypatch, band, most):
         torch.testing.assert_close(a, b.detach(), rtol=0, atol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(72, 64), (64, 72), (68, 64)])
+def test_parts_of_blocks_are_refused(quality, size):
+    with pytest.raises(RuntimeError):
+        small_model().analyse(torch.rand(1, 3, *size), quality)
+
+
 def test_only_the_branches_learn_in_the_last_stage(quality):
     model = small_model()
     frozen = optim.freeze(model, MACHINE_ONLY)

@@ -17,7 +17,7 @@ from ugicm.models.context import (
     LocalContext,
     linear_attention,
 )
-from ugicm.models.layers import DepthwiseConv3x3
+from ugicm.models.layers import DepthwiseConv3x3, Pointwise
 from ugicm.models.transforms import GdnAnalysis, ResidualAnalysis
 
 C, H, W = 16, 8, 12
@@ -144,6 +144,22 @@ def test_linear_attention_is_its_definition():
 def test_unknown_form():
     with pytest.raises(ValueError, match="available: full, slim"):
         LatentResidualPrediction(8, 4, "wide")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(1, 6, 8), (1, 37, 41), (3, 5, 7), (17, 1, 3)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_pointwise_whatever_the_threads(threads, shape, memory_format):
+    batch, height, width = shape
+    layer, x = Pointwise(6, 9).to(memory_format=memory_format), torch.rand(batch, 6, height, width)
+    wanted = torch.einsum("oc,bchw->bohw", layer.weight[:, :, 0, 0], x) + layer.bias[:, None, None]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        torch.testing.assert_close(layer(x.contiguous(memory_format=memory_format)), wanted)
+    finally:
+        torch.set_num_threads(before)
 
 
 @torch.no_grad()

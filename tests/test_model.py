@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from small_models import CONFIGS, small_model
 
 from ugicm import checkpoint
 from ugicm.coding.coders import LikelihoodCoder, RansDecoderCoder, RansEncoderCoder
+from ugicm.models.codec import UGICM
 
 BACKBONES = sorted(CONFIGS)
 
@@ -51,6 +53,26 @@ def test_estimating_writing_and_reading_give_the_same_latent(model, inside):
     assert written.unique().numel() > 50  # lively enough to mean something
     written_bits = 8 * sum(map(len, strings))
     assert abs(written_bits - bits) <= 0.01 * bits + 64
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("weights", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("latents", [torch.contiguous_format, torch.channels_last])
+def test_memory_orders_do_not_part_writer_and_reader(backbone, weights, latents):
+    """In float32, where sums in another order would differ."""
+    config = CONFIGS[backbone]
+    if backbone != "compact":
+        config = replace(config, parsing="float32")
+    torch.manual_seed(0)
+    model = UGICM(config).prepare_for_coding().to(memory_format=weights)
+    y = 4 * torch.randn(1, config.M, 12, 16).contiguous(memory_format=latents)
+    z = 4 * torch.randn(1, config.N, 3, 4).contiguous(memory_format=latents)
+    writer, estimate = RansEncoderCoder(model.parser, 1), LikelihoodCoder(model.parser)
+    written = model.parser(writer, z, y)
+    reader = RansDecoderCoder(model.parser, writer.flush(), (3, 4), y.numel() + z.numel())
+    assert torch.equal(model.parser(reader), written)
+    assert torch.equal(model.parser(estimate, z, y), written)
 
 
 def test_what_sees_nothing_of_the_picture_is_not_coded(model):

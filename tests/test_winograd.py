@@ -13,7 +13,7 @@ from ugicm.models.conditional_decoder import PreferenceEmbedding, ResidualSynthe
 from ugicm.models.layers import Conv2d
 from ugicm.models.transforms import ResidualAnalysis
 
-SIZES = [(8, 12), (5, 7), (1, 1), (9, 400), (4, 3), (66, 2)]
+SIZES = [(8, 12), (5, 7), (1, 1), (9, 400), (4, 3), (66, 2), (40, 6)]
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def always(monkeypatch):
     monkeypatch.setattr(Conv2d, "WORTHWHILE_POSITIONS", 0)
 
 
-@pytest.fixture(params=[2**19, 1], ids=["one band", "many bands"])
+@pytest.fixture(params=[2**19, 200, 1], ids=["one band", "bands of some tiles", "bands of one tile"])
 def band_size(request, monkeypatch):
     monkeypatch.setattr(winograd, "_VALUES", request.param)
 
@@ -73,10 +73,10 @@ def test_many_blocks_in_float64(monkeypatch):
 
 @torch.inference_mode()
 @pytest.mark.parametrize(
-    "convolve,error", [(winograd.conv2d, 1.5e-6), (float64_convolution.conv2d, 3e-15)], ids=["float32", "float64"]
+    "convolve,error", [(winograd.conv2d, 8e-7), (float64_convolution.conv2d, 3e-15)], ids=["float32", "float64"]
 )
 def test_rounding_errors(convolve, error):
-    """Within about twice the error of the direct convolution in float32, for a wide layer."""
+    """Of a wide layer; of float32 not far above what was measured, since other points would give more."""
     x, weight = torch.rand(1, 192, 32, 48), torch.randn(192, 192, 3, 3) / 40
     wanted = F.conv2d(x.double(), weight.double(), padding=1)
     if convolve is float64_convolution.conv2d:
@@ -90,7 +90,7 @@ def test_rounding_errors(convolve, error):
 def test_bands_of_several_kernels(band_size):
     x, weights = draw(2, 5, 9, 30), draw(3, 4, 5, 3, 3)
     y = torch.zeros(3, 2, 4, 9, 30, dtype=torch.float64)
-    for band in winograd.bands(x, [(weight, None) for weight in weights]):
+    for band in winograd.convolve(x, [(weight, None) for weight in weights]):
         band.place(y[band.kernel]).copy_(band.values.mul_(2))
     for found, weight in zip(y, weights, strict=True):
         torch.testing.assert_close(found, 2 * F.conv2d(x, weight, padding=1))
@@ -99,7 +99,7 @@ def test_bands_of_several_kernels(band_size):
 @torch.no_grad()
 def test_bands_in_the_memory_of_the_result(band_size):
     x, weight, out = draw(2, 5, 9, 30), draw(4, 5, 3, 3), draw(2, 4, 9, 30)
-    for band in winograd.bands(x, [(weight, None)], out):
+    for band in winograd.convolve(x, [(weight, None)], out):
         band.values += band.picture
     wanted = F.conv2d(x, weight, padding=1) + torch.arange(2)[:, None, None, None]
     torch.testing.assert_close(out, wanted)
@@ -134,13 +134,13 @@ def test_synthesis_by_bands(always, size, stem, mapped):
 
 def test_training_is_not_by_bands(always):
     convolution, x = Conv2d(8, 8, 3), torch.rand(1, 8, 8, 8)
-    assert not convolution.by_bands(x)
+    assert not convolution.by_winograd(x)
     with torch.no_grad():
-        assert convolution.by_bands(x)
-        assert not convolution.by_bands(x.double())
-        assert not Conv2d(8, 8, 3, stride=2).by_bands(x)
+        assert convolution.by_winograd(x)
+        assert not convolution.by_winograd(x.double())
+        assert not Conv2d(8, 8, 3, stride=2).by_winograd(x)
         with torch.autocast("cpu", torch.bfloat16):
-            assert not convolution.by_bands(x)
+            assert not convolution.by_winograd(x)
     convolution(x).sum().backward()
     assert convolution.weight.grad.any()
 
@@ -148,9 +148,9 @@ def test_training_is_not_by_bands(always):
 @torch.no_grad()
 def test_narrow_layers_and_small_maps_are_not_by_bands():
     wide = Conv2d(512, 512, 3)
-    assert wide.by_bands(torch.empty(1, 512, 32, 32))
-    assert not wide.by_bands(torch.empty(1, 512, 16, 16))
-    assert not Conv2d(64, 64, 3).by_bands(torch.empty(1, 64, 32, 32))
+    assert wide.by_winograd(torch.empty(1, 512, 32, 32))
+    assert not wide.by_winograd(torch.empty(1, 512, 16, 16))
+    assert not Conv2d(64, 64, 3).by_winograd(torch.empty(1, 64, 32, 32))
 
 
 @pytest.mark.parametrize("convolve", [winograd.conv2d, float64_convolution.conv2d])

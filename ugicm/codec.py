@@ -99,7 +99,7 @@ def fast_dtype(device: torch.device) -> torch.dtype | None:
 
 class Codec:
     """A model ready for use. Safe to share between threads: calls share the weights and keep no state, but for
-    scratch memory of each thread (about 85 MiB for the released form, none for the compact one). It can be pickled.
+    scratch memory of each thread (about 135 MiB for the released form, none for the compact one). It can be pickled.
 
     A process that was *forked* from one that has already computed with several threads hangs in PyTorch's OpenMP: call
     ``torch.set_num_threads(1)`` there first, or start processes by spawn.

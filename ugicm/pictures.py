@@ -218,7 +218,7 @@ def from_tensor(x: Tensor) -> Image.Image:
 
     x = x.detach().reshape(x.shape[-3:]).permute(1, 2, 0)
     levels = torch.empty(x.shape, dtype=torch.uint8, device="cpu")
-    step = len(x) if x.is_cuda else -(-_BAND // x.shape[1])  # what lies in between stays in the processor's cache
+    step = -(-_BAND // x.shape[1]) if x.device.type == "cpu" else len(x)  # the steps' results stay in the cache
     for rows, out in zip(x.split(step), levels.split(step), strict=True):
         out.copy_(rows.float().clamp(0, 1).mul_(255).round_().byte())
     return Image.fromarray(levels.numpy())

@@ -288,7 +288,7 @@ def stage_seconds(it: Ours, repeats: int) -> dict[str, float]:
             model.write(y[..., *box.slices(Y_STRIDE)], z[..., *box.slices(Z_STRIDE)], parsed.inside(box))
 
     steps: dict[str, Callable[[], object]] = {
-        "open, pad": lambda: pictures.to_levels(image, Z_STRIDE),
+        "open, pad": lambda: pictures.to_levels(image, Z_STRIDE).float().div_(255),
         "g_a": lambda: model.analyse(x, q),
         "h_a": lambda: model.h_a(y),
         "h_s": lambda: model.parser.h_s(z_hat),

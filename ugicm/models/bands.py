@@ -36,8 +36,9 @@ def around(rows: slice, height: int) -> tuple[slice, slice]:
 
 
 def assemble(piece: Callable[[slice], Tensor], like: Tensor, height: int, width: int, multiple: int = 1) -> Tensor:
-    """``piece(rows)`` for all rows of a map [height, width], in float32, made by :func:`bands` where ``like`` says so
-    (:func:`by_bands`). A piece is [B, C, n, W], n in a fixed proportion to its rows."""
+    """``piece(rows)`` for all rows of a map [height, width], in float32. A piece is [B, C, n, W], n in a fixed
+    proportion to its rows. By :func:`bands`, which begin at multiples of ``multiple``, where ``like`` is as
+    :func:`by_bands` asks."""
     if not by_bands(like):
         return piece(slice(0, height)).float()
     result, top = None, 0

@@ -27,7 +27,7 @@ class Part(Enum):
 ANCHOR, REST, ALL = Part.ANCHOR, Part.REST, Part.ALL
 
 
-def channels_last(x: Tensor) -> bool:
+def _channels_last(x: Tensor) -> bool:
     """Whether x [B, C, H, W] has its channels side by side in memory."""
     return x.dim() == 4 and x.stride(1) == 1 and x.shape[1] > 1
 
@@ -35,7 +35,7 @@ def channels_last(x: Tensor) -> bool:
 def _zeros(x: Tensor, width: int) -> Tensor:
     """Of x's size [..., H, W] but for the width, in x's order in memory."""
     *lead, height, _ = x.shape
-    if channels_last(x):
+    if _channels_last(x):
         return x.new_zeros(lead[0], height, width, lead[1]).permute(0, 3, 1, 2)
     return x.new_zeros(*lead, height, width)
 
@@ -56,7 +56,7 @@ def pack(x: Tensor, part: Part) -> Tensor:
     if part is ALL:
         return x
     rows = [x[..., row::2, (row + part.value) % 2 :: 2] for row in (0, 1)]
-    if channels_last(x):
+    if _channels_last(x):
         return torch.stack([row.permute(0, 2, 3, 1) for row in rows], dim=2).flatten(1, 2).permute(0, 3, 1, 2)
     return torch.stack(rows, dim=-2).flatten(-3, -2)
 

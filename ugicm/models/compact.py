@@ -19,7 +19,7 @@ from ugicm.models.checkerboard import REST, pack_neighbours
 from ugicm.models.conditional_decoder import Condition
 from ugicm.models.entropy_model import SliceEntropyModel
 from ugicm.models.fixed_point import FixedPointActivation, FixedPointConv2d, activation, fixed_point_stack, on_grid
-from ugicm.models.layers import full_precision
+from ugicm.models.layers import Pointwise, full_precision
 from ugicm.tiling import Y_STRIDE
 
 FOLD = 8  # pixels folded into channels, each way
@@ -44,11 +44,11 @@ class PatchBlock(nn.Module):
 
     def __init__(self, width: int, condition_width: int = 0):
         super().__init__()
-        self.expand = nn.Conv2d(width, width, 1)
+        self.expand = Pointwise(width, width)
         self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
-        self.project = nn.Conv2d(width, width, 1)
-        self.widen = nn.Conv2d(width, 2 * width, 1)
-        self.narrow = nn.Conv2d(2 * width, width, 1)
+        self.project = Pointwise(width, width)
+        self.widen = Pointwise(width, 2 * width)
+        self.narrow = Pointwise(2 * width, width)
         self.modulation = None
         if condition_width:
             self.modulation = nn.Linear(condition_width, 2 * width)
@@ -75,9 +75,9 @@ class MachineBranch(nn.Module):
 
     def __init__(self, width: int, inner: int):
         super().__init__()
-        self.reduce = nn.Conv2d(width, inner, 1)
+        self.reduce = Pointwise(width, inner)
         self.depthwise = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
-        self.widen = nn.Conv2d(inner, width, 1)
+        self.widen = Pointwise(inner, width)
         nn.init.zeros_(self.widen.weight)
         nn.init.zeros_(self.widen.bias)
 
@@ -104,24 +104,24 @@ def run_blocks(
     return x
 
 
-class DetailAnalysis(nn.Conv2d):
+class DetailAnalysis(Pointwise):
     """Blocks of 16x16 pixels, [B, 3, H, W] about 0 -> ``width`` linear coefficients each, [B, width, H/16, W/16].
 
     What the deep transform cannot carry at high rates; see :mod:`ugicm.training.widen` for where it begins.
     """
 
     def __init__(self, width: int):
-        super().__init__(3 * Y_STRIDE**2, width, 1, bias=False)
+        super().__init__(3 * Y_STRIDE**2, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.pixel_unshuffle(x, Y_STRIDE))
 
 
-class DetailSynthesis(nn.Conv2d):
+class DetailSynthesis(Pointwise):
     """The way back: coefficients [B, width, H/16, W/16] -> what they add to the picture, [B, 3, H, W]."""
 
     def __init__(self, width: int):
-        super().__init__(width, 3 * Y_STRIDE**2, 1, bias=False)
+        super().__init__(width, 3 * Y_STRIDE**2, bias=False)
 
     def forward(self, y_hat: Tensor) -> Tensor:
         return F.pixel_shuffle(super().forward(y_hat), Y_STRIDE)
@@ -135,29 +135,31 @@ class PatchAnalysis(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.stem = nn.Conv2d(3 * FOLD**2, config.width_8, 1)
+        self.stem = Pointwise(3 * FOLD**2, config.width_8)
         self.blocks_8 = nn.ModuleList(PatchBlock(config.width_8) for _ in range(config.depth_8))
         self.down = nn.Conv2d(config.width_8, config.width_16, 2, stride=2)
         self.blocks_16 = nn.ModuleList(PatchBlock(config.width_16) for _ in range(config.depth_16))
-        self.head = nn.Conv2d(config.width_16, config.M - config.detail_width, 1)
+        self.head = Pointwise(config.width_16, config.M - config.detail_width)
         self.detail = DetailAnalysis(config.detail_width) if config.detail_width else None
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = (side // FOLD for side in x.shape[-2:])
+
+        def blocks(size: int) -> list[int]:
+            """Blocks of pixels downwards and across; parts of one, too, so that folding refuses them."""
+            return [-(-side // size) for side in x.shape[-2:]]
 
         def centred(rows: slice, size: int) -> Tensor:
             """The pixels in ``rows`` of blocks of ``size``, about 0."""
             return x[:, :, rows.start * size : rows.stop * size] - 0.5
 
-        h = assemble(lambda rows: self.stem(F.pixel_unshuffle(centred(rows, FOLD), FOLD)), x, height, width)
+        h = assemble(lambda rows: self.stem(F.pixel_unshuffle(centred(rows, FOLD), FOLD)), x, *blocks(FOLD))
         h = run_blocks(h, self.blocks_8)
         h = self.down(h).float()
         h = run_blocks(h, self.blocks_16)
         y = full_precision(self.head, h)
         if self.detail is None:
             return y
-        height, width = (side // Y_STRIDE for side in x.shape[-2:])
-        detail = assemble(lambda rows: full_precision(self.detail, centred(rows, Y_STRIDE)), x, height, width)
+        detail = assemble(lambda rows: full_precision(self.detail, centred(rows, Y_STRIDE)), x, *blocks(Y_STRIDE))
         return torch.cat([y, detail], dim=1)
 
 
@@ -170,9 +172,9 @@ class PatchSynthesis(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.stem = nn.Conv2d(config.M, config.width_16, 1)
+        self.stem = Pointwise(config.M, config.width_16)
         self.blocks_16 = nn.ModuleList(PatchBlock(config.width_16, config.beta_width) for _ in range(config.depth_16))
-        self.up = nn.Conv2d(config.width_16, 4 * config.width_8, 1)
+        self.up = Pointwise(config.width_16, 4 * config.width_8)
         self.blocks_8 = nn.ModuleList(PatchBlock(config.width_8, config.beta_width) for _ in range(config.depth_8))
         self.head = nn.Conv2d(config.width_8, 3 * FOLD**2, 3, padding=1)
         self.detail = DetailSynthesis(config.detail_width) if config.detail_width else None

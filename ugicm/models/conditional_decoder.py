@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ugicm.models.layers import (
+    Pointwise,
     ResidualUp,
-    conv1x1,
     conv3x3,
     full_precision,
     residual_by_bands,
@@ -138,13 +138,13 @@ class PCDM(nn.Module):
         self.conv2 = conv3x3(out_channels, out_channels)
         self.shift1 = nn.Linear(condition_width, out_channels, bias=False)
         self.shift2 = nn.Linear(condition_width, out_channels, bias=False)
-        self.skip = nn.Identity() if in_channels == out_channels else conv1x1(in_channels, out_channels)
+        self.skip = nn.Identity() if in_channels == out_channels else Pointwise(in_channels, out_channels)
 
     def forward(
         self, x: Tensor, condition: Condition, reuse: bool = False, room: Tensor | None = None
     ) -> Tensor:
         """``reuse``: the result may take the memory of ``x``; ``room`` [B, out, H, W]: memory free for use."""
-        if condition.level_map is None and self.conv1.by_bands(x):
+        if condition.level_map is None and self.conv1.by_winograd(x):
             shifts = self.shift1(condition.vectors), self.shift2(condition.vectors)
             return residual_by_bands(self, x, reuse, room, shifts)
         h = F.gelu(self.conv1(x))

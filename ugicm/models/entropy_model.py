@@ -32,8 +32,8 @@ class Coder(Protocol):
         """Code one part of one slice.
 
         ``scale`` and ``mean`` are packed, [B, C, H, W/2] ([B, C, H, W] for ``ALL``); ``y`` is the whole slice
-        [B, C, H, W], or None when reading. Returns y_hat on the part, packed: the mean and a residual, in the mean's
-        order in memory (what follows rounds alike only then).
+        [B, C, H, W], or None when reading. Returns y_hat on the part, packed, and in memory in
+        the order of ``mean``: another one would be rounded differently by what follows, and all coders must agree.
         """
 
 
@@ -129,8 +129,8 @@ class Parser(nn.Module):
 
     def forward(self, coder: Coder, z: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         """Code z, then y given z (both None when reading). Returns y_hat [B, M, H, W] in the parser's dtype."""
-        if y is not None:
-            z, y = z.to(self.dtype), y.to(self.dtype)
+        if y is not None:  # z as a reader will have it, in memory too: another order would be rounded differently
+            z, y = z.to(self.dtype).contiguous(), y.to(self.dtype)
         exact = self.dtype == torch.float32 and not self.training
         with full_float32() if exact else contextlib.nullcontext():
             return self.slices(self.h_s(coder.code_hyper(z)), coder, y)

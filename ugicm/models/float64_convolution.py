@@ -18,8 +18,8 @@ from ugicm.models.workspace import take
 
 TILE = 6
 # Polynomials are multiplied by their values at these points and at infinity. Among small fractions these give the
-# least rounding error for 3 taps: half as much as the usual 0, 1, -1, 2, -2 (compare Barabasz et al., "Error Analysis
-# and Improving the Accuracy of Winograd Convolution for Deep Neural Networks", 2020).
+# least rounding error for 3 taps in both directions: half as much as the usual 0, 1, -1, 2, -2 (compare Barabasz et
+# al., "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks", 2020).
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 _TILES = 96  # in a block, at least
 _VALUES = 1 << 20  # of transformed input in a block, at most where there are more tiles than that

@@ -17,7 +17,7 @@ from ugicm.compressai_parts import GDN, conv1x1
 from ugicm.models import float64_convolution, winograd
 
 __all__ = [
-    "GDN", "Conv2d", "DepthwiseConv3x3", "ResidualBlock", "ResidualDown", "ResidualUp", "conv1x1", "conv3x3",
+    "GDN", "Conv2d", "DepthwiseConv3x3", "Pointwise", "ResidualBlock", "ResidualDown", "ResidualUp", "conv3x3",
     "conv3x3_stack", "full_precision", "pointwise_stack", "subpel_conv3x3",
 ]  # fmt: skip
 
@@ -32,9 +32,9 @@ class Conv2d(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2)
 
-    def by_bands(self, x: Tensor) -> bool:
-        """Whether :func:`ugicm.models.winograd.bands` is the quickest way to convolve ``x``, and the layers after this
-        one can work by bands, too: in float32 on the CPU, with nothing to be differentiated."""
+    def by_winograd(self, x: Tensor) -> bool:
+        """Whether :func:`ugicm.models.winograd.convolve` is the quickest way to convolve ``x``, and the layers after
+        this one can work by bands, too: in float32 on the CPU, with nothing to be differentiated."""
         positions = len(x) * x.shape[2] * x.shape[3]
         return (
             self._plain(x, torch.float32)
@@ -45,20 +45,47 @@ class Conv2d(nn.Conv2d):
         )
 
     def _plain(self, x: Tensor, dtype: torch.dtype) -> bool:
-        """Whether this is a convolution in ``dtype`` on the CPU, of stride 1, not to be differentiated."""
+        """Whether this is a convolution in ``dtype`` on the CPU, of stride 1, where gradients are switched off."""
         on_cpu = x.device.type == "cpu" and x.dtype == self.weight.dtype == dtype
         return on_cpu and self.stride == (1, 1) and not torch.is_grad_enabled()
 
-    def bands(self, x: Tensor, out: Tensor | None = None) -> Iterator[winograd.Band]:
+    def convolve(self, x: Tensor, out: Tensor | None = None) -> Iterator[winograd.Band]:
         """The results for ``x`` as bands that are still in the cache."""
-        return winograd.bands(x, [(self.weight, self.bias)], out)
+        return winograd.convolve(x, [(self.weight, self.bias)], out)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.by_bands(x):
+        if self.by_winograd(x):
             return winograd.conv2d(x, self.weight, self.bias)
         if self._plain(x, torch.float64) and self.kernel_size in ((3, 3), (5, 5)):
             return float64_convolution.conv2d(x, self.weight, self.bias)
         return super().forward(x)
+
+
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution with stride 1. [B, C, H, W] -> [B, O, H, W]."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True):
+        super().__init__(in_channels, out_channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pointwise(x, self.weight, self.bias)
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As ``F.conv2d`` for kernels of 1x1.
+
+    With one thread and fewer than 16 pictures PyTorch does not ask oneDNN but MKL, which is half as fast on processors
+    that are not Intel's. So it is given 16 pictures or a few more, of one row, which are the same positions.
+    """
+    batch, channels, height, width = x.shape
+    if torch.get_num_threads() == 1 and not torch.is_grad_enabled() and x.device.type == "cpu":
+        positions = batch * height * width
+        pictures = next((n for n in range(16, 32) if positions % n == 0), None)
+        if pictures and batch < 16:
+            rows = x.permute(0, 2, 3, 1).reshape(pictures, 1, -1, channels).permute(0, 3, 1, 2)
+            y = F.conv2d(rows, weight, bias).permute(0, 2, 3, 1)
+            return y.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
+    return F.conv2d(x, weight, bias)
 
 
 def gelu_(x: Tensor) -> Tensor:
@@ -69,14 +96,17 @@ def gelu_(x: Tensor) -> Tensor:
 class BandGDN:
     """The same as a CompressAI ``GDN``, for bands [rows, W, C], in place; not differentiable."""
 
+    POSITIONS = 3072  # at a time, about: what lies in between stays in the cache
+
     def __init__(self, gdn: GDN):
         self.inverse = gdn.inverse
         self.beta, self.gamma = gdn.beta_reparam(gdn.beta), gdn.gamma_reparam(gdn.gamma)[..., None, None]
 
     def __call__(self, band: Tensor) -> Tensor:
-        # A convolution rather than a product of matrices: oneDNN's is fast on every processor.
-        norm = F.conv2d(winograd.as_picture(band.square()), self.gamma, self.beta)[0].permute(1, 2, 0)
-        return band.mul_(norm.sqrt_() if self.inverse else norm.rsqrt_())
+        for rows in band.split(max(1, self.POSITIONS // band.shape[1])):
+            norm = pointwise(winograd.as_picture(rows.square()), self.gamma, self.beta)[0].permute(1, 2, 0)
+            rows.mul_(norm.sqrt_() if self.inverse else norm.rsqrt_())
+        return band
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> Conv2d:
@@ -100,10 +130,10 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = conv3x3(in_channels, out_channels)
         self.conv2 = conv3x3(out_channels, out_channels)
-        self.skip = nn.Identity() if in_channels == out_channels else conv1x1(in_channels, out_channels)
+        self.skip = nn.Identity() if in_channels == out_channels else Pointwise(in_channels, out_channels)
 
     def forward(self, x: Tensor, reuse: bool = False, room: Tensor | None = None) -> Tensor:
-        if self.conv1.by_bands(x):
+        if self.conv1.by_winograd(x):
             return residual_by_bands(self, x, reuse, room)
         h = F.gelu(self.conv1(x))
         return F.gelu(self.conv2(h)) + self.skip(x)
@@ -120,14 +150,14 @@ def residual_by_bands(
     cache. ``shifts``, each [B, O], are added after the activations; ``reuse`` and ``room`` as in
     :class:`ResidualBlock`."""
     h = winograd.empty_like(x, block.conv1.out_channels) if room is None else room
-    for band in block.conv1.bands(x, out=h):
+    for band in block.conv1.convolve(x, out=h):
         gelu_(band.values)
         if shifts is not None:
             band.values += shifts[0][band.picture]
     y = block.skip(x)
     if y is x and not reuse:
         y = x.clone()
-    for band in block.conv2.bands(h):
+    for band in block.conv2.convolve(h):
         gelu_(band.values)
         if shifts is not None:
             band.values += shifts[1][band.picture]
@@ -150,11 +180,11 @@ class ResidualDown(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         h = self.conv1(x)
-        if not self.conv2.by_bands(h):
+        if not self.conv2.by_winograd(h):
             return self.gdn(self.conv2(F.gelu(h))) + self.skip(x), None
         gelu_(h)
         y, gdn = self.skip(x), BandGDN(self.gdn)
-        for band in self.conv2.bands(h):
+        for band in self.conv2.convolve(h):
             band.place(y).add_(gdn(band.values))
         return y, h
 
@@ -173,19 +203,19 @@ class ResidualUp(nn.Module):
         self.skip = subpel_conv3x3(in_channels, out_channels, 2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        if not self.up[0].by_bands(x):
+        if not self.up[0].by_winograd(x):
             h = F.gelu(self.up(x))
             return self.igdn(self.conv(h)) + self.skip(x), None
         # A convolution followed by a pixel shuffle is four convolutions, one for every place in the 2x2 squares.
         h, y = (winograd.empty_like(x, self.conv.in_channels, scale=2) for _ in range(2))
         kernels = [(conv.weight[p::4], conv.bias[p::4]) for conv in (self.up[0], self.skip[0]) for p in range(4)]
-        for band in winograd.bands(x, kernels):
+        for band in winograd.convolve(x, kernels):
             skip, place = divmod(band.kernel, 4)
             if not skip:
                 gelu_(band.values)
             band.place((y if skip else h)[..., place // 2 :: 2, place % 2 :: 2]).copy_(band.values)
         gdn = BandGDN(self.igdn)
-        for band in self.conv.bands(h):
+        for band in self.conv.convolve(h):
             band.place(y).add_(gdn(band.values))
         return y, h
 
@@ -228,5 +258,5 @@ def pointwise_stack(*widths: int) -> list[nn.Module]:
     """1x1 convolutions ``widths[0] -> widths[1] -> ...`` with GELU between them."""
     layers: list[nn.Module] = []
     for width_in, width_out in pairwise(widths):
-        layers += [conv1x1(width_in, width_out), nn.GELU()]
+        layers += [Pointwise(width_in, width_out), nn.GELU()]
     return layers[:-1]

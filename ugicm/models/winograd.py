@@ -7,9 +7,9 @@ products an output instead of 9. Along the rows nothing is transformed. Transfor
 products once more, but here the convolutions are oneDNN's at full speed, and the transforms are sums of whole rows;
 sums of single positions, or products with small matrices, cost more than they save.
 
-Everything goes by bands of rows that stay in the cache, and :func:`bands` hands each out as soon as it is done, so that
-what follows a convolution (an activation, a sum) need not go through memory again. Rounding errors are about 1.5 times
-those of the direct convolution.
+Everything goes by bands of rows, and :func:`convolve` hands each out as soon as it is done, so that what follows a
+convolution (an activation, a sum) need not go through memory again. Rounding errors are up to about twice those of the
+direct convolution.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from ugicm.models.workspace import take
 
 OUTPUTS = 4  # rows made at a time
 INPUTS = OUTPUTS + 2  # rows they are made of
-# Polynomials are multiplied by their values at 0, +-A, +-B and infinity. Among small fractions these give the least
-# error (compare Barabasz et al., "Error Analysis and Improving the Accuracy of Winograd Convolution", 2020).
+# A filter is the transpose of a product of polynomials, and these are multiplied by their values at 0, +-A, +-B and
+# infinity. Among small fractions these give the least error in one direction (compare Barabasz et al., "Error Analysis
+# and Improving the Accuracy of Winograd Convolution for Deep Neural Networks", 2020).
 A, B = 0.625, 1.5
 _A2, _B2 = A * A, B * B
 _OF_A, _OF_B = 0.5 / (_A2 * (_A2 - _B2)), 0.5 / (_B2 * (_B2 - _A2))  # weights of the products at +-A and +-B
@@ -46,7 +47,12 @@ class Band:
 
     def place(self, out: Tensor) -> Tensor:
         """The same rows of ``out`` [B, O, H, W], as [rows, W, O]."""
-        return out[self.picture, :, self.rows].permute(1, 2, 0)
+        return _rows_of(out, self.picture, self.rows)
+
+
+def _rows_of(maps: Tensor, picture: int, rows: slice) -> Tensor:
+    """Some rows of one of ``maps`` [B, C, H, W], as [rows, W, C]."""
+    return maps[picture, :, rows].permute(1, 2, 0)
 
 
 def empty_like(x: Tensor, channels: int, scale: int = 1) -> Tensor:
@@ -66,16 +72,17 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     x [B, C, H, W], weight [O, C, 3, 3] -> [B, O, H, W].
     """
     y = empty_like(x, len(weight))
-    for _ in bands(x, [(weight, bias)], out=y):
+    for _ in convolve(x, [(weight, bias)], out=y):
         pass
     return y
 
 
-def bands(x: Tensor, kernels: Sequence[Kernel], out: Tensor | None = None) -> Iterator[Band]:
+def convolve(x: Tensor, kernels: Sequence[Kernel], out: Tensor | None = None) -> Iterator[Band]:
     """Convolve x [B, C, H, W] (best channels last) with every kernel, band by band: stride 1, zero padding 1.
 
     With ``out`` [B, O, H, W], for one kernel, the bands' values are its memory; without, they are lost when the next
-    band is asked for. x must stay as it is until the last one. Not differentiable.
+    band is asked for. Until the last one x must stay as it is, and this thread must not convolve anything else this
+    way: memory for what lies in between is kept, and shared. Not differentiable.
     """
     batch, channels, height, width = x.shape
     widest = max(channels, *(len(weight) for weight, _ in kernels))
@@ -86,26 +93,26 @@ def bands(x: Tensor, kernels: Sequence[Kernel], out: Tensor | None = None) -> It
         for first in range(0, tiles, step):
             count = min(step, tiles - first)
             rows = slice(first * OUTPUTS, min((first + count) * OUTPUTS, height))
-            points = _transform_rows(_rows_around(x[picture].permute(1, 2, 0), rows.start - 1, count), count)
+            source = _rows_of(x, picture, slice(None))
+            points = _transform_rows(_rows_around(source, rows.start - 1, count), count)
             for kernel, (filters, biases) in enumerate(transformed):
                 products = [
                     F.conv2d(as_picture(point), at_point, bias, padding=(0, 1))[0].permute(1, 2, 0)
                     for point, at_point, bias in zip(points, filters, biases, strict=True)
                 ]
+                place = None if out is None else _rows_of(out, picture, rows)
                 complete = rows.stop - rows.start == count * OUTPUTS
-                if out is not None and complete:
-                    values = out[picture, :, rows].permute(1, 2, 0)
-                    _sum_products(products, values)
-                else:
-                    values = take("values", (count * OUTPUTS, *products[0].shape[1:]), x.dtype)
-                    _sum_products(products, values)
-                    values = values[: rows.stop - rows.start]
-                    if out is not None:
-                        values = out[picture, :, rows].permute(1, 2, 0).copy_(values)
-                yield Band(values, picture, kernel, rows)
+                if complete and place is not None:
+                    _sum_products(products, place)
+                    yield Band(place, picture, kernel, rows)
+                    continue
+                values = take("values", (count * OUTPUTS, *products[0].shape[1:]), x.dtype)
+                _sum_products(products, values)
+                values = values[: rows.stop - rows.start]
+                yield Band(values if place is None else place.copy_(values), picture, kernel, rows)
 
 
-def _transform_filters(weight: Tensor, kernel: int = 0) -> list[Tensor]:
+def _transform_filters(weight: Tensor, kernel: int) -> list[Tensor]:
     """weight [O, C, 3, 3] -> the filters at the six points, each [O, C, 1, 3], channels last; valid until the same
     ``kernel`` is used again."""
     shape = len(weight), 1, 3, weight.shape[1]
@@ -122,7 +129,11 @@ def _transform_filters(weight: Tensor, kernel: int = 0) -> list[Tensor]:
 
 
 def _biases(bias: Tensor | None) -> list[Tensor | None]:
-    """What to add to the products, so that :func:`_sum_products` adds ``bias`` to every row."""
+    """What to add to the products at each point, so that :func:`_sum_products` adds ``bias`` to every row.
+
+    With p and m at A and -A, and the others 0: at_0 + OF_A (p + m) = bias, A OF_A (p - m) = bias,
+    A^2 OF_A (p + m) = bias, A^3 OF_A (p - m) + at_infinity = bias.
+    """
     if bias is None:
         return [None] * INPUTS
     plus, minus = 0.5 * (1 / A + 1) / (A * _OF_A), 0.5 * (1 / A - 1) / (A * _OF_A)
