@@ -299,12 +299,18 @@ def test_damaged_instance_files_are_refused_when_they_are_read(coco, change, mes
         Instances(path, [place / "one.png"])
 
 
-def test_masks_follow_their_picture(coco):
+def white_circle(coco):
+    """One picture, white where its mask is. Returns its folder, and the file of masks."""
     place, path, circle = coco
     white = np.zeros((80, 100, 3), np.uint8)
     white[circle > 0] = 255
     Image.fromarray(white).save(place / "one.png")
     (place / "two.png").unlink()
+    return place, path
+
+
+def test_masks_follow_their_picture(coco):
+    place, path = white_circle(coco)
     samples, found = samples_of(place, path, crop=64, max_instances=3), 0
     for i in range(30):
         sample = samples[i]
@@ -368,11 +374,7 @@ def test_masks_larger_than_their_picture_are_not_even_decoded(coco, monkeypatch)
 
 
 def test_masks_are_enlarged_with_their_picture(coco):
-    place, path, circle = coco
-    white = np.zeros((80, 100, 3), np.uint8)
-    white[circle > 0] = 255
-    Image.fromarray(white).save(place / "one.png")
-    (place / "two.png").unlink()
+    place, path = white_circle(coco)
     samples, best = samples_of(place, path, crop=128, max_instances=3), 0
     for i in range(10):
         bright = samples[i]["x"][0] > 127

@@ -124,7 +124,7 @@ class ModelConfig:
     def halo(self) -> int:
         """Pixels around a window of a picture, farther than analysis, synthesis and sharpening reach; a multiple of 64.
         """
-        reach = 120
+        reach = 120  # the published networks
         if self.backbone == "compact":  # a block reaches one position further, its head another; and to their far edge
             reach = 8 * (self.depth_8 + 1) + 16 * (self.depth_16 + 1)
         return -(-reach // 64) * 64

@@ -50,7 +50,7 @@ class Conv2d(nn.Conv2d):
         return on_cpu and self.stride == (1, 1) and not torch.is_grad_enabled()
 
     def convolve(self, x: Tensor, out: Tensor | None = None) -> Iterator[winograd.Band]:
-        """The results for ``x`` as bands that are still in the cache."""
+        """The results for ``x``, band by band (:func:`ugicm.models.winograd.convolve`)."""
         return winograd.convolve(x, [(self.weight, self.bias)], out)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,14 +74,14 @@ class Pointwise(nn.Conv2d):
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """As ``F.conv2d`` for kernels of 1x1.
 
-    With one thread and fewer than 16 pictures PyTorch does not ask oneDNN but MKL, which is half as fast on processors
-    that are not Intel's. So it is given 16 pictures or a few more, of one row, which are the same positions.
+    With one thread and fewer than 16 pictures PyTorch does not ask oneDNN but MKL, which is half as fast on AMD's
+    processors. So it is given 16 pictures or a few more, of one row, which are the same positions.
     """
     batch, channels, height, width = x.shape
-    if torch.get_num_threads() == 1 and not torch.is_grad_enabled() and x.device.type == "cpu":
+    if batch < 16 and torch.get_num_threads() == 1 and not torch.is_grad_enabled() and x.device.type == "cpu":
         positions = batch * height * width
         pictures = next((n for n in range(16, 32) if positions % n == 0), None)
-        if pictures and batch < 16:
+        if pictures:
             rows = x.permute(0, 2, 3, 1).reshape(pictures, 1, -1, channels).permute(0, 3, 1, 2)
             y = F.conv2d(rows, weight, bias).permute(0, 2, 3, 1)
             return y.reshape(batch, height, width, -1).permute(0, 3, 1, 2)

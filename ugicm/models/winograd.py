@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ugicm.models.bands import ALL_ROWS, bands
 from ugicm.models.workspace import take
 
 OUTPUTS = 4  # rows made at a time
@@ -86,14 +87,12 @@ def convolve(x: Tensor, kernels: Sequence[Kernel], out: Tensor | None = None) ->
     """
     batch, channels, height, width = x.shape
     widest = max(channels, *(len(weight) for weight, _ in kernels))
-    tiles = -(-height // OUTPUTS)
-    step = -(-tiles // -(-tiles * width * widest // _VALUES))
+    positions = max(1, OUTPUTS * _VALUES // widest)
     transformed = [(_transform_filters(weight, i), _biases(bias)) for i, (weight, bias) in enumerate(kernels)]
     for picture in range(batch):
-        for first in range(0, tiles, step):
-            count = min(step, tiles - first)
-            rows = slice(first * OUTPUTS, min((first + count) * OUTPUTS, height))
-            source = _rows_of(x, picture, slice(None))
+        source = _rows_of(x, picture, ALL_ROWS)
+        for rows in bands(height, width, OUTPUTS, positions):
+            count = -(-(rows.stop - rows.start) // OUTPUTS)
             points = _transform_rows(_rows_around(source, rows.start - 1, count), count)
             for kernel, (filters, biases) in enumerate(transformed):
                 products = [
