@@ -89,7 +89,7 @@ def seeds(folder: Path) -> None:
     for what in (COMPACT, GUARDED):
         string = stream.parse(CODECS[what].compress(noise.crop((0, 0, 64, 64)))).strings[0]
         (folder / f"string-{what}").write_bytes(bytes([what]) + string)
-        (folder / f"escapes-{what}").write_bytes(bytes([what, 0]) + b"\xff" * 3000)
+        (folder / f"escapes-{what}").write_bytes(bytes([what, 0]) + b"\xff\xff\xff\x7f" * 750)
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ class RelaxedCoder:
         below = residual.detach().floor()
         share = torch.sigmoid((residual - below - 0.5) / self.softness)
         bits = torch.lerp(self._bits(below, scale), self._bits(below + 1, scale), share)
-        uncoded = left_out(self.gaussian, scale.detach(), part, self.inside)
+        uncoded = left_out(self.gaussian, self.gaussian.build_indexes(scale.detach()), part, self.inside)
         self.bits = self.bits + bits.masked_fill(uncoded, 0).sum()
         return mean + (below + share).masked_fill(uncoded, 0)
 
@@ -104,7 +104,7 @@ class _Problem:
     ):  # fmt: skip
         self.model, self.parser, self.x, self.z_hat = model, parser, x, z_hat
         self.quality, self.inside = quality, inside
-        self.people = torch.zeros(1, device=x.device)
+        self.people = torch.zeros(1)
         with torch.no_grad():
             self.hyper = parser.h_s(z_hat)
 

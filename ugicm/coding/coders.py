@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 import zlib
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from ugicm.models.gaussian import TabulatedGaussian
 
 LONGEST = 8  # bytes a symbol: 16 bits and, escaped, 4 of length and up to 28 of value make 6
 MARGIN = 256  # words
+CLAIM = 5  # bytes a symbol, after a string's end
 SYMBOL_LIMIT = 2**26  # the rANS encoder never ends for a symbol of 28 bits or more
 
 
@@ -42,19 +44,20 @@ def straight_through_round(x: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def inside_mask(size: torch.Size, part: Part, inside: tuple[int, int]) -> Tensor:
+def inside_mask(size: torch.Size, part: Part, inside: tuple[int, int], device: torch.device) -> Tensor:
     """Whether positions of a packed ``part`` of ``size`` (h, w) lie in y's first rows and columns; bool [h, w]."""
     height, width = size
     with torch.inference_mode(False):  # it is kept, and must serve where gradients are computed, too
-        mask = torch.zeros(1, 1, height, width if part is ALL else 2 * width, dtype=torch.bool, device="cpu")
+        mask = torch.zeros(1, 1, height, width if part is ALL else 2 * width, dtype=torch.bool, device=device)
         mask[..., : inside[0], : inside[1]] = True
         return pack(mask, part)[0, 0]
 
 
-def left_out(gaussian: TabulatedGaussian, scale: Tensor, part: Part, inside: tuple[int, int] | None) -> Tensor:
-    """Positions of a packed ``part`` that a stream does not hold, their y_hat being the mean; bool, as ``scale``."""
-    certain = gaussian.certain(gaussian.build_indexes(scale))
-    return certain | ~inside_mask(scale.shape[2:], part, inside).to(scale.device) if inside else certain
+def left_out(gaussian: TabulatedGaussian, rows: Tensor, part: Part, inside: tuple[int, int] | None) -> Tensor:
+    """Positions of a packed ``part`` that a stream does not hold, their y_hat being the mean; bool, as ``rows`` of the
+    table [B, C, h, w]."""
+    certain = gaussian.certain(rows)
+    return certain | ~inside_mask(rows.shape[2:], part, inside, rows.device) if inside else certain
 
 
 class LikelihoodCoder:
@@ -81,7 +84,7 @@ class LikelihoodCoder:
         if gaussian.training:
             _, likelihood = gaussian(y, scale, mean)
         else:
-            uncoded = left_out(gaussian, scale, part, self.inside)
+            uncoded = left_out(gaussian, gaussian.build_indexes(scale), part, self.inside)
             residual = residual.masked_fill(uncoded, 0)
             likelihood = gaussian.probability(residual, scale).masked_fill(uncoded, 1)
         self._parts.append((likelihood, part))
@@ -139,16 +142,27 @@ class _SymbolCoder:
         """Per picture, 16 bits that depend on every symbol: tells a stream parsed right from one parsed wrongly."""
         return [digest & 0xFFFF for digest in self._digests]
 
-    def _rows(self, scale: Tensor, part: Part) -> tuple[np.ndarray, np.ndarray]:
-        """Table row of every position [B, n], and which positions are coded at all [B, n]."""
-        indexes = self.gaussian.build_indexes(scale)
-        rows = indexes.flatten(1).cpu().numpy()
+    @staticmethod
+    def _hyper_rows(shape: tuple[int, int, int]) -> np.ndarray:
+        """Table row of every position of z [N, h, w]: its channel. [N * h * w]."""
+        return np.repeat(np.arange(shape[0]), shape[1] * shape[2])
+
+    def _choices(self, scale: Tensor) -> Tensor:
+        """Table row of every position and, with a guard, the row that another machine may choose there: int16
+        [1 or 2, B, C, h, w]."""
+        rows = self.gaussian.build_indexes(scale)
+        both = [rows, self.gaussian.borderline(scale, rows, self.guard)] if self.guard else [rows]
+        return torch.stack(both).to(torch.int16)
+
+    def _rows(self, choices: Tensor, part: Part) -> tuple[np.ndarray, np.ndarray]:
+        """From :meth:`_choices`, by now on the CPU: the rows that are used [B, n], and what is coded at all [B, n]."""
+        rows, *neighbours = choices.flatten(2).numpy()
         coded = np.ones_like(rows, dtype=bool)
         if self.inside:
-            coded &= inside_mask(scale.shape[2:], part, self.inside).expand(scale.shape[1:]).flatten().numpy()
+            mask = inside_mask(choices.shape[3:], part, self.inside, choices.device)
+            coded &= mask.expand(choices.shape[2:]).flatten().numpy()
         if self.guard:
-            neighbours = self.gaussian.borderline(scale, indexes, self.guard).flatten(1).cpu().numpy()
-            self._settle(rows, np.where(coded, neighbours, rows))
+            self._settle(rows, np.where(coded, *neighbours, rows))
         self._position += rows.shape[1]
         if self.gaussian.sparse:
             coded &= rows > 0
@@ -159,54 +173,92 @@ class _SymbolCoder:
         raise NotImplementedError
 
 
+class _Pass(NamedTuple):
+    """What a writer has to code of one part of one slice, or of z. On its way from a GPU until ``arrived``."""
+
+    symbols: Tensor  # int32 [B, C, h, w]
+    fit: Tensor  # whether a stream can hold all of them
+    part: Part = ALL
+    choices: Tensor | None = None  # None for z
+    arrived: torch.cuda.Event | None = None
+
+    def sent(self) -> _Pass:
+        """The same on the CPU, without waiting for a GPU to get there."""
+        device = self.symbols.device
+        if device.type != "cuda":
+            return self._replace(**{name: value.cpu() for name, value in self._tensors()})
+        copies = {name: value.to("cpu", non_blocking=True) for name, value in self._tensors()}
+        arrived = torch.cuda.Event()
+        arrived.record(torch.cuda.current_stream(device))
+        return self._replace(**copies, arrived=arrived)
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        return [(name, value) for name, value in self._asdict().items() if isinstance(value, Tensor)]
+
+
 class RansEncoderCoder(_SymbolCoder):
-    """Writes: one rANS string per picture of the batch."""
+    """Writes: one rANS string per picture of the batch.
+
+    Nothing that the networks do depends on the strings, so coding is put off to :meth:`flush`: a GPU gets all its work
+    without a stop, and the first passes are coded while it computes the others.
+    """
 
     def __init__(self, parser: torch.nn.Module, batch: int, inside: tuple[int, int] | None = None):
         super().__init__(parser, batch, inside)
         self._encoders = [BufferedRansEncoder() for _ in range(batch)]
         self._listed: list[list[tuple[int, int]]] = [[] for _ in range(batch)]
+        self._passes: list[_Pass] = []
 
     def _settle(self, rows: np.ndarray, neighbours: np.ndarray) -> None:
         for listed, row, neighbour in zip(self._listed, rows, neighbours):
             where = np.flatnonzero(row != neighbour)
             listed.extend(zip((where + self._position).tolist(), (row[where] & 1).tolist()))
 
-    @staticmethod
-    def _integers(residual: Tensor) -> np.ndarray:
-        """Symbols of a batch, int32 [B, n]. Raises CheckpointError for those that no stream can hold."""
-        symbols = residual.flatten(1).cpu().numpy()
-        if not np.abs(symbols).max(initial=0) < SYMBOL_LIMIT:  # nor for what is not a number
-            raise CheckpointError("this model's latents are not finite, or too large for a stream: it is not usable")
-        return symbols.astype(np.int32)
-
-    def _write(self, picture: int, symbols: np.ndarray, indexes: np.ndarray, tables: CodingTables) -> None:
-        self._account(picture, symbols)
-        self._encoders[picture].encode_with_indexes(
-            symbols.tolist(), indexes.tolist(), tables.cdf, tables.length, tables.offset
-        )
+    def _put_off(self, residual: Tensor, *rest: Any) -> None:
+        fit = (residual.abs() < SYMBOL_LIMIT).all()  # not so for what is not a number
+        self._passes.append(_Pass(residual.to(torch.int32), fit, *rest).sent())
 
     def code_hyper(self, z: Tensor) -> Tensor:
         residual = torch.round(z - self.medians)
-        indexes = np.repeat(np.arange(z.shape[1]), z.shape[2] * z.shape[3])
-        for picture, symbols in enumerate(self._integers(residual)):
-            self._write(picture, symbols, indexes, self.z_tables)
+        self._put_off(residual)
         return residual + self.medians
 
     def code(self, scale: Tensor, mean: Tensor, part: Part, y: Tensor) -> Tensor:
         residual = torch.round(pack(y, part) - mean)
-        indexes, coded = self._rows(scale, part)
-        residual = residual * torch.from_numpy(coded).to(residual.device).view_as(residual)
-        symbols = self._integers(residual)
-        for picture, (row, where) in enumerate(zip(symbols, coded)):
-            self._write(picture, row[where], indexes[picture][where], self.y_tables)
+        choices = self._choices(scale)
+        residual = residual * ~left_out(self.gaussian, choices[0], part, self.inside)
+        self._put_off(residual, part, choices)
         return mean + residual
 
     def flush(self) -> list[bytes]:
+        """The strings. Raises CheckpointError for symbols that no stream can hold."""
+        for one in self._passes:
+            if one.arrived:
+                one.arrived.synchronize()
+            if not one.fit:
+                raise CheckpointError(
+                    "this model's latents are not finite, or too large for a stream: it is not usable"
+                )
+            self._write(one)
         strings = [encoder.flush() for encoder in self._encoders]
         if self.guard:
             strings = [self._guard_list(listed) + string for listed, string in zip(self._listed, strings)]
         return strings
+
+    def _write(self, one: _Pass) -> None:
+        symbols = one.symbols.flatten(1).numpy()
+        if one.choices is None:
+            rows, coded = np.broadcast_to(self._hyper_rows(one.symbols.shape[1:]), symbols.shape), np.True_
+            tables = self.z_tables
+        else:
+            rows, coded = self._rows(one.choices, one.part)
+            tables = self.y_tables
+        for picture, where in enumerate(np.broadcast_to(coded, symbols.shape)):
+            values = symbols[picture][where]
+            self._account(picture, values)
+            self._encoders[picture].encode_with_indexes(
+                values.tolist(), rows[picture][where].tolist(), tables.cdf, tables.length, tables.offset
+            )
 
     @staticmethod
     def _guard_list(listed: list[tuple[int, int]]) -> bytes:
@@ -221,13 +273,14 @@ class RansDecoderCoder(_SymbolCoder):
     """Reads the strings that :class:`RansEncoderCoder` wrote; ``hyper_size`` is z's height and width.
 
     The rANS decoder does not check for the end of its string, so zeros are appended to it: a damaged string decodes to
-    garbage, in bounded time, and never reads foreign memory. How many it may read: a symbol takes half a 32-bit word,
-    or one from a state of zero. But an escape says in groups of four bits how many such groups its value has, up to 15
-    in each, and goes on: a string claims up to 15 times its own length in one symbol. What the state still holds after
-    the string's end, 63 bits, may do so once more (:data:`MARGIN`), and escapes that chance makes of it take less than
-    two words a symbol. A string longer than any writer makes is refused: time and memory are bounded by the picture.
+    garbage, in bounded time, and never reads foreign memory. How many it may read: a symbol takes 16 bits at most, as
+    long as the state is one that writers leave, from 2^31 on. But an escape says in groups of four bits how many such
+    groups its value has, up to 15 in each, and goes on: a string claims up to 15 times its own length in one symbol.
+    What the state still holds after the string's end, 63 bits, may do so once more (:data:`MARGIN`), and then chance
+    says 7.5 groups: 34 bits an escape, and a few more for coming to one, also with tables that have little else
+    (:data:`CLAIM`). A string longer than any writer makes is refused: time and memory are bounded by the picture.
 
-    Raises StreamError for a guard list that does not end, or a string that is too long.
+    Raises StreamError for a guard list that does not end, or a string that is too long or begins as none does.
     """
 
     def __init__(
@@ -247,8 +300,10 @@ class RansDecoderCoder(_SymbolCoder):
                 string = string[self._read_guard_list(string) :]
             if len(string) > LONGEST * symbols + 4 * MARGIN:
                 raise StreamError(f"damaged stream: a string of {len(string)} bytes for {symbols} symbols")
+            if not 2**31 <= int.from_bytes(string[:8], "little") < 2**63:
+                raise StreamError("damaged stream: a string that begins as no writer's does")
             decoder = RansDecoder()
-            decoder.set_stream(string + bytes(15 * len(string) + 4 * (2 * symbols + MARGIN)))
+            decoder.set_stream(string.ljust(16 * len(string) + CLAIM * symbols + 4 * MARGIN, b"\0"))
             self._decoders.append(decoder)
 
     def _read_guard_list(self, string: bytes) -> int:
@@ -269,8 +324,8 @@ class RansDecoderCoder(_SymbolCoder):
             where, bit = positions[first:last] - self._position, bits[first:last]
             row[where] = np.where(row[where] & 1 == bit, row[where], neighbour[where])
 
-    def _read(self, picture: int, indexes: np.ndarray, tables: CodingTables) -> np.ndarray:
-        values = self._decoders[picture].decode_stream(indexes.tolist(), tables.cdf, tables.length, tables.offset)
+    def _read(self, picture: int, rows: np.ndarray, tables: CodingTables) -> np.ndarray:
+        values = self._decoders[picture].decode_stream(rows.tolist(), tables.cdf, tables.length, tables.offset)
         symbols = np.array(values, dtype=np.int32)
         self._account(picture, symbols)
         return symbols
@@ -278,14 +333,14 @@ class RansDecoderCoder(_SymbolCoder):
     def code_hyper(self, z: None = None) -> Tensor:
         height, width = self.hyper_size
         channels = self.medians.shape[1]
-        indexes = np.repeat(np.arange(channels), height * width)
-        symbols = np.stack([self._read(b, indexes, self.z_tables) for b in range(len(self._decoders))])
+        rows = self._hyper_rows((channels, height, width))
+        symbols = np.stack([self._read(b, rows, self.z_tables) for b in range(len(self._decoders))])
         z = torch.from_numpy(symbols).to(self.medians).view(-1, channels, height, width)
         return z + self.medians
 
     def code(self, scale: Tensor, mean: Tensor, part: Part, y: None = None) -> Tensor:
-        indexes, coded = self._rows(scale, part)
-        symbols = np.zeros(indexes.shape, dtype=np.int32)
+        rows, coded = self._rows(self._choices(scale).cpu(), part)
+        symbols = np.zeros(rows.shape, dtype=np.int32)
         for picture, where in enumerate(coded):
-            symbols[picture, where] = self._read(picture, indexes[picture][where], self.y_tables)
+            symbols[picture, where] = self._read(picture, rows[picture][where], self.y_tables)
         return mean + torch.from_numpy(symbols).to(mean.device, mean.dtype).view(mean.shape)

@@ -375,16 +375,16 @@ def _info(path: Path, data: bytes) -> str:
 def claim(codec: Codec, side: int, full: bool = False) -> dict[str, Any]:
     """The cost of believing a stream that claims ``side`` x ``side`` pixels in one piece, its digest forged.
 
-    Its string is empty, or with ``full`` as long as the decoder takes, and all escapes. Returns its bytes, processor
-    seconds and peak bytes of parsing and synthesis above what was there before.
+    Its string is the shortest that is believed, or with ``full`` the longest, and all escapes. Returns its bytes,
+    processor seconds and peak bytes of parsing and synthesis above what was there before.
     """
     from ugicm.coding import coders
 
     config, cells = codec.config, (side // Z_STRIDE) ** 2
-    longest = coders.LONGEST * cells * (16 * config.M + config.N) if full else 0
-    empty = stream.Stream(side, side, codec.model.fingerprint, 0.5, 0, (0,), (b"\xff" * longest,))
-    data = forged(codec, empty.pack())
-    del empty
+    words = coders.LONGEST * cells * (16 * config.M + config.N) // 4 if full else 2
+    unpacked = stream.Stream(side, side, codec.model.fingerprint, 0.5, 0, (0,), (b"\xff\xff\xff\x7f" * words,))
+    data = forged(codec, unpacked.pack())
+    del unpacked
     reset_peak()
     before, start = memory("VmRSS"), time.process_time()
     outcome, _ = attempt(codec, data)

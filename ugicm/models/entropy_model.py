@@ -156,6 +156,7 @@ class Parser(nn.Module):
 
     def prepare_for_coding(self, dtype: torch.dtype) -> None:
         """Switch to the arithmetic of streams: ``dtype``, with fixed-point layers on their grids."""
+        self.gaussian.prepare_for_coding()
         self.to(dtype)
         for module in self.modules():
             if isinstance(module, FixedPointConv2d):

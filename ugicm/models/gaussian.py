@@ -37,6 +37,7 @@ class TabulatedGaussian(GaussianConditional):
     def __init__(self, scale_table: list[float], sparse: bool):
         super().__init__(scale_table, scale_bound=scale_table[0])
         self.sparse = sparse
+        self.register_buffer("_coding_bounds", None, persistent=False)
 
     def update(self) -> None:
         """Build the CDF tables: CompressAI's, from cumulative probabilities in float64. Those in float32 differ between
@@ -76,9 +77,17 @@ class TabulatedGaussian(GaussianConditional):
         # To 20 fractional bits, so that the last bit of a square root decides nothing.
         return torch.round((table[:-1] * table[1:]).sqrt() * 2**20) / 2**20
 
+    def prepare_for_coding(self) -> None:
+        """Keep :meth:`bounds`, which do not change any more."""
+        self._coding_bounds = self.bounds()
+
+    def bounds_for(self, scales: Tensor) -> Tensor:
+        """:meth:`bounds` on the device and in the type of ``scales``."""
+        return (self.bounds() if self._coding_bounds is None else self._coding_bounds).to(scales)
+
     def build_indexes(self, scales: Tensor) -> Tensor:
         """Index of the table row for every scale: int64, same shape. Exact comparisons, no arithmetic."""
-        return torch.bucketize(scales.contiguous(), self.bounds().to(scales.dtype))
+        return torch.bucketize(scales.contiguous(), self.bounds_for(scales))
 
     def certain(self, indexes: Tensor) -> Tensor:
         """Which rows of the table, as :meth:`build_indexes` gives them, are of certain positions: bool, same shape."""
@@ -93,9 +102,7 @@ class TabulatedGaussian(GaussianConditional):
 
         Returns the neighbouring row's index where that is so, elsewhere the index itself.
         """
-        bounds = self.bounds().to(scales.dtype)
-        below = bounds[(indexes - 1).clamp(min=0)]
-        above = bounds[indexes.clamp(max=len(bounds) - 1)]
-        near_below = (scales <= below * (1 + guard)) & (indexes > 0)
-        near_above = (scales >= above * (1 - guard)) & (indexes < len(bounds))
-        return indexes + near_above.long() - near_below.long()
+        bounds, scales = self.bounds_for(scales), scales.contiguous()
+        if_larger = torch.bucketize(scales, bounds * (1 - guard), right=True)  # one more where the bound above is near
+        if_smaller = torch.bucketize(scales, bounds * (1 + guard))  # one less where the bound below is near
+        return if_larger + if_smaller - indexes
