@@ -42,9 +42,9 @@ def load(checkpoint: str | os.PathLike | None = None, device: str | torch.device
     Args:
         checkpoint: None for the model shipped with the package; else the path of a ``.safetensors`` checkpoint of
             ours, or of a released UG-ICM or MLIC++ ``.pth.tar``.
-        device: where to run, for example "cpu" or "cuda:0". Streams do not depend on it.
-        fast: run the compact model's analysis and synthesis in bfloat16 where the device is quick at it. Parsing
-            is never affected.
+        device: where to run, for example "cpu" or "cuda:0". Streams of one are read on every other.
+        fast: run most of the compact model's synthesis in bfloat16 where the device is quick at it. Streams are never
+            affected.
 
     Raises:
         CheckpointError: the file is missing, damaged, of another kind, or would have to execute code to load.
@@ -111,14 +111,21 @@ class Codec:
     """
 
     def __init__(self, model: UGICM, device: str | torch.device = "cpu", fast: bool = True):
-        self.device = torch.device(device)
-        self.model = model.prepare_for_coding().to(self.device)  # tables that are not there yet are made on the CPU
+        self.model = model.prepare_for_coding()  # tables that are not there yet are made on the CPU
         self.model.to(memory_format=torch.channels_last)
+        self._fast = fast
+        self._warned = False
+        self.to(device)
+
+    def to(self, device: str | torch.device) -> Codec:
+        """Move to another device, in place. Returns self."""
+        self.device = torch.device(device)
+        self.model.to(self.device)
         # The compact model keeps sums and colours in float32; the released networks do not, and lose 7e-3 of the
         # picture's range in bfloat16.
-        reduced = fast and self.config.backbone == "compact"
-        self.model.transform_dtype = fast_dtype(self.device) if reduced else None
-        self._warned = False
+        reduced = self._fast and self.config.backbone == "compact"
+        self.model.synthesis_dtype = fast_dtype(self.device) if reduced else None
+        return self
 
     @property
     def config(self):
@@ -169,7 +176,7 @@ class Codec:
             raise ValueError(f"effort is {effort}, must be 0 (none) or a number of steps")
         levels = pictures.to_levels(image, Z_STRIDE)
         y = self._analyse(levels, batched)
-        z = self.model.h_a(y)
+        z = self.model.hyper_analyse(y)
         if effort:
             x = levels.float() / 255
             y = refine(self.model, x, y, z, batched, effort, image.size, progress)
@@ -248,10 +255,9 @@ class Codec:
         _, quality = self._quality(parsed.quality)
         images = []
         for beta in betas:
-            beta = beta.to(self.device)
             if beta.dim() == 4:
                 beta = pictures.pad_to(beta, Z_STRIDE)
-            image = Image.new("RGB", (view.width, view.height))
+            image = Image.new("RGB", (view.width, view.height), None)  # not filled first
             for inside in cut(view, WINDOW):
                 around = inside.grown(self.config.halo, parsed.padded).aligned(Y_STRIDE)
                 beta_here = beta[..., *around.slices()] if beta.dim() == 4 else beta
@@ -286,7 +292,7 @@ class Codec:
             "fingerprint": self.fingerprint,
             "variable quality": self.has_quality,
             "parsing arithmetic": self.config.parsing,
-            "transform precision": str(self.model.transform_dtype or torch.float32).removeprefix("torch."),
+            "synthesis precision": str(self.model.synthesis_dtype or torch.float32).removeprefix("torch."),
             "device": str(self.device),
         }
 

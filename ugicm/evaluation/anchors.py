@@ -310,7 +310,7 @@ def ugicm_identity(codec) -> str:
     from ugicm.coding import stream
 
     # The fingerprint covers what parses streams; pictures depend on every weight, and files on their format.
-    arithmetic = "{transform precision} on {device}".format_map(codec.describe())
+    arithmetic = "{synthesis precision} on {device}".format_map(codec.describe())
     return f"ugicm {ugicm.__version__} format {stream.VERSION} weights {model_digest(codec)} {arithmetic}"
 
 

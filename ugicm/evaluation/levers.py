@@ -98,11 +98,11 @@ def levers(codec: Codec, width: int, height: int) -> list[Lever]:
         return both_in_turn()
 
     found = [
-        Lever("transforms in bfloat16", model.transform_dtype == torch.bfloat16,
-              "costs up to 0.05 dB: used where products are several times as fast (matrix units, GPUs), by the compact "
-              "form alone, since the others lose more",
-              under(lambda: _attribute(model, "transform_dtype", None), analyse_and_decode),
-              under(lambda: _attribute(model, "transform_dtype", torch.bfloat16), analyse_and_decode)),
+        Lever("blocks of the synthesis in bfloat16", model.synthesis_dtype == torch.bfloat16,
+              "costs up to 0.007 dB: used where products are several times as fast (matrix units, GPUs), by the "
+              "compact form alone, since the others lose more",
+              under(lambda: _attribute(model, "synthesis_dtype", None), decode),
+              under(lambda: _attribute(model, "synthesis_dtype", torch.bfloat16), decode)),
         Lever("channels last", True, "convolutions with kernels of 1x1 are plain matrix products in it",
               channels_first, analyse_and_decode),
         Lever("compiled synthesis", False, "what it saves is paid for by the first picture of every size",

@@ -15,6 +15,7 @@ from ugicm.config import ModelConfig
 from ugicm.models import compact, transforms
 from ugicm.models.conditional_decoder import PreferenceEmbedding, ResidualSynthesis
 from ugicm.models.entropy_model import HyperpriorEntropyModel, Parser
+from ugicm.models.full_float32 import full_float32
 from ugicm.models.gaussian import TabulatedGaussian, log_spaced
 from ugicm.models.mlicpp import AttentionSlices
 from ugicm.models.quality import QualityGain
@@ -63,8 +64,8 @@ class UGICM(nn.Module):
         self.preference = PreferenceEmbedding(
             config.beta_frequencies, config.beta_width, extra=1 if self.has_quality else 0
         )
-        # The precision of g_a and g_s outside training: None keeps float32.
-        self.transform_dtype: torch.dtype | None = None
+        # The precision of most of g_s outside training: None keeps float32.
+        self.synthesis_dtype: torch.dtype | None = None
         self.fingerprint = b""  # of a model that is prepared for coding
 
     def forward(self, x: Tensor, beta: Tensor, quality: Tensor | None = None) -> dict:
@@ -77,16 +78,21 @@ class UGICM(nn.Module):
         y = self.analyse(x, quality)
         coder = LikelihoodCoder(self.parser)
         with torch.autocast(x.device.type, enabled=False):  # rate arithmetic is never reduced
-            y_hat = self.parser(coder, self.h_a(y), y)
+            y_hat = self.parser(coder, self.hyper_analyse(y), y)
         likelihoods = {"y": coder.y_likelihood, "z": coder.z_likelihood}
         return {"x_hat": self.synthesize(y_hat, beta, quality), "y_hat": y_hat, "likelihoods": likelihoods}
 
     def analyse(self, x: Tensor, quality: Tensor | None = None) -> Tensor:
         """Picture -> y, float32, scaled by the quality's gain: ready to be rounded."""
-        with self._transform_precision(x):
+        with self._exactly():
             y = self.g_a(x)
         y = y.float()
         return y if self.gain is None else y * self.gain(quality)
+
+    def hyper_analyse(self, y: Tensor) -> Tensor:
+        """y -> z, ready to be rounded."""
+        with self._exactly():
+            return self.h_a(y)
 
     def compress(self, x: Tensor, quality: Tensor | None = None) -> tuple[list[bytes], list[int]]:
         """Pictures -> one entropy-coded string per picture, and each string's 16-bit symbol digest.
@@ -94,7 +100,7 @@ class UGICM(nn.Module):
         Raises CheckpointError where the weights give latents that no stream can hold.
         """
         y = self.analyse(x, quality)
-        return self.write(y, self.h_a(y))
+        return self.write(y, self.hyper_analyse(y))
 
     def write(
         self, y: Tensor, z: Tensor, inside: tuple[int, int] | None = None
@@ -127,17 +133,17 @@ class UGICM(nn.Module):
         if self.gain is not None:
             y_hat = y_hat / self.gain(quality)
         condition = self.preference.condition(beta, None if quality is None else quality[:, None].to(y_hat))
-        with self._transform_precision(y_hat):
+        reduced = None if self.training else self.synthesis_dtype
+        with torch.autocast(y_hat.device.type, dtype=reduced) if reduced else contextlib.nullcontext():
             x_hat = self.g_s(y_hat, condition)
         if not self.config.sharpness or condition.human:
             return x_hat
         amount = self.config.sharpness * condition.preference(x_hat.shape[-2:])
         return sharpen(x_hat, amount if quality is None else amount * (1 - quality)[:, None, None, None])
 
-    def _transform_precision(self, x: Tensor):
-        if self.transform_dtype is None or self.training:
-            return contextlib.nullcontext()
-        return torch.autocast(x.device.type, dtype=self.transform_dtype)
+    def _exactly(self) -> contextlib.AbstractContextManager:
+        """What decides symbols is in float32 where nobody trains: streams should not depend on the device."""
+        return contextlib.nullcontext() if self.training else full_float32()
 
     def aux_loss(self) -> Tensor:
         """CompressAI's loss on the quantiles of the factorised prior; a scalar for the auxiliary optimiser."""

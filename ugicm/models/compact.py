@@ -167,7 +167,8 @@ class PatchSynthesis(nn.Module):
     """g_s: y_hat [B, M, H/16, W/16] and a condition -> picture [B, 3, H, W], not clamped.
 
     With ``branch_width`` each block has a :class:`MachineBranch` beside it, which is left out where everyone who
-    looks is human.
+    looks is human. Layers outside of blocks stay in float32 under autocast: in bfloat16 they would take 0.02 dB of the
+    best pictures, where the blocks, which only add to float32 sums, take less than 0.01.
     """
 
     def __init__(self, config: ModelConfig):
@@ -184,12 +185,12 @@ class PatchSynthesis(nn.Module):
 
     def forward(self, y_hat: Tensor, condition: Condition) -> Tensor:
         branched = self.training or not condition.human
-        h = self.stem(y_hat).float()
+        h = full_precision(self.stem, y_hat)
         h_16 = run_blocks(h, self.blocks_16, condition, self.branches_16 if branched else None)
         height, width = (2 * side for side in h_16.shape[-2:])
 
         def larger(rows: slice) -> Tensor:
-            return F.pixel_shuffle(self.up(h_16[:, :, rows.start // 2 : rows.stop // 2]), 2)
+            return F.pixel_shuffle(full_precision(self.up, h_16[:, :, rows.start // 2 : rows.stop // 2]), 2)
 
         h = assemble(larger, h_16, height, width, 2)
         h_8 = run_blocks(h, self.blocks_8, condition, self.branches_8 if branched else None)
@@ -203,7 +204,7 @@ class PatchSynthesis(nn.Module):
 
     def _picture(self, h: Tensor, rows: slice, y_hat: Tensor) -> Tensor:
         """The last layers, on ``rows`` of h; y_hat on these rows alone."""
-        x = F.pixel_shuffle(self.head(h)[:, :, rows], FOLD).float() + 0.5
+        x = F.pixel_shuffle(full_precision(self.head, h)[:, :, rows], FOLD) + 0.5
         return x if self.detail is None else x + full_precision(self.detail, y_hat[:, -self.detail.in_channels :])
 
 

@@ -30,22 +30,21 @@ class Condition:
     map, and which level each pixel has: a projection is then a product with at most 256 rows and a gather.
     """
 
-    def __init__(self, beta: Tensor, vectors: Tensor, level_map: Tensor | None = None, lowest: int = 0):
+    def __init__(
+        self, beta: Tensor, vectors: Tensor, level_map: Tensor | None = None, lowest: int = 0, human: bool = False
+    ):
         """``beta`` and ``vectors``: preferences [B] and their embeddings [B, D]; or for a map those of the levels
         ``lowest ...``, [L] and [L, D] or [B, L, D].
 
-        ``level_map``: the preference map [B, 1, H, W] in units of levels (0 ... 255, fractions allowed).
+        ``level_map``: the preference map [B, 1, H, W] in units of levels (0 ... 255, fractions allowed). ``human``:
+        whether the preference is known to be 0 everywhere.
         """
+        self.human = human
         self.beta = beta
         self.vectors = vectors
         self.level_map = level_map
         self.lowest = lowest
         self._index: dict[tuple[int, int], Tensor] = {}
-
-    @property
-    def human(self) -> bool:
-        """Whether the preference is known to be 0 everywhere; on a GPU nobody waits to find out."""
-        return self.beta.device.type == "cpu" and not bool(self.beta.any())
 
     def preference(self, size: tuple[int, int]) -> Tensor:
         """The preference itself, for features of ``size`` (h, w): [B, 1, 1, 1], or [B, 1, h, w] for a map."""
@@ -109,21 +108,27 @@ class PreferenceEmbedding(nn.Module):
         """Embed one preference a picture, beta [B], or a preference map, beta [B, 1, H, W]; values in [0, 1].
 
         A map is area-averaged to the resolution of each layer and rounded to steps of 1/255. A constant map
-        at such a step gives the same picture as the number. Raises ValueError for any other shape.
+        at such a step gives the same picture as the number. Best left on the CPU: a GPU has to be waited for to know
+        what it holds. Raises ValueError for any other shape.
         """
+        like = self.fc1.weight
+        # What a GPU holds is not asked for: the branches for machines then run for people, too, and add nothing.
+        human = beta.device.type == "cpu" and not bool(beta.any())
         if beta.dim() == 1:
-            return Condition(beta.to(self.fc1.weight.dtype), self(beta, extra))
+            beta = beta.to(like)
+            return Condition(beta, self(beta, extra), human=human)
         if beta.dim() != 4 or beta.shape[1] != 1:
             raise ValueError(f"a preference is [B], a map [B, 1, H, W]; got shape {list(beta.shape)}")
-        level_map = beta.to(self.fc1.weight.dtype) * MAP_STEPS
+        level_map = beta.to(like.dtype) * MAP_STEPS
         # Averages lie between the extremes, so these are all the levels that any layer can meet.
         lowest, highest = (int(v) for v in torch.stack(level_map.aminmax()).round().tolist())
-        levels = torch.arange(lowest, highest + 1, device=beta.device, dtype=level_map.dtype) / MAP_STEPS
+        levels = torch.arange(lowest, highest + 1, device=like.device, dtype=like.dtype) / MAP_STEPS
+        level_map = level_map.to(like.device)
         if extra is None:
-            return Condition(levels, self(levels), level_map, lowest)
+            return Condition(levels, self(levels), level_map, lowest, human)
         pictures, rows = len(extra), len(levels)
         vectors = self(levels.repeat(pictures), extra.repeat_interleave(rows, dim=0))
-        return Condition(levels, vectors.unflatten(0, (pictures, rows)), level_map, lowest)
+        return Condition(levels, vectors.unflatten(0, (pictures, rows)), level_map, lowest, human)
 
 
 class PCDM(nn.Module):
