@@ -425,6 +425,42 @@ def test_a_mistake_in_a_worker_is_not_hidden(tmp_path):
         files.run(jobs, work, lambda job: None, workers=2)
 
 
+@side_by_side
+def test_workers_take_the_model_to_the_gpu_themselves(command, photos, tmp_path, monkeypatch):
+    """A process that has used a GPU cannot fork others that use it."""
+    moves, to = tmp_path / "moves", Codec.to
+
+    def recorded(codec, device):
+        if device == "cuda:7":
+            with moves.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            device = "cpu"
+        return to(codec, device)
+
+    monkeypatch.setattr(Codec, "to", recorded)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    for room, processes in ((9, 2), (1, 1), (0, 1)):
+        moves.write_text("")
+        monkeypatch.setattr(cli, "_device_and_room", lambda name, room=room: (f"{name}:7", room))
+        status, out, _ = command("compress", photos, tmp_path / f"{room}", "--device", "cuda")
+        assert status == 0 and out.endswith("3 done\n")
+        assert len(set(moves.read_text().split())) == processes
+        assert (str(os.getpid()) in moves.read_text().split()) is (processes == 1)
+
+
+@side_by_side
+def test_what_is_done_apart_comes_back():
+    def fail():
+        raise UsageError("no such device")
+
+    here = []
+    assert workers.apart(lambda: here.append(1) or os.getpid()) != os.getpid() and not here
+    with pytest.raises(UsageError, match="no such device"):
+        workers.apart(fail)
+    with pytest.raises(RuntimeError, match="ended by SIGKILL"):
+        workers.apart(lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
 def test_numbers_of_workers_that_make_no_sense(command, photos, tmp_path):
     for count in ("0", "-1", "two", "1.5"):
         assert usage_error(command("compress", photos, tmp_path / "out", f"--workers={count}"), count, "1 or more")

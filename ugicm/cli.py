@@ -14,7 +14,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ugicm import __version__, files
 from ugicm.coding import stream
@@ -55,7 +55,8 @@ examples:
   ugicm info streams/ more/*.ugic
 Only headers and checksums are read: no model is loaded.
 """
-_MOST_WORKERS = 16  # without being asked: each takes the memory of a picture
+_MOST_WORKERS = {"cpu": 16, "cuda": 8}  # without being asked: each takes the memory of a picture
+_WORKERS_SHARE = 3 * 2**30  # bytes of a GPU, for each
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,9 +96,10 @@ def _parser() -> Parser:
         sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
         sub.add_argument("--overwrite", action="store_true", help="replace outputs that are already there")
         sub.add_argument("--workers", type=positive, metavar="N",
-                         help="pictures of a folder done side by side, each on one core: the same outputs, sooner; the "
-                         "memory of N pictures. On a CPU, under Linux. 1: one after another "
-                         f"(default: as many as there are cores, at most {_MOST_WORKERS})")  # fmt: skip
+                         help="pictures of a folder done side by side, each on one core or on one core and the GPU: "
+                         "the same outputs, sooner; the memory of N pictures. Under Linux. 1: one after another "
+                         "(default: as many as there are cores, at most {cpu}; at most {cuda} on a GPU, and what it "
+                         "has memory for)".format_map(_MOST_WORKERS))  # fmt: skip
 
     def limit_option(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--max-pixels", type=_max_pixels, metavar="N", default=stream.MAX_PIXELS,
@@ -150,7 +152,8 @@ def _compress(args: argparse.Namespace) -> int:
         _refuse(jobs[0], args.overwrite)
         if jobs[0].target.suffix.lower() in files.PICTURE_SUFFIXES:
             raise UsageError(f"{jobs[0].target}: a compressed picture is not a picture file; name it .ugic")
-    codec = _load(args, jobs)
+    place = _place(args, jobs)
+    codec = _load(args, jobs, place)
     _raise_pillows_limit(args.max_pixels)
     from ugicm import pictures
     from ugicm.codec import ONE_RATE
@@ -180,7 +183,7 @@ def _compress(args: argparse.Namespace) -> int:
             return "is already there, older than the picture, which may be another one now"
         return None
 
-    summary = _run(args, codec, jobs, work, incomplete)
+    summary = _run(args, codec, jobs, place, work, incomplete)
     with _out_of_the_way(jobs):
         if not folder and summary.done:
             print(f"{jobs[0].source} -> {jobs[0].target}")
@@ -212,7 +215,8 @@ def _decompress(args: argparse.Namespace) -> int:
     grey = Path(args.preference)
     if grey.exists() and any(job.target.exists() and job.target.samefile(grey) for job in jobs):
         raise UsageError(f"{args.preference}: the output would replace the preference map: choose another name")
-    codec = _load(args, jobs)
+    place = _place(args, jobs)
+    codec = _load(args, jobs, place)
 
     def origin(data: bytes) -> str:
         """What an output says of itself: from which stream (by its checksum) and for whom."""
@@ -241,7 +245,7 @@ def _decompress(args: argparse.Namespace) -> int:
             return f"is already there, of another stream or for another preference than {shown} {of}"
         return None
 
-    summary = _run(args, codec, jobs, work, incomplete)
+    summary = _run(args, codec, jobs, place, work, incomplete)
     with _out_of_the_way(jobs):
         if not folder and summary.done:
             print(f"{jobs[0].source} -> {jobs[0].target}")
@@ -291,9 +295,46 @@ def _refuse(job: files.Job, overwrite: bool) -> None:
         raise UsageError(f"{job.target} is already there; --overwrite replaces it")
 
 
-def _load(args: argparse.Namespace, jobs: Sequence[files.Job]) -> Codec:
-    """The codec, once it is known that the device is there and that outputs can be written."""
-    device = pick_device(args.device)
+class _Place(NamedTuple):
+    """Where the pictures of a command are done."""
+
+    device: str
+    workers: int  # processes
+
+
+def _place(args: argparse.Namespace, jobs: Sequence[files.Job]) -> _Place:
+    """The device, which is known to be there, and as many workers as were asked for or are sensible. UsageError."""
+    import torch
+
+    from ugicm import workers
+
+    if workers.available() and len(jobs) > 1 and args.workers != 1:  # a process that has used a GPU can have none
+        device, room = workers.apart(lambda: _device_and_room(args.device))
+    else:
+        device, room = pick_device(args.device), None
+    kind = torch.device(device).type
+    possible = workers.available() and kind in _MOST_WORKERS
+    if args.workers and args.workers > 1 and not possible:
+        raise UsageError(f"--workers {args.workers}: side by side only on CPU or CUDA, under Linux; leave it out")
+    if args.workers or not possible:
+        return _Place(device, min(args.workers or 1, len(jobs)))
+    cores = torch.get_num_threads()  # knows of affinity and OMP_NUM_THREADS
+    sensible = min(cores, _MOST_WORKERS[kind]) if room is None else min(cores, _MOST_WORKERS[kind], room)
+    return _Place(device, min(max(sensible, 1), len(jobs)))
+
+
+def _device_and_room(name: str) -> tuple[str, int | None]:
+    """The device to use, and for how many workers a GPU has memory."""
+    import torch
+
+    device = pick_device(name)
+    if torch.device(device).type != "cuda":
+        return device, None
+    return device, torch.cuda.mem_get_info(device)[0] // _WORKERS_SHARE
+
+
+def _load(args: argparse.Namespace, jobs: Sequence[files.Job], place: _Place) -> Codec:
+    """The codec, once it is known that outputs can be written; on the CPU where workers will take it elsewhere."""
     from ugicm.checkpoint import check_readable
     from ugicm.codec import load
 
@@ -301,36 +342,33 @@ def _load(args: argparse.Namespace, jobs: Sequence[files.Job]) -> Codec:
         check_readable(args.checkpoint)
     files.prepare(jobs)
 
-    return load(args.checkpoint, device)
+    return load(args.checkpoint, "cpu" if place.workers > 1 else place.device)
 
 
 def _run(
     args: argparse.Namespace,
     codec: Codec,
     jobs: Sequence[files.Job],
+    place: _Place,
     work: Callable[[files.Job], files.Made],
     incomplete: Callable[[files.Job], str | None],
 ) -> files.Summary:
-    """All jobs, on as many workers as were asked for or are sensible here."""
+    """All jobs, side by side where there are several workers."""
     import torch
 
     from ugicm import workers
 
-    possible = workers.available() and codec.device.type == "cpu"
-    if args.workers is None:
-        cores = min(torch.get_num_threads(), _MOST_WORKERS)  # knows of affinity and OMP_NUM_THREADS
-        count = min(cores, len(jobs)) if possible else 1
-    elif args.workers > 1 and not possible:
-        raise UsageError(f"--workers {args.workers}: side by side only on a CPU under Linux; leave it out")
-    else:
-        count = min(args.workers, len(jobs))
-    if possible and Path(args.input).is_dir():
+    if torch.device(place.device).type == "cpu" and workers.available() and Path(args.input).is_dir():
         # The last digits of analysis and synthesis depend on the number of threads: a folder's files must not depend on
         # the number of workers.
         torch.set_num_threads(1)
-    # One thread in each process: the threads of the OpenMP runtime do not survive a fork, and waiting for them is for
-    # ever.
-    return files.run(jobs, work, incomplete, args.overwrite, _say, count, lambda: torch.set_num_threads(1))
+
+    def begin() -> None:
+        # The threads of the OpenMP runtime do not survive a fork, and waiting for them is for ever.
+        torch.set_num_threads(1)
+        codec.to(place.device)
+
+    return files.run(jobs, work, incomplete, args.overwrite, _say, place.workers, begin)
 
 
 def _finish(summary: files.Summary, folder: bool) -> int:

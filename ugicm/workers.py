@@ -25,6 +25,31 @@ def available() -> bool:
     return sys.platform == "linux"
 
 
+def apart(task: Callable[[], T]) -> T:
+    """What ``task`` returns or raises, in a process that ends with it: what it did to that process is gone."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+
+    def do() -> None:
+        try:
+            there.send((task(), None))
+        except Exception as error:
+            there.send((None, error))
+
+    process = context.Process(target=do, daemon=True)
+    process.start()
+    there.close()
+    try:
+        result, error = here.recv()
+    except EOFError:
+        process.join(PATIENCE)
+        raise RuntimeError(_how_it_ended(process)) from None
+    process.join()
+    if error:
+        raise error
+    return result
+
+
 def share(
     count: int,
     task: Callable[[int], T],
