@@ -4,6 +4,7 @@
     python scripts/benchmark.py codec                  # one picture, beside three codecs of CompressAI
     python scripts/benchmark.py levers                 # what makes it faster and what does not
     python scripts/benchmark.py folder                 # 100 pictures one by one, and side by side
+    python scripts/benchmark.py throughput             # pictures a second, several processes side by side
     python scripts/benchmark.py train -c configs/smoke.yaml      # variants of a configuration
 
 Each prints a table and writes a JSON file; "COMMAND --help" says what is in it.
@@ -58,6 +59,14 @@ examples:
 Runs "ugicm compress" and "ugicm decompress" as users do, each picture on one core. Columns: a folder of one picture
 (mostly loading), the folder one by one (--workers 1), side by side: medians of --repeats runs, which take turns; how
 many times faster the median is, for the whole command and without the start; whether the files are the same.
+"""
+_THROUGHPUT_HELP = """\
+examples:
+  benchmark.py throughput --workers 1 2                    on the cores
+  benchmark.py throughput --device cuda --workers 1 4 8 16 on one GPU, which they share
+  benchmark.py throughput --device cuda --full --size 512x768
+Pictures a second from Pillow picture to bytes, and back to one picture and to the human and the machine picture, with
+so many processes side by side: no file is read or written, loading and the first turn do not count.
 """
 _TRAIN_HELP = """\
 examples:
@@ -122,8 +131,24 @@ def _parser() -> Parser:
                      help="their size (default: 512x768)")  # fmt: skip
     sub.add_argument("--workers", type=positive, default=len(os.sched_getaffinity(0)) if hasattr(
         os, "sched_getaffinity") else os.cpu_count(), help="side by side (default: the number of cores)")  # fmt: skip
+    sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
     sub.add_argument("--repeats", type=positive, default=3, help="runs of which the median counts (default: 3)")
     sub.add_argument("-o", "--output", default="experiments/folder_speed.json",
+                     help="results file (default: %(default)s)")  # fmt: skip
+
+    sub = commands.add_parser("throughput", help="processes side by side, without files", epilog=_THROUGHPUT_HELP)
+    sub.set_defaults(run=throughput)
+    sub.add_argument("-c", "--checkpoint", help="model to time (default: the shipped one)")
+    sub.add_argument("--full", action="store_true", help="the 117.78 M-parameter form with random weights instead")
+    sub.add_argument("--size", type=sides("HEIGHTxWIDTH"), default=(1080, 1920), metavar="HxW",
+                     help="picture size (default: 1080x1920)")  # fmt: skip
+    sub.add_argument("--workers", nargs="+", type=positive, default=[1, 2], metavar="N",
+                     help="numbers of processes (default: 1 2)")  # fmt: skip
+    sub.add_argument("--threads", type=positive, default=1, help="threads of PyTorch in each (default: 1)")
+    sub.add_argument("--count", type=positive, default=10, help="pictures of each process in a turn (default: 10)")
+    sub.add_argument("--repeats", type=positive, default=3, help="turns of which the median counts (default: 3)")
+    sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
+    sub.add_argument("-o", "--output", default="experiments/throughput.json",
                      help="results file (default: %(default)s)")  # fmt: skip
 
     from ugicm.evaluation.training_speed import VARIANTS
@@ -195,8 +220,8 @@ def codec(args: argparse.Namespace) -> tuple[dict, str]:
             f"{1000 * detail['floor_seconds'][part]:.0f} ms)"
             for part, over in detail["time_over_floor"].items()
         )
-        rate = max(detail["gmac_per_second"].values())
-        lines.append(f"  transforms over floor: {', '.join(shown)}, at {rate:g} GMAC/s")
+        rates = " and ".join(f"{max(rates.values()):g}" for rates in detail["gmac_per_second"].values())
+        lines.append(f"  transforms over floor: {', '.join(shown)}, at {rates} GMAC/s")
     starts = folder_speed.start_seconds(args.repeats)
     lines.append("\nstart-up: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in starts.items()))
     report = {"timings": records, "details": details, "start_seconds": starts,
@@ -243,7 +268,7 @@ def folder(args: argparse.Namespace) -> tuple[dict, str]:
         photos = Path(args.data or made)
         if not args.data:
             folder_speed.make_pictures(photos, args.count, args.size[1], args.size[0])
-        report = folder_speed.time_folder(photos, args.workers, args.checkpoint, args.repeats)
+        report = folder_speed.time_folder(photos, args.workers, args.checkpoint, args.repeats, args.device)
     report |= {"size": None if args.data else list(args.size), "model": model}
     rows = [
         (name, report["pictures"], *(report[name][key] and f"{report[name][key]:.2f}" for key in (
@@ -252,8 +277,26 @@ def folder(args: argparse.Namespace) -> tuple[dict, str]:
         for name in ("compress", "decompress")
     ]  # fmt: skip
     heads = ("", "pictures", "start s", "one by one s", f"{args.workers} workers s", "ratio", "without start", "same")
-    report["environment"] = results.environment()
+    report["environment"] = results.environment(args.device)
     return report, results.table(rows, heads)
+
+
+def throughput(args: argparse.Namespace) -> tuple[dict, str]:
+    from ugicm.evaluation import benchmark, results
+    from ugicm.evaluation import throughput as flow
+
+    check_device(args.device)
+    model = benchmark.FULL if args.full else args.checkpoint
+    setting = benchmark.Setting("ugicm", args.size[1], args.size[0], args.threads, args.device, model)
+    runs = []
+    for count in args.workers:
+        print(f"{count} processes ...", file=sys.stderr, flush=True)
+        runs += flow.throughput(setting, [count], args.count, args.repeats)
+    report = {"size": list(args.size), "threads": args.threads, "count": args.count, "repeats": args.repeats,
+              "model": "117.78 M form" if args.full else args.checkpoint or "shipped", "pictures_per_second": runs,
+              "environment": results.environment(args.device)}  # fmt: skip
+    heads = ("processes", "compress /s", "decompress to one /s", "to both /s")
+    return report, results.table([(r["workers"], *(f"{r[work]:.1f}" for work in flow.WORK)) for r in runs], heads)
 
 
 def train(args: argparse.Namespace) -> tuple[dict, str]:

@@ -60,7 +60,9 @@ def start_seconds(repeats: int) -> dict[str, float]:
         }
 
 
-def time_folder(photos: Path, workers: int, checkpoint: str | None = None, repeats: int = 3) -> dict[str, Any]:
+def time_folder(
+    photos: Path, workers: int, checkpoint: str | None = None, repeats: int = 3, device: str = "cpu"
+) -> dict[str, Any]:
     """``ugicm compress`` and ``decompress`` of a folder with one worker and with ``workers``, each on one core.
 
     Seconds are medians of ``repeats`` runs, which take turns, and ratios are of these medians. ``ratio`` is of whole
@@ -75,7 +77,8 @@ def time_folder(photos: Path, workers: int, checkpoint: str | None = None, repea
         (folder / "single").mkdir()
         single = folder / "single" / sources[0].name
         single.write_bytes(sources[0].read_bytes())
-        _seconds("-m", "ugicm", "compress", single, folder / "warm.ugic", *model)  # fills the disk cache
+        # The first command fills the disk cache.
+        _seconds("-m", "ugicm", "compress", single, folder / "warm.ugic", "--device", device, *model)
         inputs = {"single": folder / "single", "one": photos, "side": photos}
         for command in ("compress", "decompress"):
             outputs = {run: folder / f"{command}-{run}" for run in inputs}
@@ -86,7 +89,7 @@ def time_folder(photos: Path, workers: int, checkpoint: str | None = None, repea
                     shutil.rmtree(outputs[run], ignore_errors=True)  # what is there would not be made again
                     taken[run].append(_seconds(
                         "-m", "ugicm", command, source, outputs[run], *model,
-                        "--workers", workers if run == "side" else 1, "--device", "cpu",
+                        "--workers", workers if run == "side" else 1, "--device", device,
                     ))  # fmt: skip
                 same &= _contents(outputs["one"]) == _contents(outputs["side"])
             report[command] = {**_figures(**taken), "same_files": same}

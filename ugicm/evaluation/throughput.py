@@ -1,0 +1,97 @@
+"""How many pictures a second a machine codes, with several processes side by side on its cores or on one GPU.
+
+The networks of one picture leave a GPU idle while a processor codes its symbols, and the other way round: processes
+that take turns fill both. Pictures are in memory: no file is read or written.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ugicm.errors import UgicmError, described
+from ugicm.evaluation.benchmark import Ours, Setting
+from ugicm.evaluation.roofline import synchronize
+
+WORK = ("compress", "decompress", "decompress_both")
+PATIENCE = 600  # seconds that a process may take to start, or to do its pictures
+
+
+def throughput(setting: Setting, workers: Sequence[int], pictures: int, repeats: int) -> list[dict[str, Any]]:
+    """Pictures a second for each number of processes: of compress, of decompress to one and to both pictures.
+
+    Each process has ``setting.threads`` threads and does ``pictures`` pictures at a time, all beginning together; the
+    time is from there until the last is done. Medians of ``repeats`` such turns, after one to warm up.
+
+    Raises UgicmError where a process fails.
+    """
+    return [_side_by_side(setting, count, pictures, repeats) for count in workers]
+
+
+def _side_by_side(setting: Setting, count: int, pictures: int, repeats: int) -> dict[str, Any]:
+    context = multiprocessing.get_context("spawn")
+    gate, found = context.Barrier(count), context.Queue()
+    crew = [
+        context.Process(target=_serve, args=(setting, n, pictures, repeats, gate, found), daemon=True)
+        for n in range(count)
+    ]
+    try:
+        for process in crew:
+            process.start()
+        spans = []
+        for _ in crew:
+            outcome = found.get(timeout=PATIENCE)
+            if isinstance(outcome, str):
+                raise UgicmError(f"with {count} processes: {outcome}")
+            spans.append(outcome)
+    except queue.Empty:
+        raise UgicmError(f"with {count} processes: no result after {PATIENCE} s") from None
+    finally:
+        for process in crew:
+            process.terminate()
+            process.join()
+    record: dict[str, Any] = {"workers": count, "pictures": count * pictures}
+    for work in WORK:
+        seconds = [
+            max(end for _, end in turn) - min(start for start, _ in turn)
+            for turn in zip(*(span[work] for span in spans), strict=True)
+        ]
+        record[work] = round(count * pictures / statistics.median(seconds), 2)
+    return record
+
+
+def _serve(setting: Setting, number: int, pictures: int, repeats: int, gate: Any, found: Any) -> None:
+    """One process: for each kind of work the begin and the end of every turn, on the clock that all of them share."""
+    try:
+        torch.set_num_threads(setting.threads)
+        it = Ours(setting)
+        it.image = _moved(it.image, number)
+        spans: dict[str, list[tuple[float, float]]] = {}
+        for name in WORK:
+            work = getattr(it, name)
+            spans[name] = []
+            for _ in range(repeats + 1):
+                gate.wait(PATIENCE)
+                start = time.perf_counter()
+                for _ in range(pictures):
+                    work()
+                synchronize(setting.device)
+                spans[name].append((start, time.perf_counter()))
+            del spans[name][0]
+        found.put(spans)
+    except Exception as error:
+        gate.abort()  # nobody waits for the others
+        found.put(described(error) or type(error).__name__)
+
+
+def _moved(image: Image.Image, number: int) -> Image.Image:
+    """Another picture for every process: the same, moved round."""
+    return Image.fromarray(np.roll(np.asarray(image), (37 * number, 101 * number), axis=(0, 1)))
