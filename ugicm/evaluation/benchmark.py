@@ -298,7 +298,7 @@ def stage_seconds(it: Ours, repeats: int) -> dict[str, float]:
         "contexts and parameters": lambda: model.parser.slices(hyper, Free()),
         "write, all": write,
         "parse, all": lambda: codec.parse(parsed),
-        "g_s": lambda: model.synthesize(y_hat, torch.zeros(1, device=codec.device), q),
+        "g_s": lambda: model.synthesize(y_hat, torch.zeros(1), q),
         "picture out": lambda: pictures.from_tensor(x),
     }
     seconds = {name: median_seconds(work, repeats, codec.device) for name, work in steps.items()}

@@ -52,7 +52,7 @@ def levers(codec: Codec, width: int, height: int) -> list[Lever]:
     parsed = stream.parse(codec.compress(image, QUALITY))
     y_hat = codec.parse(parsed)
     q = codec._quality(parsed.quality)[1]
-    human, machine = torch.zeros(1, device=device), torch.ones(1, device=device)
+    human, machine = torch.zeros(1), torch.ones(1)
 
     def decode(beta: Tensor = machine, y: Tensor = y_hat, q: Tensor | None = q) -> Tensor:
         return model.synthesize(y, beta, q)
