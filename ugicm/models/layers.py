@@ -78,7 +78,7 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     processors. So it is given 16 pictures or a few more, of one row, which are the same positions.
     """
     batch, channels, height, width = x.shape
-    if batch < 16 and torch.get_num_threads() == 1 and not torch.is_grad_enabled() and x.device.type == "cpu":
+    if x.device.type == "cpu" and batch < 16 and torch.get_num_threads() == 1 and not torch.is_grad_enabled():
         positions = batch * height * width
         pictures = next((n for n in range(16, 32) if positions % n == 0), None)
         if pictures:
