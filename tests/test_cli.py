@@ -438,11 +438,11 @@ def test_workers_take_the_model_to_the_gpu_themselves(command, photos, tmp_path,
         return to(codec, device)
 
     monkeypatch.setattr(Codec, "to", recorded)
-    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
-    for room, processes in ((9, 2), (1, 1), (0, 1)):
+    monkeypatch.setattr(usage, "check_device", lambda name: None)
+    for options, processes in (((), 1), (("--workers", 1), 1), (("--workers", 2), 2)):
         moves.write_text("")
-        monkeypatch.setattr(cli, "_device_and_room", lambda name, room=room: (f"{name}:7", room))
-        status, out, _ = command("compress", photos, tmp_path / f"{room}", "--device", "cuda")
+        status, out, _ = command("compress", photos, tmp_path / f"{len(options)}-{processes}", "--device", "cuda:7",
+                                 *options)  # fmt: skip
         assert status == 0 and out.endswith("3 done\n")
         assert len(set(moves.read_text().split())) == processes
         assert (str(os.getpid()) in moves.read_text().split()) is (processes == 1)

@@ -55,8 +55,7 @@ examples:
   ugicm info streams/ more/*.ugic
 Only headers and checksums are read: no model is loaded.
 """
-_MOST_WORKERS = {"cpu": 16, "cuda": 8}  # without being asked: each takes the memory of a picture
-_WORKERS_SHARE = 3 * 2**30  # bytes of a GPU, for each
+_MOST_WORKERS = 16  # without being asked: each takes the memory of a picture
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,10 +95,10 @@ def _parser() -> Parser:
         sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
         sub.add_argument("--overwrite", action="store_true", help="replace outputs that are already there")
         sub.add_argument("--workers", type=positive, metavar="N",
-                         help="pictures of a folder done side by side, each on one core or on one core and the GPU: "
-                         "the same outputs, sooner; the memory of N pictures. Under Linux. 1: one after another "
-                         "(default: as many as there are cores, at most {cpu}; at most {cuda} on a GPU, and what it "
-                         "has memory for)".format_map(_MOST_WORKERS))  # fmt: skip
+                         help="pictures of a folder done side by side, each on one core, with a share of the GPU where "
+                         "that is the device: the same outputs, sooner; the memory of N pictures. Under Linux. 1: one "
+                         f"after another (default: as many as there are cores, at most {_MOST_WORKERS}; on a GPU 1, "
+                         "since it may not have the memory)")  # fmt: skip
 
     def limit_option(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--max-pixels", type=_max_pixels, metavar="N", default=stream.MAX_PIXELS,
@@ -308,29 +307,18 @@ def _place(args: argparse.Namespace, jobs: Sequence[files.Job]) -> _Place:
 
     from ugicm import workers
 
-    if workers.available() and len(jobs) > 1 and args.workers != 1:  # a process that has used a GPU can have none
-        device, room = workers.apart(lambda: _device_and_room(args.device))
+    asked = min(args.workers or 1, len(jobs))
+    if asked > 1 and workers.available():  # the children of a process that has used a GPU can not
+        device = workers.apart(lambda: pick_device(args.device))
     else:
-        device, room = pick_device(args.device), None
+        device = pick_device(args.device)
     kind = torch.device(device).type
-    possible = workers.available() and kind in _MOST_WORKERS
-    if args.workers and args.workers > 1 and not possible:
+    if args.workers and args.workers > 1 and not (workers.available() and kind in ("cpu", "cuda")):
         raise UsageError(f"--workers {args.workers}: side by side only on CPU or CUDA, under Linux; leave it out")
-    if args.workers or not possible:
-        return _Place(device, min(args.workers or 1, len(jobs)))
-    cores = torch.get_num_threads()  # knows of affinity and OMP_NUM_THREADS
-    sensible = min(cores, _MOST_WORKERS[kind]) if room is None else min(cores, _MOST_WORKERS[kind], room)
-    return _Place(device, min(max(sensible, 1), len(jobs)))
-
-
-def _device_and_room(name: str) -> tuple[str, int | None]:
-    """The device to use, and for how many workers a GPU has memory."""
-    import torch
-
-    device = pick_device(name)
-    if torch.device(device).type != "cuda":
-        return device, None
-    return device, torch.cuda.mem_get_info(device)[0] // _WORKERS_SHARE
+    if args.workers is None and kind == "cpu" and workers.available():
+        cores = torch.get_num_threads()  # knows of affinity and OMP_NUM_THREADS
+        asked = min(cores, _MOST_WORKERS, len(jobs))
+    return _Place(device, asked)
 
 
 def _load(args: argparse.Namespace, jobs: Sequence[files.Job], place: _Place) -> Codec:
