@@ -99,7 +99,7 @@ def levers(codec: Codec, width: int, height: int) -> list[Lever]:
 
     found = [
         Lever("blocks of the synthesis in bfloat16", model.synthesis_dtype == torch.bfloat16,
-              "costs up to 0.007 dB: used where products are several times as fast (matrix units, GPUs), by the "
+              "costs less than 0.01 dB: used where products are several times as fast (matrix units, GPUs), by the "
               "compact form alone, since the others lose more",
               under(lambda: _attribute(model, "synthesis_dtype", None), decode),
               under(lambda: _attribute(model, "synthesis_dtype", torch.bfloat16), decode)),
