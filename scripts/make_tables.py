@@ -10,6 +10,7 @@ what writes their files:
   rate                  tests/test.py (results.json)
   speed, sizes          scripts/benchmark.py codec; with several --size
   levers, folder, train scripts/benchmark.py levers, folder, train
+  throughput            scripts/benchmark.py throughput; the folder of its files
   scores                classification/test.py; a folder of its files
   calibration           tests/test.py, with Gaussian tables (calibration/gaussian.json) and as shipped (kodak.json); the
                         folder of both
@@ -48,6 +49,11 @@ def rate(document: dict) -> list[list[str]]:
     return rows
 
 
+def _shown_seconds(value: float | None) -> str:
+    """In milliseconds where there are few."""
+    return "-" if value is None else f"{1000 * value:.0f} ms" if value < 0.1 else f"{value:.2f} s"
+
+
 def speed(document: dict) -> list[list[str]]:
     """Seconds, ratios to the reference codec in the same run, distance from the machine's limit, memory."""
     rows = [["codec", "size", "compress", "decompress to one", "to both", "ratio of compress", "of decompress",
@@ -59,7 +65,7 @@ def speed(document: dict) -> list[list[str]]:
     for r in document["timings"]:
         rows.append([
             r["name"], f"{r['height']}×{r['width']}",
-            *(shown(r, key, unit=" s") for key in ("compress", "decompress", "decompress_both")),
+            *(_shown_seconds(r[key]) for key in ("compress", "decompress", "decompress_both")),
             shown(r, "compress_ratio"), shown(r, "decompress_ratio"),
             shown(r, "time_over_floor"), shown(r, "memory_mib", 0, " MiB"),
         ])  # fmt: skip
@@ -74,7 +80,7 @@ def sizes(document: dict) -> list[list[str]]:
         pixels = r["height"] * r["width"]
         rows.append([
             f"{r['height']}×{r['width']}", str(r["threads"]),
-            *(f"{r[key]:.2f} s" for key in ("compress", "decompress", "decompress_both")),
+            *(_shown_seconds(r[key]) for key in ("compress", "decompress", "decompress_both")),
             *(f"{1e9 * r[key] / pixels:.0f}" for key in ("compress", "decompress_both")),
             *(f"{r[f'{key}_per_pixel_ratio']:.2f}" for key in ("compress", "decompress")), f"{r['memory_mib']:.0f} MiB",
         ])  # fmt: skip
@@ -110,7 +116,8 @@ def robustness(documents: dict) -> list[list[str]]:
         tried = f"{d['streams']:,} readings: {pictures}, {settings} × {settings} settings"
         form, _, crop = name.partition("_")
         what = f"{form} form" + (f", crops of {crop}" if crop else "")
-        row(f"{what}, read under another setting", f"{tried}, PyTorch {' and '.join(versions)}",
+        gpu = ", one of them a GPU" if "CUDA" in d["versions"] else ""
+        row(f"{what}, read under another setting{gpu}", f"{tried}, PyTorch {' and '.join(versions)}",
             f"{d['mismatches']} wrong", "0")  # fmt: skip
         row("… closest that a scale came to a bound of its table", "", f"{d['closest_to_a_bound']:.1e} of it", "-")
     d = documents["fuzz"]
@@ -138,6 +145,18 @@ def folder(document: dict) -> list[list[str]]:
             f"{r['side_by_side_seconds']:.1f} s", f"{r['ratio']:.2f}",
             "-" if r["ratio_without_start"] is None else f"{r['ratio_without_start']:.2f}",
         ])  # fmt: skip
+    return rows
+
+
+def throughput(documents: dict[str, dict]) -> list[list[str]]:
+    """Pictures a second with several processes side by side."""
+    rows = [["model", "size", "processes", "compress", "decompress to one", "to both"]]
+    documents = [d for d in documents.values() if "pictures_per_second" in d]
+    for d in sorted(documents, key=lambda d: -d["size"][0] * d["size"][1]):
+        name = "ugicm" if d["model"] == "shipped" else f"ugicm, {d['model']}"
+        for r in d["pictures_per_second"]:
+            paces = (f"{r[work]:.1f} a second" for work in ("compress", "decompress", "decompress_both"))
+            rows.append([name, "{}×{}".format(*d["size"]), str(r["workers"]), *paces])
     return rows
 
 
@@ -209,8 +228,8 @@ def fuzz(document: dict) -> list[list[str]]:
     return [*rows, ["anything else", f"{len(document['findings']):,}"], ["all", f"{document['streams']:,}"]]
 
 
-TABLES = {f.__name__: f for f in (rate, speed, sizes, levers, folder, train, scores, calibration, effort, fuzz,
-                                     robustness)}  # fmt: skip
+TABLES = {f.__name__: f for f in (rate, speed, sizes, levers, folder, throughput, train, scores, calibration, effort,
+                                     fuzz, robustness)}  # fmt: skip
 
 
 def read(path: Path) -> dict:
