@@ -16,7 +16,7 @@ from ugicm import workers
 from ugicm.codec import Codec, load
 from ugicm.config import to_dict
 from ugicm.errors import UgicmError
-from ugicm.evaluation import benchmark, folder_speed, levers, roofline, training_speed
+from ugicm.evaluation import benchmark, folder_speed, levers, roofline, throughput, training_speed
 from ugicm.evaluation.benchmark import Setting, Timing
 from ugicm.models.layers import Conv2d
 from ugicm.usage import guarded
@@ -214,6 +214,18 @@ def test_figures_of_a_folder_are_medians_of_commands_that_take_turns(tmp_path, m
 def test_a_command_that_fails_is_not_timed(tmp_path):
     with pytest.raises(UgicmError, match="no files to work on"):
         folder_speed._seconds("-m", "ugicm", "compress", tmp_path, tmp_path / "out")
+
+
+def test_throughput(checkpoint):
+    setting = Setting("small", 64, 64, threads=1, checkpoint=str(checkpoint))
+    for count, record in zip((1, 2), throughput.throughput(setting, [1, 2], pictures=3, repeats=1), strict=True):
+        assert (record["workers"], record["pictures"]) == (count, 3 * count)
+        assert all(record[work] > 1 for work in throughput.WORK)
+
+
+def test_throughput_of_what_fails(tmp_path):
+    with pytest.raises(UgicmError, match=r"one of 2 processes: .*none\.safetensors"):
+        throughput.throughput(Setting("x", 64, 64, 1, checkpoint=str(tmp_path / "none.safetensors")), [2], 1, 1)
 
 
 def test_start_seconds():

@@ -11,6 +11,7 @@ import queue
 import statistics
 import time
 from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from ugicm.evaluation.benchmark import Ours, Setting
 from ugicm.evaluation.roofline import synchronize
 
 WORK = ("compress", "decompress", "decompress_both")
-PATIENCE = 600  # seconds that a process may take to start, or to do its pictures
+PATIENCE = 600  # seconds that a process waits for the slowest to be ready
 
 
 def throughput(setting: Setting, workers: Sequence[int], pictures: int, repeats: int) -> list[dict[str, Any]]:
@@ -46,14 +47,7 @@ def _side_by_side(setting: Setting, count: int, pictures: int, repeats: int) -> 
     try:
         for process in crew:
             process.start()
-        spans = []
-        for _ in crew:
-            outcome = found.get(timeout=PATIENCE)
-            if isinstance(outcome, str):
-                raise UgicmError(f"with {count} processes: {outcome}")
-            spans.append(outcome)
-    except queue.Empty:
-        raise UgicmError(f"with {count} processes: no result after {PATIENCE} s") from None
+        spans = [_next(found, crew) for _ in crew]
     finally:
         for process in crew:
             process.terminate()
@@ -66,6 +60,20 @@ def _side_by_side(setting: Setting, count: int, pictures: int, repeats: int) -> 
         ]
         record[work] = round(count * pictures / statistics.median(seconds), 2)
     return record
+
+
+def _next(found: Any, crew: list[BaseProcess]) -> dict[str, list[tuple[float, float]]]:
+    """What the next process to be done has measured. Raises UgicmError where one has failed or died."""
+    while True:
+        try:
+            outcome = found.get(timeout=1)
+        except queue.Empty:
+            if dead := [process.exitcode for process in crew if process.exitcode]:
+                raise UgicmError(f"one of {len(crew)} processes ended with status {dead[0]}") from None
+            continue
+        if isinstance(outcome, str):
+            raise UgicmError(f"one of {len(crew)} processes: {outcome}")
+        return outcome
 
 
 def _serve(setting: Setting, number: int, pictures: int, repeats: int, gate: Any, found: Any) -> None:
@@ -88,8 +96,10 @@ def _serve(setting: Setting, number: int, pictures: int, repeats: int, gate: Any
             del spans[name][0]
         found.put(spans)
     except Exception as error:
-        gate.abort()  # nobody waits for the others
         found.put(described(error) or type(error).__name__)
+        found.close()
+        found.join_thread()  # before the others say that they waited in vain
+        gate.abort()
 
 
 def _moved(image: Image.Image, number: int) -> Image.Image:
