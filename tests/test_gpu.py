@@ -22,8 +22,10 @@ from ugicm.models.codec import UGICM
 from ugicm.pictures import middle, open_rgb
 
 # Counting devices, unlike asking whether one can be used, leaves a process able to fork others that use them.
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.device_count(), reason="no CUDA device here")]
+if not torch.cuda.device_count():
+    pytest.skip("no CUDA device here", allow_module_level=True)
 
+pytestmark = pytest.mark.gpu
 GPU = "cuda"
 
 
