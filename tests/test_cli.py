@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from small_models import small_model
 
@@ -21,7 +22,7 @@ from ugicm import cli, files, usage, workers
 from ugicm.checkpoint import save_model
 from ugicm.codec import Codec
 from ugicm.coding import stream
-from ugicm.errors import CheckpointError, ConfigError, PictureError, StreamError, UsageError
+from ugicm.errors import CheckpointError, ConfigError, PictureError, StreamError, UgicmError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -354,6 +355,25 @@ def test_ctrl_c_stops_all_workers(tmp_path, make_picture, checkpoint):
 
 
 @side_by_side
+def test_a_worker_that_is_told_to_leave_says_nothing_more():
+    """Python 3.11 makes a RuntimeError of an exit within a class that is being defined, as Pillow's are at first use: a
+    picture was called damaged then."""
+    def work(job):
+        if job.source.name == "1":
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+            except SystemExit:
+                raise PictureError("damaged picture") from None
+        return files.Made(1)
+
+    jobs = [files.Job(Path(str(i)), Path(f"no-such-{i}")) for i in range(3)]
+    summary = files.run(jobs, work, lambda job: None, workers=2)
+    assert summary.done == 2
+    assert [reason for _, reason in summary.failed] == ["its process ended with status 1"]
+
+
+@side_by_side
 def test_workers_do_not_outlive_the_run(tmp_path, make_picture, checkpoint):
     process, streams = _folder_at_work(tmp_path, make_picture, checkpoint)
     process.kill()
@@ -428,7 +448,7 @@ def test_a_mistake_in_a_worker_is_not_hidden(tmp_path):
 @side_by_side
 def test_workers_take_the_model_to_the_gpu_themselves(command, photos, tmp_path, monkeypatch):
     """A process that has used a GPU cannot fork others that use it."""
-    moves, to = tmp_path / "moves", Codec.to
+    moves, checks, to = tmp_path / "moves", tmp_path / "checks", Codec.to
 
     def recorded(codec, device):
         if device == "cuda:7":
@@ -437,15 +457,37 @@ def test_workers_take_the_model_to_the_gpu_themselves(command, photos, tmp_path,
             device = "cpu"
         return to(codec, device)
 
+    def check(name):
+        with checks.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
     monkeypatch.setattr(Codec, "to", recorded)
-    monkeypatch.setattr(usage, "check_device", lambda name: None)
+    monkeypatch.setattr(usage, "check_device", check)
     for options, processes in (((), 1), (("--workers", 1), 1), (("--workers", 2), 2)):
-        moves.write_text("")
+        for file in (moves, checks):
+            file.write_text("")
         status, out, _ = command("compress", photos, tmp_path / f"{len(options)}-{processes}", "--device", "cuda:7",
                                  *options)  # fmt: skip
         assert status == 0 and out.endswith("3 done\n")
         assert len(set(moves.read_text().split())) == processes
-        assert (str(os.getpid()) in moves.read_text().split()) is (processes == 1)
+        for file in (moves, checks):
+            assert (str(os.getpid()) in file.read_text().split()) is (processes == 1)
+
+
+@side_by_side
+def test_workers_for_whom_a_gpu_has_no_memory(command, photos, tmp_path, monkeypatch):
+    def full(codec, device):
+        if device == "cuda:7":
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB\nmore")
+        return to(codec, device)
+
+    to = Codec.to
+    monkeypatch.setattr(Codec, "to", full)
+    monkeypatch.setattr(usage, "check_device", lambda name: None)
+    status, out, err = command("compress", photos, tmp_path / "out", "--device", "cuda:7", "--workers", 2)
+    assert (status, out) == (1, "")
+    why = "CUDA out of memory. Tried to allocate 20.00 MiB"
+    assert err == f"ugicm: error: a worker cannot use cuda:7: {why}; try fewer --workers\n"
 
 
 @side_by_side
@@ -457,7 +499,7 @@ def test_what_is_done_apart_comes_back():
     assert workers.apart(lambda: here.append(1) or os.getpid()) != os.getpid() and not here
     with pytest.raises(UsageError, match="no such device"):
         workers.apart(fail)
-    with pytest.raises(RuntimeError, match="ended by SIGKILL"):
+    with pytest.raises(UgicmError, match="ended by SIGKILL"):
         workers.apart(lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ugicm import __version__, files
 from ugicm.coding import stream
-from ugicm.errors import PictureError, StreamError, UsageError, described
+from ugicm.errors import PictureError, StreamError, UgicmError, UsageError, described, first_line
 from ugicm.evaluation.report import add_report_command
 from ugicm.usage import Parser, guarded, natural, pick_device, positive, unit
 
@@ -354,7 +354,10 @@ def _run(
     def begin() -> None:
         # The threads of the OpenMP runtime do not survive a fork, and waiting for them is for ever.
         torch.set_num_threads(1)
-        codec.to(place.device)
+        try:
+            codec.to(place.device)
+        except RuntimeError as error:  # a GPU without memory for so many, or one that takes no more processes
+            raise UgicmError(f"a worker cannot use {place.device}: {first_line(error)}; try fewer --workers") from None
 
     return files.run(jobs, work, incomplete, args.overwrite, _say, place.workers, begin)
 

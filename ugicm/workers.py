@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,8 +17,11 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
+from ugicm.errors import UgicmError
+
 T = TypeVar("T")
 PATIENCE = 10  # seconds that a process gets to clean up before it is killed
+_told_to_leave = threading.Event()  # of this process
 
 
 def available() -> bool:
@@ -26,25 +30,33 @@ def available() -> bool:
 
 
 def apart(task: Callable[[], T]) -> T:
-    """What ``task`` returns or raises, in a process that ends with it: what it did to that process is gone."""
+    """What ``task`` returns or raises, in a process that ends with it: what it did to that process is gone.
+
+    Raises UgicmError where that process dies.
+    """
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
 
     def do() -> None:
+        _leave_when_told()
         try:
             there.send((task(), None))
         except Exception as error:
             there.send((None, error))
 
-    process = context.Process(target=do, daemon=True)
-    process.start()
-    there.close()
+    with _interrupts_blocked():
+        process = context.Process(target=do, daemon=True)
+        process.start()
+        there.close()
     try:
         result, error = here.recv()
+        process.join(PATIENCE)
     except EOFError:
         process.join(PATIENCE)
-        raise RuntimeError(_how_it_ended(process)) from None
-    process.join()
+        raise UgicmError(_how_it_ended(process)) from None
+    finally:
+        _dismiss({here: process})
+        here.close()
     if error:
         raise error
     return result
@@ -62,7 +74,8 @@ def share(
 
     Args:
         task: runs in a worker; what it returns is pickled. An exception in it ends everything with a RuntimeError.
-        begin: runs once in each worker before its first task.
+        begin: runs once in each worker before its first task; an exception in it ends everything, too, a UgicmError as
+            it is.
         lost: makes the outcome of a task whose process has died, from a line saying so.
         report: runs here, for each task as it ends; True stops the rest.
 
@@ -105,6 +118,8 @@ def share(
             return False
         for text in warned:
             warnings.warn(text, stacklevel=1)  # from one place: filters show each text once, whoever met it
+        if isinstance(mistake, UgicmError):
+            raise mistake
         if mistake:
             raise RuntimeError(f"in a worker process:\n{mistake}")
         hand_out(channel)
@@ -133,27 +148,41 @@ def share(
 
 def _serve(channel: Connection, foreign: list[Connection], task: Callable[[int], Any], begin: Callable) -> None:
     """The life of a worker: until there is nothing more to read, which is also what happens when the main one dies."""
-    signal.signal(signal.SIGTERM, _leave)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    _leave_when_told()
     for other in foreign:
         other.close()  # held open here, it would hide the main process's end from the others
     warned: list[str] = []
     warnings.showwarning = lambda message, *_, **__: warned.append(str(message))
-    begin()
+    never_begun = _mistake_in(begin)[1]
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             number = channel.recv()
-            outcome, mistake = None, ""
-            try:
-                outcome = task(number)
-            except Exception:
-                mistake = traceback.format_exc()
+            outcome, mistake = (None, never_begun) if never_begun else _mistake_in(task, number)
+            if _told_to_leave.is_set():  # but something took the exception for its own
+                sys.exit(1)
             channel.send((outcome, mistake, warned))
             warned.clear()
 
 
+def _mistake_in(call: Callable[..., T], *arguments: Any) -> tuple[T | None, UgicmError | str]:
+    """What a call returns, and what was wrong: a UgicmError, or the traceback of another exception; "" for nothing."""
+    try:
+        return call(*arguments), ""
+    except UgicmError as error:
+        return None, error
+    except Exception:
+        return None, traceback.format_exc()
+
+
+def _leave_when_told() -> None:
+    """In a new process: Ctrl-C is the main one's affair, which ends this one by SIGTERM."""
+    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def _leave(*_: object) -> None:
+    _told_to_leave.set()
     sys.exit(1)  # an exception, so that half-written files are removed on the way
 
 
