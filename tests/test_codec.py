@@ -344,6 +344,25 @@ def test_products_are_not_rounded_while_parsing(backbone):
     assert [s.get() for s in _switches()] == before
 
 
+@pytest.mark.parametrize("backbone", ["compact", "mlicpp"])
+def test_analysis_is_in_float32_whatever_the_process_allows(backbone):
+    """So that devices agree on symbols."""
+    model, seen = small_model(backbone).prepare_for_coding(), []
+
+    def look(*_) -> None:
+        seen.append(([s.get() for s in _switches()], torch.is_autocast_enabled("cpu")))
+
+    for part in (model.g_a, model.h_a):
+        part.register_forward_pre_hook(look)
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            model.compress(torch.rand(1, 3, 64, 64), torch.full((1,), 0.5) if model.has_quality else None)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen == [([s.exact for s in _switches()], False)] * 2
+
+
 def test_loading_leaves_the_default_type_as_it_was(tmp_path, default_dtype):
     checkpoint.save_model(tmp_path / "model.safetensors", small_model())
     default_dtype(torch.float64)
@@ -514,3 +533,27 @@ def test_bfloat16_costs_less_than_a_hundredth_of_a_decibel_and_no_stream(quality
     for before, after in zip(exact, codec.decompress(data, ["human", "machine"]), strict=True):
         assert before != after
         assert abs(psnr(photo, before) - psnr(photo, after)) <= 0.01
+
+
+def test_only_blocks_of_the_synthesis_are_in_bfloat16():
+    codec, types = Codec(small_model()), {}
+    g_s = codec.model.g_s
+    for name in ("stem", "up", "head", "detail", "blocks_8.0.expand", "blocks_16.0.expand"):
+        g_s.get_submodule(name).register_forward_hook(lambda *a, name=name: types.update({name: a[-1].dtype}))
+    codec.model.synthesis_dtype = torch.bfloat16
+    codec.decompress(codec.compress(picture()))
+    assert {name for name, dtype in types.items() if dtype == torch.bfloat16} == {
+        "blocks_8.0.expand", "blocks_16.0.expand"
+    }
+    assert len(types) == 6
+
+
+def test_what_only_machines_see_is_not_computed_for_people():
+    codec, seen = Codec(small_model()), []
+    for branch in (*codec.model.g_s.branches_8, *codec.model.g_s.branches_16):
+        branch.register_forward_hook(lambda *_: seen.append(1))
+    data, nobody = codec.compress(picture()), np.zeros((picture().height, picture().width))
+    codec.decompress(data, ["human", 0.0, nobody])
+    assert not seen
+    codec.decompress(data, 0.1)
+    assert seen

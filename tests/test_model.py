@@ -12,6 +12,7 @@ from small_models import CONFIGS, small_model
 from ugicm import checkpoint
 from ugicm.coding.coders import LikelihoodCoder, RansDecoderCoder, RansEncoderCoder
 from ugicm.models.codec import UGICM
+from ugicm.models.gaussian import TabulatedGaussian
 
 BACKBONES = sorted(CONFIGS)
 
@@ -190,6 +191,16 @@ def test_freezing_all_but_the_viewer_leaves_streams_alone():
     assert model.fingerprint == before.fingerprint
     with torch.no_grad():
         assert model.compress(x, quality_of(model)) == before.compress(x, quality_of(before))
+
+
+def test_scales_near_a_bound_may_fall_on_its_other_side():
+    """At the guard's distance, too; scales on a bound itself belong to the row below."""
+    gaussian = TabulatedGaussian([1.0, 2.0, 4.0], sparse=False)  # bounds at 1 and at 2
+    guard = 2.0**-4
+    scales = torch.tensor([0.5, 0.9, 1 - guard, 1.0, 1 + guard, 1.1, 2 - 2 * guard, 2 + 2 * guard, 2.2, 9.0])
+    rows = gaussian.build_indexes(scales)
+    assert rows.tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert gaussian.borderline(scales, rows, guard).tolist() == [0, 0, 1, 1, 0, 1, 2, 1, 2, 2]
 
 
 class OnAnotherMachine(RansDecoderCoder):

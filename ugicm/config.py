@@ -480,7 +480,7 @@ class OptimConfig:
 class PrecisionConfig:
     """Speed options. Likelihoods are float32 under all of them."""
 
-    autocast: str = "none"  # bf16: convolutions of g_a, g_s and the teacher in bfloat16 | none
+    autocast: str = "none"  # bf16: most convolutions of g_a, g_s and the teacher in bfloat16 | none
     bf16_parser: bool = False  # also those of h_a and of the parser's networks
     channels_last: bool = True
     compile: bool = False

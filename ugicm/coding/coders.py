@@ -44,11 +44,12 @@ def straight_through_round(x: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def inside_mask(size: torch.Size, part: Part, inside: tuple[int, int], device: torch.device) -> Tensor:
-    """Whether positions of a packed ``part`` of ``size`` (h, w) lie in y's first rows and columns; bool [h, w]."""
+def inside_mask(size: torch.Size, part: Part, inside: tuple[int, int]) -> Tensor:
+    """Whether positions of a packed ``part`` of ``size`` (h, w) lie in y's first rows and columns; bool [h, w], on the
+    CPU."""
     height, width = size
     with torch.inference_mode(False):  # it is kept, and must serve where gradients are computed, too
-        mask = torch.zeros(1, 1, height, width if part is ALL else 2 * width, dtype=torch.bool, device=device)
+        mask = torch.zeros(1, 1, height, width if part is ALL else 2 * width, dtype=torch.bool, device="cpu")
         mask[..., : inside[0], : inside[1]] = True
         return pack(mask, part)[0, 0]
 
@@ -57,7 +58,9 @@ def left_out(gaussian: TabulatedGaussian, rows: Tensor, part: Part, inside: tupl
     """Positions of a packed ``part`` that a stream does not hold, their y_hat being the mean; bool, as ``rows`` of the
     table [B, C, h, w]."""
     certain = gaussian.certain(rows)
-    return certain | ~inside_mask(rows.shape[2:], part, inside, rows.device) if inside else certain
+    if not inside:
+        return certain
+    return certain | ~inside_mask(rows.shape[2:], part, inside).to(rows.device, non_blocking=True)
 
 
 class LikelihoodCoder:
@@ -139,7 +142,8 @@ class _SymbolCoder:
 
     @property
     def digests(self) -> list[int]:
-        """Per picture, 16 bits that depend on every symbol: tells a stream parsed right from one parsed wrongly."""
+        """Per picture, 16 bits that depend on every symbol: tells a stream parsed right from one parsed wrongly. Known
+        when all has been read, or written (:meth:`RansEncoderCoder.flush`)."""
         return [digest & 0xFFFF for digest in self._digests]
 
     @staticmethod
@@ -159,10 +163,9 @@ class _SymbolCoder:
         rows, *neighbours = choices.flatten(2).numpy()
         coded = np.ones_like(rows, dtype=bool)
         if self.inside:
-            mask = inside_mask(choices.shape[3:], part, self.inside, choices.device)
-            coded &= mask.expand(choices.shape[2:]).flatten().numpy()
+            coded &= inside_mask(choices.shape[3:], part, self.inside).expand(choices.shape[2:]).flatten().numpy()
         if self.guard:
-            self._settle(rows, np.where(coded, *neighbours, rows))
+            self._settle(rows, np.where(coded, neighbours[0], rows))
         self._position += rows.shape[1]
         if self.gaussian.sparse:
             coded &= rows > 0
@@ -199,8 +202,10 @@ class _Pass(NamedTuple):
 class RansEncoderCoder(_SymbolCoder):
     """Writes: one rANS string per picture of the batch.
 
-    Nothing that the networks do depends on the strings, so coding is put off to :meth:`flush`: a GPU gets all its work
-    without a stop, and the first passes are coded while it computes the others.
+    Nothing that the networks do depends on the strings, so what a GPU computes is coded in :meth:`flush`: it gets all
+    its work without a stop, and the first passes are coded while it is at the others.
+
+    Raises CheckpointError, at any point, for symbols that no stream can hold.
     """
 
     def __init__(self, parser: torch.nn.Module, batch: int, inside: tuple[int, int] | None = None):
@@ -214,31 +219,30 @@ class RansEncoderCoder(_SymbolCoder):
             where = np.flatnonzero(row != neighbour)
             listed.extend(zip((where + self._position).tolist(), (row[where] & 1).tolist()))
 
-    def _put_off(self, residual: Tensor, *rest: Any) -> None:
+    def _take(self, residual: Tensor, *rest: Any) -> None:
         fit = (residual.abs() < SYMBOL_LIMIT).all()  # not so for what is not a number
-        self._passes.append(_Pass(residual.to(torch.int32), fit, *rest).sent())
+        one = _Pass(residual.to(torch.int32), fit, *rest).sent()
+        if one.arrived:
+            self._passes.append(one)
+        else:
+            self._write(one)
 
     def code_hyper(self, z: Tensor) -> Tensor:
         residual = torch.round(z - self.medians)
-        self._put_off(residual)
+        self._take(residual)
         return residual + self.medians
 
     def code(self, scale: Tensor, mean: Tensor, part: Part, y: Tensor) -> Tensor:
         residual = torch.round(pack(y, part) - mean)
         choices = self._choices(scale)
         residual = residual * ~left_out(self.gaussian, choices[0], part, self.inside)
-        self._put_off(residual, part, choices)
+        self._take(residual, part, choices)
         return mean + residual
 
     def flush(self) -> list[bytes]:
-        """The strings. Raises CheckpointError for symbols that no stream can hold."""
+        """The strings, when all has been coded."""
         for one in self._passes:
-            if one.arrived:
-                one.arrived.synchronize()
-            if not one.fit:
-                raise CheckpointError(
-                    "this model's latents are not finite, or too large for a stream: it is not usable"
-                )
+            one.arrived.synchronize()
             self._write(one)
         strings = [encoder.flush() for encoder in self._encoders]
         if self.guard:
@@ -246,6 +250,8 @@ class RansEncoderCoder(_SymbolCoder):
         return strings
 
     def _write(self, one: _Pass) -> None:
+        if not one.fit:
+            raise CheckpointError("this model's latents are not finite, or too large for a stream: it is not usable")
         symbols = one.symbols.flatten(1).numpy()
         if one.choices is None:
             rows, coded = np.broadcast_to(self._hyper_rows(one.symbols.shape[1:]), symbols.shape), np.True_
@@ -276,9 +282,10 @@ class RansDecoderCoder(_SymbolCoder):
     garbage, in bounded time, and never reads foreign memory. How many it may read: a symbol takes 16 bits at most, as
     long as the state is one that writers leave, from 2^31 on. But an escape says in groups of four bits how many such
     groups its value has, up to 15 in each, and goes on: a string claims up to 15 times its own length in one symbol.
-    What the state still holds after the string's end, 63 bits, may do so once more (:data:`MARGIN`), and then chance
-    says 7.5 groups: 34 bits an escape, and a few more for coming to one, also with tables that have little else
-    (:data:`CLAIM`). A string longer than any writer makes is refused: time and memory are bounded by the picture.
+    What the state still holds after the string's end, 63 bits, may do so once more (:data:`MARGIN`). Then zeros follow,
+    which are the first symbol of a row, mostly; bits that are random would make 8 groups, 36 bits an escape, and a few
+    more for coming to one in tables that have little else (:data:`CLAIM`). A string longer than any writer makes is
+    refused: time and memory are bounded by the picture.
 
     Raises StreamError for a guard list that does not end, or a string that is too long or begins as none does.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import struct
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -84,14 +85,14 @@ class UGICM(nn.Module):
 
     def analyse(self, x: Tensor, quality: Tensor | None = None) -> Tensor:
         """Picture -> y, float32, scaled by the quality's gain: ready to be rounded."""
-        with self._exactly():
+        with self._exactly(x):
             y = self.g_a(x)
         y = y.float()
         return y if self.gain is None else y * self.gain(quality)
 
     def hyper_analyse(self, y: Tensor) -> Tensor:
         """y -> z, ready to be rounded."""
-        with self._exactly():
+        with self._exactly(y):
             return self.h_a(y)
 
     def compress(self, x: Tensor, quality: Tensor | None = None) -> tuple[list[bytes], list[int]]:
@@ -141,9 +142,14 @@ class UGICM(nn.Module):
         amount = self.config.sharpness * condition.preference(x_hat.shape[-2:])
         return sharpen(x_hat, amount if quality is None else amount * (1 - quality)[:, None, None, None])
 
-    def _exactly(self) -> contextlib.AbstractContextManager:
+    @contextlib.contextmanager
+    def _exactly(self, x: Tensor) -> Iterator[None]:
         """What decides symbols is in float32 where nobody trains: streams should not depend on the device."""
-        return contextlib.nullcontext() if self.training else full_float32()
+        if self.training:
+            yield
+        else:
+            with full_float32(), torch.autocast(x.device.type, enabled=False):
+                yield
 
     def aux_loss(self) -> Tensor:
         """CompressAI's loss on the quantiles of the factorised prior; a scalar for the auxiliary optimiser."""
