@@ -8,6 +8,7 @@ own), accumulation needs no special case, and the same code runs on one process.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from ugicm.errors import ConfigError
 from ugicm.training.log import Meter
 from ugicm.usage import pick_device
+
+LAST_MOMENT = 0.2  # seconds for PyTorch's threads, which have nothing more to do
 
 
 @dataclass(frozen=True)
@@ -108,4 +111,7 @@ def merge(world: World, meter: Meter) -> Meter:
 def leave() -> None:
     """End the process group, if there is one; every process must come here."""
     if dist.is_available() and dist.is_initialized():
+        # PyTorch waits for its threads while it holds Python's lock, and one that still has to let go of a tensor waits
+        # for the lock: for ever, one time in ten on a busy machine.
+        time.sleep(LAST_MOMENT)
         dist.destroy_process_group()
