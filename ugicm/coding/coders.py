@@ -187,16 +187,14 @@ class _Pass(NamedTuple):
 
     def sent(self) -> _Pass:
         """The same on the CPU, without waiting for a GPU to get there."""
-        device = self.symbols.device
-        if device.type != "cuda":
-            return self._replace(**{name: value.cpu() for name, value in self._tensors()})
-        copies = {name: value.to("cpu", non_blocking=True) for name, value in self._tensors()}
+        on_gpu = self.symbols.is_cuda
+        tensors = {name: value for name, value in self._asdict().items() if isinstance(value, Tensor)}
+        there = self._replace(**{name: value.to("cpu", non_blocking=on_gpu) for name, value in tensors.items()})
+        if not on_gpu:
+            return there
         arrived = torch.cuda.Event()
-        arrived.record(torch.cuda.current_stream(device))
-        return self._replace(**copies, arrived=arrived)
-
-    def _tensors(self) -> list[tuple[str, Tensor]]:
-        return [(name, value) for name, value in self._asdict().items() if isinstance(value, Tensor)]
+        arrived.record(torch.cuda.current_stream(self.symbols.device))
+        return there._replace(arrived=arrived)
 
 
 class RansEncoderCoder(_SymbolCoder):
