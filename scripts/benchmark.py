@@ -291,7 +291,7 @@ def throughput(args: argparse.Namespace) -> tuple[dict, str]:
     runs = []
     for count in args.workers:
         print(f"{count} processes ...", file=sys.stderr, flush=True)
-        runs += flow.throughput(setting, [count], args.count, args.repeats)
+        runs.append(flow.throughput(setting, count, args.count, args.repeats))
     report = {"size": list(args.size), "threads": args.threads, "count": args.count, "repeats": args.repeats,
               "model": "117.78 M form" if args.full else args.checkpoint or "shipped", "pictures_per_second": runs,
               "environment": results.environment(args.device)}  # fmt: skip

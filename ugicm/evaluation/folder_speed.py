@@ -21,6 +21,11 @@ from ugicm import files, pictures
 from ugicm.errors import UgicmError
 
 
+def moved(image: Image.Image, number: int) -> Image.Image:
+    """Another picture for every number: the same, moved round."""
+    return Image.fromarray(np.roll(np.asarray(image), (37 * number, 101 * number), axis=(0, 1)))
+
+
 def make_pictures(folder: Path, count: int, width: int, height: int, sources: Sequence[Path] = ()) -> None:
     """``count`` different pictures of one size: photographs (the package's samples by default), each moved round."""
     if not sources:
@@ -28,8 +33,7 @@ def make_pictures(folder: Path, count: int, width: int, height: int, sources: Se
             return make_pictures(folder, count, width, height, files.find(samples, [".png"]))
     for i in range(count):
         image = pictures.open_rgb(sources[i % len(sources)]).resize((width, height), Image.Resampling.LANCZOS)
-        moved = np.roll(np.asarray(image), (37 * i % height, 101 * i % width), axis=(0, 1))
-        pictures.save_picture(Image.fromarray(moved), folder / f"{i:04}.png")
+        pictures.save_picture(moved(image, i), folder / f"{i:04}.png")
 
 
 def _seconds(*arguments: object) -> float:

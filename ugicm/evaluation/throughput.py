@@ -10,39 +10,33 @@ import multiprocessing
 import queue
 import statistics
 import time
-from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 from ugicm.errors import UgicmError, described
 from ugicm.evaluation.benchmark import Ours, Setting
+from ugicm.evaluation.folder_speed import moved
 from ugicm.evaluation.roofline import synchronize
 
 WORK = ("compress", "decompress", "decompress_both")
 PATIENCE = 600  # seconds that a process waits for the slowest to be ready
 
 
-def throughput(setting: Setting, workers: Sequence[int], pictures: int, repeats: int) -> list[dict[str, Any]]:
-    """Pictures a second for each number of processes: of compress, of decompress to one and to both pictures.
+def throughput(setting: Setting, workers: int, pictures: int, repeats: int) -> dict[str, Any]:
+    """Pictures a second of so many processes: of compress, of decompress to one and to both pictures.
 
     Each process has ``setting.threads`` threads and does ``pictures`` pictures at a time, all beginning together; the
     time is from there until the last is done. Medians of ``repeats`` such turns, after one to warm up.
 
     Raises UgicmError where a process fails.
     """
-    return [_side_by_side(setting, count, pictures, repeats) for count in workers]
-
-
-def _side_by_side(setting: Setting, count: int, pictures: int, repeats: int) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
-    gate, found = context.Barrier(count), context.Queue()
+    gate, found = context.Barrier(workers), context.Queue()
     crew = [
         context.Process(target=_serve, args=(setting, n, pictures, repeats, gate, found), daemon=True)
-        for n in range(count)
+        for n in range(workers)
     ]
     try:
         for process in crew:
@@ -52,13 +46,13 @@ def _side_by_side(setting: Setting, count: int, pictures: int, repeats: int) -> 
         for process in crew:
             process.terminate()
             process.join()
-    record: dict[str, Any] = {"workers": count, "pictures": count * pictures}
+    record: dict[str, Any] = {"workers": workers, "pictures": workers * pictures}
     for work in WORK:
         seconds = [
             max(end for _, end in turn) - min(start for start, _ in turn)
             for turn in zip(*(span[work] for span in spans), strict=True)
         ]
-        record[work] = round(count * pictures / statistics.median(seconds), 2)
+        record[work] = round(workers * pictures / statistics.median(seconds), 2)
     return record
 
 
@@ -81,7 +75,7 @@ def _serve(setting: Setting, number: int, pictures: int, repeats: int, gate: Any
     try:
         torch.set_num_threads(setting.threads)
         it = Ours(setting)
-        it.image = _moved(it.image, number)
+        it.image = moved(it.image, number)
         spans: dict[str, list[tuple[float, float]]] = {}
         for name in WORK:
             work = getattr(it, name)
@@ -100,8 +94,3 @@ def _serve(setting: Setting, number: int, pictures: int, repeats: int, gate: Any
         found.close()
         found.join_thread()  # before the others say that they waited in vain
         gate.abort()
-
-
-def _moved(image: Image.Image, number: int) -> Image.Image:
-    """Another picture for every process: the same, moved round."""
-    return Image.fromarray(np.roll(np.asarray(image), (37 * number, 101 * number), axis=(0, 1)))
