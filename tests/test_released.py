@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference import reference_state, requires_reference
+from reference import reference_state
 from small_models import CONFIGS, small_model
 
 from ugicm.checkpoint import load_model, read_metadata
@@ -220,7 +220,6 @@ def test_convert(model, state, tmp_path, run_script):
     assert again.returncode == 2 and "--overwrite" in again.stderr
 
 
-@requires_reference
 def test_wider_reference(tmp_path):
     """The parity weights go through a file like any other."""
     assert load_released(save(tmp_path, {"state_dict": reference_state()})).config.M == 96

@@ -1,0 +1,78 @@
+"""Golden bitstreams and images in ``tests/golden/``: what they are, and how they are rewritten.
+
+``inputs/`` holds small images. Each was compressed at every quality into ``bitstreams/``, and each bitstream was
+decompressed for both preferences into ``images/``. ``expected.json`` holds digests of the latents, and byte counts and
+PSNR of the sample images. ``parity/`` holds outputs of the reference network; it is never rewritten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import ugicm
+
+GOLDEN = Path(__file__).resolve().parent / "golden"
+SAMPLES = sorted((Path(ugicm.__file__).parent / "samples").glob("*.png"))
+QUALITIES = (0.0, 0.5, 1.0)
+PREFERENCES = ("human", "machine")
+INPUTS = ("flat", "noise", "odd", "one_pixel", "photograph", "strip", "text", "tiled")
+TILE = {"tiled": 64}
+REGENERATE = "if the change is intended, rewrite the golden files with: pytest tests/test_golden.py --regenerate-golden"
+
+
+def bitstream_path(name: str, quality: float) -> Path:
+    return GOLDEN / "bitstreams" / f"{name}_{quality:g}.ugic"
+
+
+def image_path(name: str, quality: float, preference: str) -> Path:
+    return GOLDEN / "images" / f"{name}_{quality:g}_{preference}.webp"
+
+
+def input_image(name: str) -> Image.Image:
+    return Image.open(GOLDEN / "inputs" / f"{name}.png").convert("RGB")
+
+
+def latent_digest(codec: ugicm.Codec, data: bytes) -> str:
+    """Return the SHA-256 of y_hat as float32 bytes."""
+    from ugicm.coding import stream
+
+    y_hat = codec.parse(stream.parse(data)).float().contiguous().numpy()
+    return hashlib.sha256(y_hat.tobytes()).hexdigest()
+
+
+def psnr(a: Image.Image, b: Image.Image) -> float:
+    error = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    return float(10 * np.log10(255**2 / np.mean(error**2)))
+
+
+def measure_sample(codec: ugicm.Codec, path: Path, quality: float) -> dict[str, float]:
+    """Compress and decompress one sample image: bytes, and PSNR of both preferences in dB."""
+    image = Image.open(path).convert("RGB")
+    data = codec.compress(image, quality)
+    decoded = codec.decompress(data, list(PREFERENCES))
+    return {"bytes": len(data)} | {p: round(psnr(image, d), 3) for p, d in zip(PREFERENCES, decoded)}
+
+
+def regenerate(codec: ugicm.Codec) -> None:
+    """Rewrite bitstreams, images and ``expected.json`` from the inputs, the samples and the shipped model."""
+    expected: dict[str, dict] = {"latents": {}, "samples": {}}
+    for folder in ("bitstreams", "images"):
+        shutil.rmtree(GOLDEN / folder, ignore_errors=True)
+        (GOLDEN / folder).mkdir()
+    for name in INPUTS:
+        for quality in QUALITIES:
+            data = codec.compress(input_image(name), quality, tile=TILE.get(name))
+            bitstream_path(name, quality).write_bytes(data)
+            expected["latents"][f"{name}_{quality:g}"] = latent_digest(codec, data)
+            for preference, image in zip(PREFERENCES, codec.decompress(data, list(PREFERENCES))):
+                image.save(image_path(name, quality, preference), lossless=True)
+    for path in SAMPLES:
+        for quality in QUALITIES:
+            expected["samples"][f"{path.stem}_{quality:g}"] = measure_sample(codec, path, quality)
+    (GOLDEN / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
