@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""How well detectors outline objects in pictures after a codec: COCO's average precision of boxes and masks.
+"""How well detectors outline objects in images after a codec: COCO's average precision of boxes and masks.
 
   python instance_segmentation/test.py -d coco/val2017 --annotations instances_val2017.json         the originals
   python instance_segmentation/test.py -d coco/val2017 --annotations A.json --codec ugicm --quality 0.3
@@ -7,27 +7,24 @@
   python instance_segmentation/test.py --annotations A.json --detections found.json
   torchrun --nproc_per_node=4 instance_segmentation/test.py -d coco --annotations A.json --codec webp --quality 60
 
-Pictures are found by the names in the annotations; their extension does not matter.
+Images are found by the names in the annotations; their extension does not matter.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from ugicm.usage import Parser, guarded  # noqa: E402
+from ugicm.arguments import Parser, guarded
 
 _WITH_DETECTIONS = ("annotations", "detections", "output")  # the options that --detections heeds
 
 
 def parser() -> Parser:
-    from ugicm.evaluation.scorers.sources import add_source_arguments
+    from ugicm.evaluation.tasks.sources import add_source_arguments
 
     parser = Parser(description=__doc__)
-    parser.add_argument("-d", "--dataset", metavar="DIR", help="the pictures (needed but for --detections)")
+    parser.add_argument("-d", "--dataset", metavar="DIR", help="the images (needed but for --detections)")
     parser.add_argument("--annotations", required=True, metavar="JSON", help="COCO ground truth")
     parser.add_argument(
         "--detectors", nargs="+", default=["maskrcnn_resnet50_fpn"], metavar="NAME[=PATH]",
@@ -42,22 +39,22 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser()
     args = options.parse_args(argv)
+    from ugicm.arguments import pick_device
     from ugicm.errors import ConfigError
-    from ugicm.evaluation.scorers.command import score
-    from ugicm.evaluation.scorers.detection import CocoEvaluator, CocoTruth
-    from ugicm.evaluation.scorers.detectors import load_detector
-    from ugicm.usage import pick_device
+    from ugicm.evaluation.tasks.coco import CocoEvaluator, CocoTruth
+    from ugicm.evaluation.tasks.command import score
+    from ugicm.evaluation.tasks.detectors import load_detector
 
     if args.detections:
         given = [name for name, value in vars(args).items() if value != options.get_default(name)]
         useless = [f"--{name.replace('_', '-')}" for name in given if name not in _WITH_DETECTIONS]
         if useless:
-            raise ConfigError(f"--detections scores a file alone, without pictures: leave out {' '.join(useless)}")
+            raise ConfigError(f"--detections scores a file alone, without images: leave out {' '.join(useless)}")
     truth = CocoTruth(args.annotations)
     if args.detections:
         return _score_detections(args, truth)
     if not args.dataset:
-        raise ConfigError("the detectors need the folder of the pictures: -d DIR")
+        raise ConfigError("the detectors need the folder of the images: -d DIR")
     device = pick_device(args.device)
     evaluators = [CocoEvaluator(load_detector(text, device), truth) for text in args.detectors]
     items = truth.items(args.dataset)
@@ -70,7 +67,7 @@ def _score_detections(args, truth) -> int:
     """Score detections that were made before; no network is needed for that."""
     from ugicm.evaluation import results
     from ugicm.evaluation.digests import file_digest
-    from ugicm.evaluation.scorers.detection import CocoEvaluator, kinds_of, read_detections
+    from ugicm.evaluation.tasks.coco import CocoEvaluator, kinds_of, read_detections
 
     records = read_detections(args.detections, truth)
     evaluator = CocoEvaluator(None, truth, kinds_of(records))
@@ -83,7 +80,7 @@ def _score_detections(args, truth) -> int:
             "annotations": {"path": args.annotations, "digest": truth.digest},
         }
         results.write(
-            args.output, "detections", f"{len(truth.images)} pictures", {k: [v] for k, v in scores.items()},
+            args.output, "detections", f"{len(truth.images)} images", {k: [v] for k, v in scores.items()},
             meta={**results.environment(), **digests},
         )  # fmt: skip
     return 0

@@ -5,7 +5,7 @@
     python scripts/average_checkpoints.py a.safetensors b.safetensors --weights 1 3 -o mean.safetensors
     python scripts/average_checkpoints.py a.safetensors --multiply "g_s.branches*.widen.*=1.25" -o louder.safetensors
 
-What the branches for machines add to the picture is linear in their last layer, widen: --multiply makes it stronger or
+What the branches for machines add to the image is linear in their last layer, widen: --multiply makes it stronger or
 weaker. Then `scripts/convert_checkpoint.py` makes a file ready to be given away, or training goes on with init_from.
 
 Exit status: 0 written, 1 it could not be written, 2 unusable input or the output exists.
@@ -17,9 +17,7 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from ugicm.usage import Parser, guarded  # noqa: E402
+from ugicm.arguments import Parser, guarded
 
 
 def _factor(text: str) -> tuple[str, float]:
@@ -41,9 +39,9 @@ def main() -> int:
                         help="multiply the mean's parameters of these names; may be repeated")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     arguments = parser.parse_args()
-    from ugicm.checkpoint import load_model, read_metadata, save_model
-    from ugicm.training.average import average, multiply
-    from ugicm.training.checkpoint import check_target
+    from ugicm.checkpoints.native import load_model, read_metadata, save_model
+    from ugicm.training.state import check_target
+    from ugicm.training.weight_averaging import average, multiply
 
     weights = arguments.weights or [1.0] * len(arguments.sources)
     check_target(arguments.output, arguments.overwrite)

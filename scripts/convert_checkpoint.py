@@ -3,12 +3,12 @@
 
     python scripts/convert_checkpoint.py ugicm_lambda0.0022.pth.tar ugicm.safetensors
     python scripts/convert_checkpoint.py experiments/run/model.safetensors given.safetensors --half --calibrate photos/
-    ugicm compress -c ugicm.safetensors picture.png
+    ugicm compress -c ugicm.safetensors image.png
 
 The converted file holds its configuration and the entropy coder's integer tables, so that streams written on one
 machine can be read on another. The network and its numbers stay the same, but for rounding with --half.
 
---calibrate counts the symbols of pictures, for example those of the training, and puts their frequencies into the
+--calibrate counts the symbols of images, for example those of the training, and puts their frequencies into the
 tables in place of the Gaussian's: streams become a little shorter (docs/model.md), and only this file reads them.
 
 Exit status: 0 converted, 1 it could not be written, 2 unusable input or the output exists.
@@ -22,10 +22,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import ugicm  # noqa: E402
-from ugicm.usage import Parser, guarded  # noqa: E402
+import ugicm
+from ugicm.arguments import Parser, guarded
 
 
 def main() -> int:
@@ -34,30 +32,30 @@ def main() -> int:
     parser.add_argument("target", type=Path, metavar="OUT.safetensors", help="file to write")
     parser.add_argument("--half", action="store_true", help="store weights as float16: half the size")
     parser.add_argument("--calibrate", type=Path, nargs="+", metavar="DIR",
-                        help="pictures to calibrate the tables with")  # fmt: skip
-    parser.add_argument("--sharpness", type=float, metavar="S", help="how much pictures for machines are sharpened: "
+                        help="images to calibrate the tables with")  # fmt: skip
+    parser.add_argument("--sharpness", type=float, metavar="S", help="how much images for machines are sharpened: "
                         "by S at quality 0, not at all at 1 (default: as in IN)")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     arguments = parser.parse_args()
     convert(
-        arguments.source, arguments.target, half=arguments.half, pictures=arguments.calibrate,
+        arguments.source, arguments.target, half=arguments.half, images=arguments.calibrate,
         sharpness=arguments.sharpness, overwrite=arguments.overwrite,
     )  # fmt: skip
     return 0
 
 
 def convert(
-    source: Path, target: Path, *, half: bool, pictures: list[Path] | None, sharpness: float | None, overwrite: bool
+    source: Path, target: Path, *, half: bool, images: list[Path] | None, sharpness: float | None, overwrite: bool
 ) -> None:
-    """Write ``source`` to ``target``, calibrated with ``pictures``. Raises UgicmError or OSError."""
-    from ugicm.checkpoint import is_ours, load_model, read_metadata, save_model
-    from ugicm.data.images import centre_crops, find_pictures
-    from ugicm.released import load_any
-    from ugicm.training.checkpoint import check_target
-    from ugicm.training.symbols import count_symbols
+    """Write ``source`` to ``target``, calibrated with ``images``. Raises UgicmError or OSError."""
+    from ugicm.checkpoints.native import is_ours, load_model, read_metadata, save_model
+    from ugicm.checkpoints.released import load_any
+    from ugicm.data.images import center_crops, find_images
+    from ugicm.training.calibration import count_symbols
+    from ugicm.training.state import check_target
 
     check_target(target, overwrite)
-    crops = centre_crops([file for folder in pictures for file in find_pictures(folder)], 256) if pictures else None
+    crops = center_crops([file for folder in images for file in find_images(folder)], 256) if images else None
     model = load_any(source)
     if sharpness is not None:
         model.config = dataclasses.replace(model.config, sharpness=sharpness)
@@ -65,7 +63,7 @@ def convert(
     metadata = {**kept, "source": source.name, "ugicm_version": ugicm.__version__}
     if crops is not None:
         model.parser.drop_tables()
-        metadata["calibrated"] = f"{len(crops)} pictures of " + " ".join(map(str, pictures))
+        metadata["calibrated"] = f"{len(crops)} images of " + " ".join(map(str, images))
     model.parser.build_tables()
     with tempfile.TemporaryDirectory() as folder:  # from here on with its weights as they will be stored
         save_model(Path(folder) / "rounded.safetensors", model, half=half)

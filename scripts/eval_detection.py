@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""How well detectors find objects in pictures after a codec: PASCAL VOC's mAP, or COCO's average precision of boxes.
+"""How well detectors find objects in images after a codec: PASCAL VOC's mAP, or COCO's average precision of boxes.
 
   python scripts/eval_detection.py --voc VOCdevkit/VOC2007 --split test --codec ugicm --quality 0.3
   python scripts/eval_detection.py --voc VOCdevkit/VOC2012 --split val --all-points --detector retinanet_resnet50_fpn
@@ -12,24 +12,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from ugicm.usage import Parser, guarded  # noqa: E402
+from ugicm.arguments import Parser, guarded
 
 
 def parser() -> Parser:
-    from ugicm.evaluation.scorers.sources import add_source_arguments
+    from ugicm.evaluation.tasks.sources import add_source_arguments
 
     parser = Parser(description=__doc__)
     truth = parser.add_mutually_exclusive_group(required=True)
     truth.add_argument("--voc", metavar="DIR", help="a year of VOCdevkit: JPEGImages, Annotations, ImageSets")
     truth.add_argument(
-        "--coco", metavar="JSON", help="COCO ground truth for the pictures in -d: boxes alone, whatever the detector "
+        "--coco", metavar="JSON", help="COCO ground truth for the images in -d: boxes alone, whatever the detector "
         "finds; instance_segmentation/test.py scores the masks as well",
     )  # fmt: skip
-    parser.add_argument("-d", "--dataset", metavar="DIR", help="the pictures (with --voc: JPEGImages)")
+    parser.add_argument("-d", "--dataset", metavar="DIR", help="the images (with --voc: JPEGImages)")
     parser.add_argument("--split", default="test", help="of VOC (default: %(default)s)")
     parser.add_argument("--all-points", action="store_true", help="VOC 2010's average precision, not 2007's 11 points")
     parser.add_argument(
@@ -43,16 +40,16 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    from ugicm.arguments import pick_device
     from ugicm.errors import ConfigError
-    from ugicm.evaluation.scorers.command import score
-    from ugicm.evaluation.scorers.detection import CocoEvaluator, CocoTruth, VocEvaluator, VocTruth
-    from ugicm.evaluation.scorers.detectors import load_detector
-    from ugicm.usage import pick_device
+    from ugicm.evaluation.tasks.coco import CocoEvaluator, CocoTruth, VocEvaluator, VocTruth
+    from ugicm.evaluation.tasks.command import score
+    from ugicm.evaluation.tasks.detectors import load_detector
 
     device = pick_device(args.device)
     if args.coco:
         if not args.dataset:
-            raise ConfigError("--coco needs the folder of its pictures: -d DIR")
+            raise ConfigError("--coco needs the folder of its images: -d DIR")
         truth = CocoTruth(args.coco)
         evaluator = CocoEvaluator(load_detector(args.detector, device), truth, kinds=["bbox"])
         return score(

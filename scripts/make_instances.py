@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Make instance masks for pictures without labels, for the instance term of training.
+"""Make instance masks for images without labels, for the instance term of training.
 
-    python scripts/make_instances.py pictures/ -o pictures_instances.json
-    python scripts/make_instances.py pictures/ -o out.json --method maskrcnn --weights maskrcnn_resnet50_fpn.pth
+    python scripts/make_instances.py images/ -o images_instances.json
+    python scripts/make_instances.py images/ -o out.json --method maskrcnn --weights maskrcnn_resnet50_fpn.pth
 
 The output is a COCO json (run-length masks, one category): name it as `instances` of a source in a training yaml.
-A call that was interrupted continues where it stopped. Exit status: 0 done, 1 some pictures were unreadable
+A call that was interrupted continues where it stopped. Exit status: 0 done, 1 some images were unreadable
 or something failed, 2 unusable input, 130 interrupted.
 """
 
@@ -14,9 +14,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from ugicm.usage import Parser, guarded, positive  # noqa: E402
+from ugicm.arguments import Parser, guarded, positive
 
 
 def main() -> int:
@@ -26,9 +24,9 @@ def main() -> int:
 
 def _make() -> int:
     parser = Parser(description=__doc__)
-    parser.add_argument("source", type=Path, help="folder of pictures (searched recursively), .txt list or picture")
+    parser.add_argument("source", type=Path, help="folder of images (searched recursively), .txt list or image")
     parser.add_argument("-o", "--output", type=Path, required=True, help="json to write or continue")
-    parser.add_argument("-n", "--count", type=positive, default=5, help="at most so many objects a picture (default 5)")
+    parser.add_argument("-n", "--count", type=positive, default=5, help="at most so many objects an image (default 5)")
     parser.add_argument(
         "--method", choices=("regions", "maskrcnn"), default="regions",
         help="regions: merged superpixels, needs no weights (default); maskrcnn: torchvision's detector",
@@ -44,7 +42,7 @@ def _make() -> int:
         proposer = MaskRCNN(arguments.weights, arguments.score)
         made_by = f"maskrcnn above {arguments.score}, at most {arguments.count}"
     done, present, broken = annotate(arguments.source, arguments.output, proposer, arguments.count, made_by)
-    print(f"{arguments.output}: {done} pictures added, {present} were there, {broken} unreadable")
+    print(f"{arguments.output}: {done} images added, {present} were there, {broken} unreadable")
     return 1 if broken else 0
 
 

@@ -8,17 +8,17 @@ A table stands between ``<!-- table: NAME docs/results/FILE.json -->`` and ``<!-
 what writes their files:
 
   rate                  tests/test.py (results.json)
-  speed, sizes          scripts/benchmark.py codec; with several --size
-  levers, folder, train scripts/benchmark.py levers, folder, train
-  throughput            scripts/benchmark.py throughput; the folder of its files
+  speed, sizes          scripts/benchmark codec; with several --size
+  levers, folder, train scripts/benchmark levers, folder, train
+  throughput            scripts/benchmark throughput; the folder of its files
   scores                classification/test.py; a folder of its files
   calibration           tests/test.py, with Gaussian tables (calibration/gaussian.json) and as shipped (kodak.json); the
                         folder of both
   effort                tests/test.py with --effort (results/effort.json) and without (results/kodak.json), and the
                         curves of scripts/report.py; the folder docs
-  fuzz                  scripts/fuzz_streams.py
-  robustness            scripts/fuzz_streams.py, check_portability.py, check_concurrency.py, check_large.py, and
-                        scripts/benchmark.py folder; the folder of all their files
+  fuzz                  scripts/stress/fuzz_streams.py
+  robustness            scripts/stress/fuzz_streams.py, check_portability.py, check_concurrency.py, check_large.py, and
+                        scripts/benchmark folder; the folder of all their files
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ import statistics
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from ugicm.arguments import Parser, guarded
 
-from ugicm.usage import Parser, guarded  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 BLOCK = re.compile(r"(<!-- table: (\w+) (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -112,8 +111,8 @@ def robustness(documents: dict) -> list[list[str]]:
 
     for name, d in sorted(documents["portability"].items()):
         settings, versions = len(d["versions"]), sorted({version.split("+")[0] for version in d["versions"].values()})
-        pictures = f"{d['pictures']} picture" + "s" * (d["pictures"] > 1)
-        tried = f"{d['streams']:,} readings: {pictures}, {settings} × {settings} settings"
+        images = f"{d['images']} image" + "s" * (d["images"] > 1)
+        tried = f"{d['streams']:,} readings: {images}, {settings} × {settings} settings"
         form, _, crop = name.partition("_")
         what = f"{form} form" + (f", crops of {crop}" if crop else "")
         gpu = ", one of them a GPU" if "CUDA" in d["versions"] else ""
@@ -123,12 +122,12 @@ def robustness(documents: dict) -> list[list[str]]:
     d = documents["fuzz"]
     row("damaged and forged streams", f"{d['streams']:,} mutants", f"{len(d['findings'])} findings", "0")
     d = documents["concurrency"]
-    differ = f"{d['streams_that_differ']} streams and {d['pictures_that_differ']} pictures differ"
+    differ = f"{d['streams_that_differ']} streams and {d['images_that_differ']} images differ"
     row(f"one codec in {d['threads']} threads", f"{d['calls']:,} calls", differ, "0")
     d = documents["folder_speed"]
     for name in ("compress", "decompress"):
         same = "the same files as one by one" if d[name]["same_files"] else "OTHER files"
-        row(f"`ugicm {name} --workers {d['workers']}`", f"{d['pictures']} pictures", same, "the same")
+        row(f"`ugicm {name} --workers {d['workers']}`", f"{d['images']} images", same, "the same")
     width, height = documents["large"]["size"]
     for check in documents["large"]["checks"]:
         row(f"{width}×{height}: {check['what']}", "", f"{check['value']:.3g}", f"≤ {check['limit']:g}")
@@ -137,11 +136,11 @@ def robustness(documents: dict) -> list[list[str]]:
 
 def folder(document: dict) -> list[list[str]]:
     """A folder one by one and side by side."""
-    rows = [["command", "pictures", "one by one", f"{document['workers']} workers", "ratio", "without start-up"]]
+    rows = [["command", "images", "one by one", f"{document['workers']} workers", "ratio", "without start-up"]]
     for name in ("compress", "decompress"):
         r = document[name]
         rows.append([
-            f"`ugicm {name}`", str(document["pictures"]), f"{r['one_by_one_seconds']:.1f} s",
+            f"`ugicm {name}`", str(document["images"]), f"{r['one_by_one_seconds']:.1f} s",
             f"{r['side_by_side_seconds']:.1f} s", f"{r['ratio']:.2f}",
             "-" if r["ratio_without_start"] is None else f"{r['ratio_without_start']:.2f}",
         ])  # fmt: skip
@@ -149,12 +148,12 @@ def folder(document: dict) -> list[list[str]]:
 
 
 def throughput(documents: dict[str, dict]) -> list[list[str]]:
-    """Pictures a second with several processes side by side."""
+    """Images a second with several processes side by side."""
     rows = [["model", "size", "processes", "compress", "decompress to one", "to both"]]
-    documents = [d for d in documents.values() if "pictures_per_second" in d]
+    documents = [d for d in documents.values() if "images_per_second" in d]
     for d in sorted(documents, key=lambda d: -d["size"][0] * d["size"][1]):
         name = "ugicm" if d["model"] == "shipped" else f"ugicm, {d['model']}"
-        for r in d["pictures_per_second"]:
+        for r in d["images_per_second"]:
             paces = (f"{r[work]:.1f} a second" for work in ("compress", "decompress", "decompress_both"))
             rows.append([name, "{}×{}".format(*d["size"]), str(r["workers"]), *paces])
     return rows
@@ -199,7 +198,7 @@ def calibration(documents: dict[str, dict]) -> list[list[str]]:
 
 def effort(documents: dict[str, dict]) -> list[list[str]]:
     """Rate for equal PSNR, in percent, without and with effort, at the same qualities; and the median time it takes."""
-    from ugicm.evaluation.bd import bd_rate
+    from ugicm.evaluation.bd_rate import bd_rate
 
     with_effort = documents["results"]["effort"]
     steps, refined = with_effort["meta"]["effort"], with_effort["results"]
@@ -216,7 +215,7 @@ def effort(documents: dict[str, dict]) -> list[list[str]]:
     rows += [[name, *against(anchors[name]["results"])] for name in ("JPEG", "WebP", "AVIF")]
     rows.append(["ugicm at effort 0", *against(plain)])
     rows.append(["the same, both as machines see them", *against(plain, "psnr-rgb-machine")])
-    for what, key in (("to write a picture", "encoding_time"), ("to read both pictures", "decoding_time")):
+    for what, key in (("to write an image", "encoding_time"), ("to read both images", "decoding_time")):
         both = (documents["results"][name]["per_image"] for name in ("kodak", "effort"))
         rows.append([what, *(f"{statistics.median(r[key] for r in records):.2g} s" for records in both)])
     return rows

@@ -17,9 +17,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from ugicm.usage import Parser, guarded  # noqa: E402
+from ugicm.arguments import Parser, guarded
 
 SHORT = {"psnr": "psnr-rgb", "ms-ssim": "ms-ssim-rgb"}  # as CompressAI's older files and its own plots have them
 
@@ -55,7 +53,7 @@ def read_curves(path: str, section: str | None) -> list[tuple[str, dict[str, lis
 
 
 def points(path: str, name: str, bpp: Sequence[float], scores: Sequence[float | None]) -> tuple[list, list]:
-    """The rates and scores of a curve, as :func:`ugicm.evaluation.report_tables.plot` takes them. Raises ConfigError
+    """The rates and scores of a curve, as :func:`ugicm.report.tables.plot` takes them. Raises ConfigError
     for what is none."""
     from ugicm.errors import ConfigError
 
@@ -102,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     from ugicm.errors import ConfigError
-    from ugicm.evaluation.report_tables import plot
+    from ugicm.report.tables import plot
 
     metric = SHORT.get(args.metric, args.metric)
     curves, names = [], []

@@ -13,12 +13,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from ugicm.config import load_config  # noqa: E402
-from ugicm.usage import Parser, guarded  # noqa: E402
+from ugicm.arguments import Parser, guarded
+from ugicm.config import load_config
 
 
 def main() -> int:

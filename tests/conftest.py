@@ -1,4 +1,4 @@
-"""Shared by the tests of commands: small checkpoints on disk, pictures, and a way to run a command as users do."""
+"""Shared by the tests of commands: small checkpoints on disk, images, and a way to run a command as users do."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def other_checkpoint(tmp_path_factory) -> Path:
 def _save_small(path: Path, seed: int) -> Path:
     from small_models import small_model
 
-    from ugicm.checkpoint import save_model
+    from ugicm.checkpoints.native import save_model
 
     save_model(path, small_model(seed=seed))
     return path
 
 
 @pytest.fixture(scope="session")
-def make_picture():
-    """make_picture(width, height, seed) -> smooth random RGB picture."""
+def make_image():
+    """make_image(width, height, seed) -> smooth random RGB image."""
     def make(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
         coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
         return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
@@ -53,14 +53,14 @@ def make_picture():
 
 
 @pytest.fixture
-def photos(tmp_path, make_picture) -> Path:
-    """A folder with three good pictures in a tree, and a file that is none of our business."""
+def photos(tmp_path, make_image) -> Path:
+    """A folder with three good images in a tree, and a file that is none of our business."""
     folder = tmp_path / "photos"
     (folder / "dogs").mkdir(parents=True)
     (folder / "cats").mkdir()
-    make_picture(64, 48, 1).save(folder / "dogs" / "a.png")
-    make_picture(33, 70, 2).save(folder / "dogs" / "b.jpg")
-    make_picture(20, 20, 3).save(folder / "cats" / "c.bmp")
+    make_image(64, 48, 1).save(folder / "dogs" / "a.png")
+    make_image(33, 70, 2).save(folder / "dogs" / "b.jpg")
+    make_image(20, 20, 3).save(folder / "cats" / "c.bmp")
     (folder / "labels.csv").write_text("a,dog\n")
     return folder
 

@@ -40,9 +40,9 @@ def input_image(name: str) -> Image.Image:
 
 def latent_digest(codec: ugicm.Codec, data: bytes) -> str:
     """Return the SHA-256 of y_hat as float32 bytes."""
-    from ugicm.coding import stream
+    from ugicm import bitstream
 
-    y_hat = codec.parse(stream.parse(data)).float().contiguous().numpy()
+    y_hat = codec.parse(bitstream.parse(data)).float().contiguous().numpy()
     return hashlib.sha256(y_hat.tobytes()).hexdigest()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ugicm.config import ModelConfig
-from ugicm.models.codec import UGICM
+from ugicm.models.ugicm import UGICM
 
 _SMALL_REFERENCE = dict(
     N=16, slice_widths=(), parameter_widths=(24, 16), beta_frequencies=3, beta_width=16, quality_points=0,
@@ -40,7 +40,7 @@ def small_model(backbone: str = "compact", seed: int = 0) -> UGICM:
             bias[: len(bias) // 2] += 3.0
         x = torch.rand(1, 3, 64, 64, generator=generator)
         quality = torch.tensor([0.5]) if model.has_quality else None
-        spread = 3.0 / model.analyse(x, quality).std()
+        spread = 3.0 / model.analyze(x, quality).std()
         for last in (model.g_a.head, model.g_a.detail) if backbone == "compact" else (_last_convolution(model.g_a),):
             last.weight.mul_(spread)
             if last.bias is not None:

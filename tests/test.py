@@ -1,19 +1,14 @@
-"""Evaluate a codec on a data set.
+"""Evaluate a codec on a dataset.
 
     python tests/test.py [-exp NAME] [--gpu_id N] [-c CKPT] [-d DATASET] [--quality Q ...]
 
-Works from any folder, and where the package is not installed: this checkout's is used.
+Results go into ``experiments/`` of the repository, whatever the current folder is.
 """
 
 import sys
-import warnings
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-warnings.simplefilter("ignore", FutureWarning)  # of libraries, as they are imported
-
-from ugicm.evaluation.codec import main  # noqa: E402
+from ugicm.evaluation.rate_distortion import main
 
 if __name__ == "__main__":
-    sys.exit(main(ROOT / "experiments"))
+    sys.exit(main(Path(__file__).resolve().parents[1] / "experiments"))

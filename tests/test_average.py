@@ -10,12 +10,12 @@ import pytest
 import torch
 from small_models import CONFIGS, small_model
 
-from ugicm.checkpoint import load_model, read_metadata, save_model
+from ugicm.atomic import WriteError
+from ugicm.checkpoints.native import load_model, read_metadata, save_model
 from ugicm.errors import UsageError
-from ugicm.files import WriteError
-from ugicm.models.codec import UGICM
-from ugicm.training.average import average, multiply
-from ugicm.training.checkpoint import check_target
+from ugicm.models.ugicm import UGICM
+from ugicm.training.state import check_target
+from ugicm.training.weight_averaging import average, multiply
 
 SCRIPT = "scripts/average_checkpoints.py"
 
@@ -40,10 +40,10 @@ def test_average_by_hand():
 
 
 def test_a_model_averaged_with_itself_writes_the_same_streams():
-    model, picture, quality = small_model(seed=0), torch.rand(1, 3, 64, 64), torch.tensor([0.5])
+    model, image, quality = small_model(seed=0), torch.rand(1, 3, 64, 64), torch.tensor([0.5])
     mean = average([model, model], [1, 1])
     assert model.prepare_for_coding().fingerprint == mean.prepare_for_coding().fingerprint
-    assert model.compress(picture, quality) == mean.compress(picture, quality)
+    assert model.compress(image, quality) == mean.compress(image, quality)
 
 
 def test_multiply():
@@ -116,7 +116,7 @@ def test_a_disk_that_is_full_is_no_wrong_usage(checkpoint, tmp_path, run_script,
     def full(*_, **options):
         raise WriteError(tmp_path, OSError(28, "No space left on device"))
 
-    monkeypatch.setattr("ugicm.checkpoint.save_model", full)
+    monkeypatch.setattr("ugicm.checkpoints.native.save_model", full)
     end = run_script(script, checkpoint, *(["-o"] if script == SCRIPT else []), tmp_path / "mean.safetensors")
     assert end.returncode == 1 and "cannot be written: No space left" in end.stderr
 

@@ -14,14 +14,14 @@ import torch
 import yaml
 from small_models import CONFIGS, small_model
 
-from ugicm import workers
+from scripts.benchmark import folder_speed, levers, roofline, speed, throughput, training_speed
+from scripts.benchmark.speed import Setting, Timing
+from ugicm.arguments import guarded
 from ugicm.codec import Codec, load
+from ugicm.commands import workers
 from ugicm.config import to_dict
 from ugicm.errors import UgicmError
-from ugicm.evaluation import benchmark, folder_speed, levers, roofline, throughput, training_speed
-from ugicm.evaluation.benchmark import Setting, Timing
 from ugicm.models.layers import Conv2d
-from ugicm.usage import guarded
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,8 +35,8 @@ def keep_threads():
 
 
 def benchmark_script():
-    """scripts/benchmark.py as a module."""
-    spec = util.spec_from_file_location("benchmark_script", ROOT / "scripts" / "benchmark.py")
+    """scripts/benchmark as a module."""
+    spec = util.spec_from_file_location("benchmark_script", ROOT / "scripts" / "benchmark" / "__main__.py")
     script = util.module_from_spec(spec)
     spec.loader.exec_module(script)
     return script
@@ -92,11 +92,11 @@ def test_macs_are_counted_however_convolutions_are_done(monkeypatch):
 
 def test_one_setting(checkpoint):
     setting = Setting("small", 128, 64, threads=1, checkpoint=str(checkpoint), fast=False)
-    timing, detail = benchmark.time_setting(setting, repeats=2)
+    timing, detail = speed.time_setting(setting, repeats=2)
     assert (timing.dtype, timing.threads, timing.width, timing.height) == ("float32", 1, 128, 64)
     assert timing.entropy_read > 0 and timing.entropy_write > 0
     larger = dataclasses.replace(setting, width=1024, height=1024)
-    assert benchmark.peak_memory(larger) > timing.memory_mib + 10 > 10  # the picture as floats is 12 MiB
+    assert speed.peak_memory(larger) > timing.memory_mib + 10 > 10  # the image as floats is 12 MiB
     seconds, floors = detail["seconds"], detail["floor_seconds"]
     assert timing.time_over_floor == pytest.approx(
         (seconds["g_a"] + seconds["g_s"]) / (floors["g_a"] + floors["g_s"]), abs=0.01
@@ -110,7 +110,7 @@ def test_one_setting(checkpoint):
 
 def test_ratios_are_to_the_reference(checkpoint, monkeypatch):
     setting = Setting("small", 64, 64, threads=1, checkpoint=str(checkpoint), fast=False)
-    peer = benchmark.Ours(setting)  # stands for one
+    peer = speed.Ours(setting)  # stands for one
     peer.compress()
 
     def seconds(works, repeats, device):
@@ -118,44 +118,44 @@ def test_ratios_are_to_the_reference(checkpoint, monkeypatch):
         assert works[-1] in (peer.compress, peer.decompress_both)
         return [[1.0, 3.0, 9.0], [2.0, 4.0, 9.0]] if len(works) == 2 else [[1.0] * 3, [3.0] * 3, [4.0] * 3]
 
-    monkeypatch.setattr(benchmark, "seconds_in_turns", seconds)
-    monkeypatch.setattr(benchmark, "peak_memory", lambda setting: 0.0)  # takes a process
-    timing, _ = benchmark.time_setting(setting, 3, peer)
+    monkeypatch.setattr(speed, "seconds_in_turns", seconds)
+    monkeypatch.setattr(speed, "peak_memory", lambda setting: 0.0)  # takes a process
+    timing, _ = speed.time_setting(setting, 3, peer)
     assert (timing.compress, timing.decompress, timing.decompress_both) == (3.0, 1.0, 3.0)
     assert (timing.compress_ratio, timing.decompress_ratio) == (0.75, 0.75)
-    (record,) = benchmark.as_records([timing])
+    (record,) = speed.as_records([timing])
     assert (record["compress_ratio"], record["decompress_ratio"]) == (0.75, 0.75)
 
 
 def test_time_per_pixel_is_compared_with_the_base(checkpoint, monkeypatch):
     setting = Setting("small", 128, 128, threads=1, checkpoint=str(checkpoint), fast=False)
-    base = benchmark.Ours(dataclasses.replace(setting, width=64, height=64))
-    peer = benchmark.Ours(setting)
+    base = speed.Ours(dataclasses.replace(setting, width=64, height=64))
+    peer = speed.Ours(setting)
     peer.compress()
 
     def seconds(works, repeats, device):
         [work() for work in works]
         return [[8.0], [4.0], [1.0]] if len(works) == 3 else [[5.0], [6.0], [3.0], [2.0]]  # base is the last
 
-    monkeypatch.setattr(benchmark, "seconds_in_turns", seconds)
-    monkeypatch.setattr(benchmark, "peak_memory", lambda setting: 0.0)  # takes a process
-    timing, _ = benchmark.time_setting(setting, 1, peer, base)
+    monkeypatch.setattr(speed, "seconds_in_turns", seconds)
+    monkeypatch.setattr(speed, "peak_memory", lambda setting: 0.0)  # takes a process
+    timing, _ = speed.time_setting(setting, 1, peer, base)
     assert (timing.compress_ratio, timing.decompress_ratio) == (2.0, 2.0)
     assert (timing.compress_per_pixel_ratio, timing.decompress_per_pixel_ratio) == (2.0, 0.75)
 
 
-def test_the_floor_is_of_the_padded_picture(checkpoint, monkeypatch):
+def test_the_floor_is_of_the_padded_image(checkpoint, monkeypatch):
     setting = Setting("small", 65, 64, threads=1, checkpoint=str(checkpoint), fast=False)
-    monkeypatch.setattr(benchmark, "peak_memory", lambda setting: 0.0)  # takes a process
-    monkeypatch.setattr(benchmark, "measured_rates", lambda *_: {"1x1": 1.0})
-    monkeypatch.setattr(benchmark, "module_seconds", lambda *_: {})
-    _, detail = benchmark.time_setting(setting, 1)
+    monkeypatch.setattr(speed, "peak_memory", lambda setting: 0.0)  # takes a process
+    monkeypatch.setattr(speed, "measured_rates", lambda *_: {"1x1": 1.0})
+    monkeypatch.setattr(speed, "module_seconds", lambda *_: {})
+    _, detail = speed.time_setting(setting, 1)
     assert detail["floor_seconds"]["g_a"] == pytest.approx(detail["kmac_per_pixel"]["g_a"] * 1e3 * 128 * 64 / 1e9)
 
 
 def test_without_a_reference_there_are_no_ratios():
     timing = Timing("ours", 1000, 500, 1, "cpu", "float32", 1.0, 0.5, 0.8, None, None, 1, 1.0, None)
-    (record,) = benchmark.as_records([timing])
+    (record,) = speed.as_records([timing])
     assert (record["compress_mp_per_s"], record["decompress_mp_per_s"]) == (0.5, 1.0)
     assert not any(key.endswith("_ratio") for key in record)
 
@@ -172,11 +172,11 @@ def test_works_take_turns():
 def test_a_folder(checkpoint, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
-    folder_speed.make_pictures(photos, 4, 96, 64)
+    folder_speed.make_images(photos, 4, 96, 64)
     contents = {path.read_bytes() for path in photos.iterdir()}
     assert len(contents) == 4
     report = folder_speed.time_folder(photos, 2, str(checkpoint), repeats=1)
-    assert (report["pictures"], report["workers"]) == (4, 2)
+    assert (report["images"], report["workers"]) == (4, 2)
     for command in ("compress", "decompress"):
         figures = report[command]
         assert figures["same_files"] is True
@@ -187,7 +187,7 @@ def test_a_folder(checkpoint, tmp_path):
 
 def test_figures_of_a_folder_are_medians_of_commands_that_take_turns(tmp_path, monkeypatch):
     photos, runs = tmp_path / "photos", []
-    folder_speed.make_pictures(photos, 2, 16, 16)
+    folder_speed.make_images(photos, 2, 16, 16)
     seconds = iter([9, *(1, 11, 6, 2, 12, 7, 9, 99, 99), *(3, 3, 3) * 3])  # of compress; where there is only loading
 
     def command(*arguments):
@@ -221,8 +221,8 @@ def test_a_command_that_fails_is_not_timed(tmp_path):
 def test_throughput(checkpoint):
     setting = Setting("small", 64, 64, threads=1, checkpoint=str(checkpoint))
     for count in (1, 2):
-        record = throughput.throughput(setting, count, pictures=3, repeats=1)
-        assert (record["workers"], record["pictures"]) == (count, 3 * count)
+        record = throughput.throughput(setting, count, images=3, repeats=1)
+        assert (record["workers"], record["images"]) == (count, 3 * count)
         assert all(record[work] > 0 for work in throughput.WORK)
 
 
@@ -242,22 +242,22 @@ def test_start_seconds():
     assert 0 < found["python"] < found["ugicm info FILE"]
 
 
-def test_training_speed_is_read_from_the_records_of_a_run(tmp_path, make_picture, run_script, monkeypatch):
+def test_training_speed_is_read_from_the_records_of_a_run(tmp_path, make_image, run_script, monkeypatch):
     monkeypatch.setattr(os, "environ", os.environ.copy())
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for i in range(4):
-        make_picture(96, 80, i).save(tmp_path / "pictures" / f"{i}.png")
+        make_image(96, 80, i).save(tmp_path / "images" / f"{i}.png")
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({
         "run": {"dir": str(tmp_path / "run")},
-        "data": {"train": [str(tmp_path / "pictures")], "crop": 64, "batch": 2, "holdout": 1},
+        "data": {"train": [str(tmp_path / "images")], "crop": 64, "batch": 2, "holdout": 1},
         "model": to_dict(CONFIGS["compact"]),
         "quality": {"range": [0, 1]},
         "objective": {"lambdas": [0.001, 0.01], "terms": {"mse": {"human": 1.0, "machine": 0.5}}},
         "optim": {"steps": 1000, "lr": 1e-3, "warmup": 100},
     }))  # fmt: skip
     output = tmp_path / "speed.json"
-    done = run_script("scripts/benchmark.py", "train", "-c", config, "--set", "precision.autocast=none", "--variants",
+    done = run_script("scripts/benchmark/__main__.py", "train", "-c", config, "--set", "precision.autocast=none", "--variants",
                       "as configured", "fp32", "--threads", 1, "--steps", 2, "--repeats", 1, "-o", output)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "fp32: the same as 'as configured' here, left out" in done.stderr
@@ -341,7 +341,7 @@ def test_results_of_a_folder_say_which_model(checkpoint, monkeypatch):
     figures = dict.fromkeys(
         ("start_seconds", "one_by_one_seconds", "side_by_side_seconds", "ratio", "ratio_without_start"), 1.0
     )
-    timed = {"pictures": 1, "compress": {**figures, "same_files": True}, "decompress": {**figures, "same_files": True}}
+    timed = {"images": 1, "compress": {**figures, "same_files": True}, "decompress": {**figures, "same_files": True}}
     monkeypatch.setattr(folder_speed, "time_folder", lambda *_: dict(timed))
     monkeypatch.setattr("sys.argv", ["benchmark.py", "folder", "-d", "x", "-c", str(checkpoint)])
     args = script._parser().parse_args()
@@ -353,7 +353,7 @@ def test_results_of_a_folder_say_which_model(checkpoint, monkeypatch):
 
 
 @pytest.mark.parametrize("backbone", ["compact", "mlicpp"])
-def test_both_versions_of_a_lever_make_the_same_picture(backbone):
+def test_both_versions_of_a_lever_make_the_same_image(backbone):
     codec = Codec(small_model(backbone))
     found = levers.levers(codec, 128, 64)
     for lever in found:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ugicm.models.checkerboard import ANCHOR, REST, keep, pack, pack_neighbours, unpack
+from ugicm.entropy.checkerboard import ANCHOR, REST, keep, pack, pack_neighbors, unpack
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -27,10 +27,10 @@ def test_anchors_are_where_row_plus_column_is_odd():
 
 
 @pytest.mark.parametrize(("part", "other", "reach"), [(REST, ANCHOR, 1), (REST, ANCHOR, 2), (ANCHOR, REST, 2)])
-def test_neighbours_and_a_pointwise_layer_are_a_masked_convolution(part, other, reach):
+def test_neighbors_and_a_pointwise_layer_are_a_masked_convolution(part, other, reach):
     torch.manual_seed(0)
     x = torch.randn(2, 3, 6, 8, dtype=torch.float64)
-    taps = pack_neighbours(x, part, reach)
+    taps = pack_neighbors(x, part, reach)
     side = 2 * reach + 1
     weight = torch.randn(5, taps.shape[1], dtype=torch.float64)
     offsets = [(r, c) for r in range(side) for c in range(side) if (r + c) % 2]

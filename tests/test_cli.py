@@ -18,11 +18,12 @@ from PIL import Image
 from small_models import small_model
 
 import ugicm
-from ugicm import cli, files, usage, workers
-from ugicm.checkpoint import save_model
+from ugicm import arguments, atomic, bitstream, files
+from ugicm.checkpoints.native import save_model
 from ugicm.codec import Codec
-from ugicm.coding import stream
-from ugicm.errors import CheckpointError, ConfigError, PictureError, StreamError, UgicmError, UsageError
+from ugicm.commands import batch, workers
+from ugicm.commands import main as cli
+from ugicm.errors import CheckpointError, ConfigError, ImageError, StreamError, UgicmError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,8 +48,8 @@ def command(capsys, monkeypatch, checkpoint):
 
 
 @pytest.fixture(scope="session")
-def stream_data(checkpoint, make_picture) -> bytes:
-    return ugicm.load(checkpoint).compress(make_picture())
+def stream_data(checkpoint, make_image) -> bytes:
+    return ugicm.load(checkpoint).compress(make_image())
 
 
 def tree(folder: Path) -> list[str]:
@@ -77,8 +78,8 @@ def test_a_file_there_and_back_as_a_process(run_python, checkpoint, photos):
     back = ("decompress", "dogs/a.ugic", "seen.webp", "-p", "machine", "-c", checkpoint)
     two = run_python("-m", "ugicm", *back, cwd=photos)
     assert (two.returncode, two.stderr) == (0, "")
-    with Image.open(photos / "seen.webp") as picture:
-        assert (picture.format, picture.size) == ("WEBP", (64, 48))
+    with Image.open(photos / "seen.webp") as image:
+        assert (image.format, image.size) == ("WEBP", (64, 48))
 
 
 def test_the_installed_command_says_its_version():
@@ -90,10 +91,10 @@ def test_the_installed_command_says_its_version():
 
 @pytest.mark.parametrize("arguments", [["info", "x.ugic"], ["--help"], ["info", "--help"], ["compress", "gone.png"]])
 def test_nothing_heavy_is_imported_needlessly(arguments, run_python, tmp_path):
-    header = stream.Stream(640, 480, b"abc", 0.5, 0, (0,), (b"payload",))
+    header = bitstream.Stream(640, 480, b"abc", 0.5, 0, (0,), (b"payload",))
     (tmp_path / "x.ugic").write_bytes(header.pack())
     code = (
-        "import sys; from ugicm.cli import main\n"
+        "import sys; from ugicm.commands.main import main\n"
         f"try: main({arguments!r})\n"
         "except SystemExit: pass\n"
         "print(sorted({'torch', 'numpy', 'PIL', 'compressai', 'tqdm', 'yaml'} & set(sys.modules)))"
@@ -102,7 +103,7 @@ def test_nothing_heavy_is_imported_needlessly(arguments, run_python, tmp_path):
 
 
 def test_info_is_quick(run_python, tmp_path):
-    (tmp_path / "x.ugic").write_bytes(stream.Stream(640, 480, b"abc", 0.5, 0, (0,), (b"payload",)).pack())
+    (tmp_path / "x.ugic").write_bytes(bitstream.Stream(640, 480, b"abc", 0.5, 0, (0,), (b"payload",)).pack())
     times = []
     for _ in range(3):
         start = time.perf_counter()
@@ -111,11 +112,11 @@ def test_info_is_quick(run_python, tmp_path):
     assert min(times) < 1.5  # 0.3 s on an idle machine; importing PyTorch alone takes longer than this
 
 
-def test_a_killed_run_leaves_no_half_file_and_is_completed(run_python, checkpoint, tmp_path, make_picture):
+def test_a_killed_run_leaves_no_half_file_and_is_completed(run_python, checkpoint, tmp_path, make_image):
     photos, streams = tmp_path / "photos", tmp_path / "streams"
     photos.mkdir()
     for i in range(40):
-        make_picture(200, 200, i).save(photos / f"{i:02}.png")
+        make_image(200, 200, i).save(photos / f"{i:02}.png")
     command = [sys.executable, "-m", "ugicm", "compress", photos, streams, "-c", checkpoint]
     process = subprocess.Popen(list(map(str, command)), cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
     while process.poll() is None and len(list(streams.glob("*.ugic"))) < 3:
@@ -125,10 +126,10 @@ def test_a_killed_run_leaves_no_half_file_and_is_completed(run_python, checkpoin
     there = {path: path.read_bytes() for path in streams.glob("*.ugic")}
     assert len(there) >= 3
     for data in there.values():
-        stream.parse(data)
+        bitstream.parse(data)
     foreign = f".1-{process.pid}-0.ugicm-part"
     (streams / foreign).write_bytes(b"of another machine, recent")
-    (streams / f".{files._HOST}-{process.pid}-7.ugicm-part").write_bytes(b"half of a file")
+    (streams / f".{atomic._HOST}-{process.pid}-7.ugicm-part").write_bytes(b"half of a file")
     done = run_python("-m", "ugicm", "compress", photos, streams, "-c", checkpoint, cwd=tmp_path)
     assert done.returncode == 0
     assert f"{40 - len(there)} done" in done.stdout
@@ -141,16 +142,16 @@ def test_a_killed_run_leaves_no_half_file_and_is_completed(run_python, checkpoin
 
 
 def test_a_folder_keeps_its_tree_there_and_back(command, photos, tmp_path):
-    streams, pictures = tmp_path / "streams", tmp_path / "pictures"
+    streams, images = tmp_path / "streams", tmp_path / "images"
     status, out, err = command("compress", photos, streams, "-q", 0.2)
     assert (status, err) == (0, "")
     assert out.splitlines()[-1] == "3 done"
     assert tree(streams) == ["cats/c.ugic", "dogs/a.ugic", "dogs/b.ugic"]
-    assert stream.parse((streams / "dogs/b.ugic").read_bytes()).quality == pytest.approx(0.2, abs=1e-5)
-    assert command("decompress", streams, pictures)[0] == 0
-    assert tree(pictures) == ["cats/c.png", "dogs/a.png", "dogs/b.png"]
+    assert bitstream.parse((streams / "dogs/b.ugic").read_bytes()).quality == pytest.approx(0.2, abs=1e-5)
+    assert command("decompress", streams, images)[0] == 0
+    assert tree(images) == ["cats/c.png", "dogs/a.png", "dogs/b.png"]
     for name, original in (("cats/c.png", "cats/c.bmp"), ("dogs/b.png", "dogs/b.jpg")):
-        assert Image.open(pictures / name).size == Image.open(photos / original).size
+        assert Image.open(images / name).size == Image.open(photos / original).size
     assert command("decompress", streams, tmp_path / "webp", "--format", "webp")[0] == 0
     assert tree(tmp_path / "webp") == ["cats/c.webp", "dogs/a.webp", "dogs/b.webp"]
 
@@ -165,9 +166,9 @@ def test_a_second_run_continues_and_says_so(command, photos, tmp_path):
     assert all((streams / name).stat().st_mtime_ns == when for name, when in before.items())
     status, out, _ = command("compress", photos, streams, "--overwrite")
     assert (status, out.splitlines()[-1]) == (0, "3 done")
-    pictures = tmp_path / "pictures"
-    command("decompress", streams, pictures)
-    assert command("decompress", streams, pictures)[1] == "0 done, 3 skipped (already there)\n"
+    images = tmp_path / "images"
+    command("decompress", streams, images)
+    assert command("decompress", streams, images)[1] == "0 done, 3 skipped (already there)\n"
 
 
 def test_ctrl_c_ends_with_the_summary_and_the_next_run_completes(command, photos, tmp_path, monkeypatch):
@@ -195,20 +196,20 @@ def test_ctrl_c_just_after_a_file_was_written(tmp_path, overwrite, summary):
         jobs[number].target.write_bytes(b"old")
 
     def work(job):
-        files.write(job.target, b"new")
+        atomic.write(job.target, b"new")
         if job is jobs[2]:
             raise KeyboardInterrupt
-        return files.Made(1)
+        return batch.Made(1)
 
-    assert str(files.run(jobs, work, lambda job: None, overwrite)) == f"stopped: {summary}: interrupted"
+    assert str(batch.run(jobs, work, lambda job: None, overwrite)) == f"stopped: {summary}: interrupted"
 
 
-def test_a_name_that_is_too_long_costs_one_picture(tmp_path):
+def test_a_name_that_is_too_long_costs_one_image(tmp_path):
     jobs = [files.Job(tmp_path / "a", tmp_path / ("x" * 300)), files.Job(tmp_path / "b", tmp_path / "b.out")]
-    files.prepare(jobs)
-    summary = files.run(jobs, lambda job: files.write(job.target, b"new") or files.Made(1), lambda job: None)
+    atomic.prepare(job.target for job in jobs)
+    summary = batch.run(jobs, lambda job: atomic.write(job.target, b"new") or batch.Made(1), lambda job: None)
     assert (summary.done, len(summary.failed)) == (1, 1) and "name too long" in summary.failed[0][1]
-    assert not files.is_special(jobs[0].target)
+    assert not atomic.is_special(jobs[0].target)
 
 
 def test_ctrl_c_while_a_file_is_written_leaves_nothing(command, photos, tmp_path, monkeypatch):
@@ -222,17 +223,17 @@ def test_ctrl_c_while_a_file_is_written_leaves_nothing(command, photos, tmp_path
     assert tree(tmp_path / "streams") == []
 
 
-def test_a_broken_picture_among_good_ones(command, photos, tmp_path):
+def test_a_broken_image_among_good_ones(command, photos, tmp_path):
     broken = photos / "dogs" / "broken.png"
     broken.write_bytes((photos / "dogs" / "a.png").read_bytes()[:300])
     status, out, err = command("compress", photos, tmp_path / "streams")
     assert status == 1
-    assert out.splitlines()[-1].startswith(f"3 done, 1 failed: {broken}: damaged picture: ")
-    assert err.startswith(f"ugicm: {broken}: damaged picture: ")
+    assert out.splitlines()[-1].startswith(f"3 done, 1 failed: {broken}: damaged image: ")
+    assert err.startswith(f"ugicm: {broken}: damaged image: ")
     assert len(tree(tmp_path / "streams")) == 3
     (tmp_path / "streams" / "dogs" / "a.ugic").write_bytes(b"UGI")
     (tmp_path / "streams" / "dogs" / "b.ugic").write_bytes(b"")
-    status, out, _ = command("decompress", tmp_path / "streams", tmp_path / "pictures")
+    status, out, _ = command("decompress", tmp_path / "streams", tmp_path / "images")
     assert status == 1
     assert out.splitlines()[0] == "1 done, 2 failed"
     assert "a.ugic: truncated stream" in out and "b.ugic: not a ugicm stream: empty" in out
@@ -241,7 +242,7 @@ def test_a_broken_picture_among_good_ones(command, photos, tmp_path):
 def test_what_is_there_already_is_believed_only_if_it_is_what_was_asked_for(
     command, photos, tmp_path, other_checkpoint
 ):
-    streams, pictures = tmp_path / "streams", tmp_path / "pictures"
+    streams, images = tmp_path / "streams", tmp_path / "images"
     command("compress", photos, streams)
     status, out, _ = command("compress", photos, streams, "-q", 0.9)
     assert status == 1 and out.count("is already there, with quality 0.5; --overwrite replaces it") == 3
@@ -252,19 +253,19 @@ def test_what_is_there_already_is_believed_only_if_it_is_what_was_asked_for(
     status, out, _ = command("compress", photos, streams)
     assert status == 1 and "2 skipped" in out and "no complete stream (truncated stream" in out
     (streams / "dogs" / "a.ugic").write_bytes(data)
-    command("decompress", streams, pictures)
-    Image.new("RGB", (5, 5)).save(pictures / "dogs" / "a.png")
-    (pictures / "dogs" / "b.png").write_bytes(b"")
-    status, out, _ = command("decompress", streams, pictures)
+    command("decompress", streams, images)
+    Image.new("RGB", (5, 5)).save(images / "dogs" / "a.png")
+    (images / "dogs" / "b.png").write_bytes(b"")
+    status, out, _ = command("decompress", streams, images)
     assert status == 1 and "1 skipped" in out
-    assert "another size (5x5)" in out and "no complete picture" in out
+    assert "another size (5x5)" in out and "no complete image" in out
 
 
-def test_inputs_that_would_share_an_output_keep_their_names(command, tmp_path, make_picture):
+def test_inputs_that_would_share_an_output_keep_their_names(command, tmp_path, make_image):
     photos = tmp_path / "photos"
     photos.mkdir()
     for name in ("a.png", "a.jpg", "b.png"):
-        make_picture().save(photos / name)
+        make_image().save(photos / name)
     (photos / "a.png.jpg").write_bytes((photos / "a.jpg").read_bytes())
     assert command("compress", photos, tmp_path / "streams")[0] == 0
     assert tree(tmp_path / "streams") == ["a.jpg.ugic", "a.png.jpg.ugic", "a.png.ugic", "b.ugic"]
@@ -285,52 +286,52 @@ side_by_side = pytest.mark.skipif(not workers.available(), reason="processes are
 
 
 @side_by_side
-def test_workers_write_the_same_files(command, photos, tmp_path, make_picture):
+def test_workers_write_the_same_files(command, photos, tmp_path, make_image):
     for i in range(4):
-        make_picture(70 + 40 * i, 90, i).save(photos / f"{i}.png")
-    (photos / "dogs" / "0_broken.png").write_text("no picture")
+        make_image(70 + 40 * i, 90, i).save(photos / f"{i}.png")
+    (photos / "dogs" / "0_broken.png").write_text("no image")
     ends = []
     for count in (1, 3):
-        streams, pictures = tmp_path / f"streams{count}", tmp_path / f"pictures{count}"
+        streams, images = tmp_path / f"streams{count}", tmp_path / f"images{count}"
         ends.append(command("compress", photos, streams, "--workers", count))
-        ends[-1] += command("decompress", streams, pictures, "-p", 0.5, "--workers", count)
+        ends[-1] += command("decompress", streams, images, "-p", 0.5, "--workers", count)
         again = command("compress", photos, streams, "--workers", count)
         assert "0 done, 7 skipped (already there), 1 failed" in again[1]
     assert ends[0] == ends[1]
     status, out, err = ends[1][:3]
     assert status == 1
-    assert err == f"ugicm: {photos / 'dogs' / '0_broken.png'}: not a picture that Pillow can read\n"
+    assert err == f"ugicm: {photos / 'dogs' / '0_broken.png'}: not an image that Pillow can read\n"
     assert out.splitlines()[-1].startswith("7 done, 1 failed: ") and "0_broken.png" in out
-    for kind in ("streams", "pictures"):
+    for kind in ("streams", "images"):
         one, three = tmp_path / f"{kind}1", tmp_path / f"{kind}3"
         assert len(tree(one)) == 7 and tree(one) == tree(three)
         assert all((one / name).read_bytes() == (three / name).read_bytes() for name in tree(one))
 
 
 @side_by_side
-def test_workers_do_not_change_the_last_digit(tmp_path, make_picture):
-    """With the shipped model, whose pictures show in how many threads they were computed; in processes of their own."""
+def test_workers_do_not_change_the_last_digit(tmp_path, make_image):
+    """With the shipped model, whose images show in how many threads they were computed; in processes of their own."""
     (tmp_path / "photos").mkdir()
     for i in range(3):
-        make_picture(320, 256, i).save(tmp_path / "photos" / f"{i}.png")
+        make_image(320, 256, i).save(tmp_path / "photos" / f"{i}.png")
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
-    for command, source, target in (("compress", "photos", "streams"), ("decompress", "streams1", "pictures")):
+    for command, source, target in (("compress", "photos", "streams"), ("decompress", "streams1", "images")):
         at_work = []
         for count in (1, 2):
             arguments = [command, tmp_path / source, tmp_path / f"{target}{count}", "--workers", count]
             at_work.append(subprocess.Popen([sys.executable, "-m", "ugicm", *map(str, arguments)], env=environment))
         assert [process.wait() for process in at_work] == [0, 0]
-    for kind in ("streams", "pictures"):
+    for kind in ("streams", "images"):
         one, two = tmp_path / f"{kind}1", tmp_path / f"{kind}2"
         assert len(tree(one)) == 3 and all((one / name).read_bytes() == (two / name).read_bytes() for name in tree(one))
 
 
-def _folder_at_work(folder, make_picture, checkpoint):
-    """A process that compresses many pictures with two workers, once the first outputs are there."""
+def _folder_at_work(folder, make_image, checkpoint):
+    """A process that compresses many images with two workers, once the first outputs are there."""
     photos, streams = folder / "photos", folder / "streams"
     photos.mkdir()
     for i in range(200):
-        make_picture(200, 200, i).save(photos / f"{i:03}.bmp")
+        make_image(200, 200, i).save(photos / f"{i:03}.bmp")
     arguments = ["-m", "ugicm", "compress", photos, streams, "-c", checkpoint, "--workers", 2]
     process = subprocess.Popen(
         [sys.executable, *map(str, arguments)], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -343,49 +344,49 @@ def _folder_at_work(folder, make_picture, checkpoint):
 
 
 @side_by_side
-def test_ctrl_c_stops_all_workers(tmp_path, make_picture, checkpoint):
-    process, streams = _folder_at_work(tmp_path, make_picture, checkpoint)
+def test_ctrl_c_stops_all_workers(tmp_path, make_image, checkpoint):
+    process, streams = _folder_at_work(tmp_path, make_image, checkpoint)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everyone
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "")
     there = tree(streams)
     assert 3 <= len(there) < 200
-    assert all(name.endswith(".ugic") and stream.parse((streams / name).read_bytes()) for name in there)
+    assert all(name.endswith(".ugic") and bitstream.parse((streams / name).read_bytes()) for name in there)
     assert out.splitlines()[-1] == f"stopped: {len(there)} done, {200 - len(there)} not tried: interrupted"
 
 
 @side_by_side
 def test_a_worker_that_is_told_to_leave_says_nothing_more():
     """Python 3.11 makes a RuntimeError of an exit within a class that is being defined, as Pillow's are at first use: a
-    picture was called damaged then."""
+    image was called damaged then."""
     def work(job):
         if job.source.name == "1":
             try:
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(5)
             except SystemExit:
-                raise PictureError("damaged picture") from None
-        return files.Made(1)
+                raise ImageError("damaged image") from None
+        return batch.Made(1)
 
     jobs = [files.Job(Path(str(i)), Path(f"no-such-{i}")) for i in range(3)]
-    summary = files.run(jobs, work, lambda job: None, workers=2)
+    summary = batch.run(jobs, work, lambda job: None, workers=2)
     assert summary.done == 2
     assert [reason for _, reason in summary.failed] == ["its process ended with status 1"]
 
 
 @side_by_side
-def test_workers_do_not_outlive_the_run(tmp_path, make_picture, checkpoint):
-    process, streams = _folder_at_work(tmp_path, make_picture, checkpoint)
+def test_workers_do_not_outlive_the_run(tmp_path, make_image, checkpoint):
+    process, streams = _folder_at_work(tmp_path, make_image, checkpoint)
     process.kill()
     process.communicate(timeout=60)  # ends when the last process that has our pipes does
     there = tree(streams)
     assert 3 <= len(there) < 200
-    assert all(name.endswith(".ugic") and stream.parse((streams / name).read_bytes()) for name in there)
+    assert all(name.endswith(".ugic") and bitstream.parse((streams / name).read_bytes()) for name in there)
 
 
 @pytest.fixture
-def fatal_pictures(monkeypatch):
-    """Pictures of 20x20 end the process that compresses them."""
+def fatal_images(monkeypatch):
+    """Images of 20x20 end the process that compresses them."""
     compress = Codec.compress
 
     def fatal(self, image, *arguments, **options):
@@ -397,7 +398,7 @@ def fatal_pictures(monkeypatch):
 
 
 @side_by_side
-def test_a_worker_that_is_killed_costs_one_picture(command, photos, tmp_path, fatal_pictures):
+def test_a_worker_that_is_killed_costs_one_image(command, photos, tmp_path, fatal_images):
     status, out, err = command("compress", photos, tmp_path / "streams", "--workers", 2)
     assert status == 1
     assert err == f"ugicm: {photos / 'cats' / 'c.bmp'}: its process was ended by SIGKILL (out of memory?)\n"
@@ -406,7 +407,7 @@ def test_a_worker_that_is_killed_costs_one_picture(command, photos, tmp_path, fa
 
 
 @side_by_side
-def test_workers_that_are_killed_are_replaced(command, photos, tmp_path, fatal_pictures):
+def test_workers_that_are_killed_are_replaced(command, photos, tmp_path, fatal_images):
     for i in range(6):
         Image.new("RGB", (20, 20 + i % 2)).save(photos / "cats" / f"{i}.png")
     _, out, _ = command("compress", photos, tmp_path / "streams", "--workers", 2)
@@ -419,7 +420,7 @@ def test_workers_warn_once(command, tmp_path):
     for i in range(6):
         Image.new("RGBA", (40, 40 + i)).save(tmp_path / "photos" / f"{i}.png")
     status, _, err = command("compress", tmp_path / "photos", tmp_path / "streams", "--workers", 3)
-    assert (status, err) == (0, "ugicm: warning: transparent pictures are composited on white\n")
+    assert (status, err) == (0, "ugicm: warning: transparent images are composited on white\n")
 
 
 @side_by_side
@@ -428,9 +429,9 @@ def test_workers_stop_where_nothing_can_be_written(tmp_path):
 
     def work(job):
         time.sleep(0.01)
-        raise files.WriteError(job.target, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        raise atomic.WriteError(job.target, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
-    summary = files.run(jobs, work, lambda job: None, workers=2)
+    summary = batch.run(jobs, work, lambda job: None, workers=2)
     assert summary.status == 1 and summary.stopped
     assert 1 <= len(summary.failed) <= 2 and summary.untried == 50 - len(summary.failed)
 
@@ -442,7 +443,7 @@ def test_a_mistake_in_a_worker_is_not_hidden(tmp_path):
 
     jobs = [files.Job(tmp_path / name, tmp_path / f"{name}.out") for name in "abc"]
     with pytest.raises(RuntimeError, match="TypeError: ours"):
-        files.run(jobs, work, lambda job: None, workers=2)
+        batch.run(jobs, work, lambda job: None, workers=2)
 
 
 @side_by_side
@@ -462,7 +463,7 @@ def test_workers_take_the_model_to_the_gpu_themselves(command, photos, tmp_path,
             file.write(f"{os.getpid()}\n")
 
     monkeypatch.setattr(Codec, "to", recorded)
-    monkeypatch.setattr(usage, "check_device", check)
+    monkeypatch.setattr(arguments, "check_device", check)
     for options, processes in (((), 1), (("--workers", 1), 1), (("--workers", 2), 2)):
         for file in (moves, checks):
             file.write_text("")
@@ -483,7 +484,7 @@ def test_workers_for_whom_a_gpu_has_no_memory(command, photos, tmp_path, monkeyp
 
     to = Codec.to
     monkeypatch.setattr(Codec, "to", full)
-    monkeypatch.setattr(usage, "check_device", lambda name: None)
+    monkeypatch.setattr(arguments, "check_device", lambda name: None)
     status, out, err = command("compress", photos, tmp_path / "out", "--device", "cuda:7", "--workers", 2)
     assert (status, out) == (1, "")
     why = "CUDA out of memory. Tried to allocate 20.00 MiB"
@@ -529,9 +530,9 @@ def test_errors_that_every_file_would_meet_stop_a_run(tmp_path, name):
     jobs = [files.Job(tmp_path / f"{i}", tmp_path / f"{i}.out") for i in range(3)]
 
     def work(job):
-        raise files.WriteError(job.target, OSError(getattr(errno, name), "tested"))
+        raise atomic.WriteError(job.target, OSError(getattr(errno, name), "tested"))
 
-    summary = files.run(jobs, work, lambda job: None, say=lambda line: None)
+    summary = batch.run(jobs, work, lambda job: None, say=lambda line: None)
     assert (len(summary.failed), summary.untried, summary.status) == (1, 2, 1)
 
 
@@ -550,8 +551,8 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_work(tmp_path, monk
         raise PermissionError(errno.EACCES, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "touch", sealed)
-    with pytest.raises(files.WriteError, match="cannot be written: Permission denied"):
-        files.prepare([files.Job(tmp_path / "a", tmp_path / "a.out")])
+    with pytest.raises(atomic.WriteError, match="cannot be written: Permission denied"):
+        atomic.prepare([tmp_path / "a.out"])
 
 
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write everywhere")
@@ -577,16 +578,16 @@ def test_an_open_file_is_written_where_it_stands(tmp_path, capfd):
     with (tmp_path / "log").open("w+b") as file:
         file.write(b"before ")
         file.flush()
-        files.write(f"/dev/fd/{file.fileno()}", b"new ")
+        atomic.write(f"/dev/fd/{file.fileno()}", b"new ")
         file.seek(0, os.SEEK_END)
         file.write(b"after")
     assert (tmp_path / "log").read_bytes() == b"before new after"
-    files.write("/dev/stdout", b"one")
-    files.write("/dev/stderr", b"two")
+    atomic.write("/dev/stdout", b"one")
+    atomic.write("/dev/stderr", b"two")
     assert capfd.readouterr() == ("one", "two")
     with (tmp_path / "log").open("rb") as file:
-        with pytest.raises(files.WriteError, match="cannot be written: Bad file descriptor"):
-            files.write(f"/dev/fd/{file.fileno()}", b"new")
+        with pytest.raises(atomic.WriteError, match="cannot be written: Bad file descriptor"):
+            atomic.write(f"/dev/fd/{file.fileno()}", b"new")
     assert (tmp_path / "log").stat().st_size == 16
 
 
@@ -598,7 +599,7 @@ def test_a_stream_goes_through_stdout(redirected, run_python, checkpoint, photos
         done = subprocess.run(command, stdout=file if redirected else subprocess.PIPE, stderr=subprocess.PIPE)
     assert done.returncode == 0, done.stderr
     data = (tmp_path / "a.ugic").read_bytes() if redirected else done.stdout
-    stream.parse(data)
+    bitstream.parse(data)
     assert b"bpp" in done.stderr
     assert Path("/dev/stdout").is_symlink()
 
@@ -637,7 +638,7 @@ def test_a_model_of_one_rate_skips_what_is_there_at_any_quality(command, photos,
     assert "3 skipped (already there)" in command(*run, model=tmp_path / "one.safetensors")[1]
 
 
-def test_a_stream_of_a_picture_that_has_changed_is_not_kept_in_silence(command, photos, tmp_path):
+def test_a_stream_of_a_image_that_has_changed_is_not_kept_in_silence(command, photos, tmp_path):
     command("compress", photos, tmp_path / "streams")
     Image.new("RGB", (30, 10)).save(photos / "dogs" / "a.png")
     Image.new("RGB", (33, 70)).save(photos / "dogs" / "b.jpg")
@@ -645,18 +646,18 @@ def test_a_stream_of_a_picture_that_has_changed_is_not_kept_in_silence(command, 
     os.utime(photos / "dogs" / "b.jpg", ns=(later, later))
     status, out, err = command("compress", photos, tmp_path / "streams")
     assert status == 1 and "1 skipped" in out
-    assert "a.ugic: is already there, of another picture: 64x48; --overwrite replaces it" in err
-    assert "b.ugic: is already there, older than the picture, which may be another one now; --overwrite" in err
+    assert "a.ugic: is already there, of another image: 64x48; --overwrite replaces it" in err
+    assert "b.ugic: is already there, older than the image, which may be another one now; --overwrite" in err
 
 
-def test_pictures_that_cannot_say_what_they_are_are_not_taken_for_the_right_ones(command, photos, tmp_path):
+def test_images_that_cannot_say_what_they_are_are_not_taken_for_the_right_ones(command, photos, tmp_path):
     command("compress", photos, tmp_path / "streams")
     run = ("decompress", tmp_path / "streams", tmp_path / "seen", "--format", "ppm")
     assert command(*run)[0] == 0
     (tmp_path / "seen" / "dogs" / "a.ppm").unlink()
     status, out, err = command(*run, "-p", "machine")
     assert status == 1 and "1 done, 2 failed" in out
-    assert "b.ppm: is already there, and .ppm pictures cannot say of which stream and for whom they are; --over" in err
+    assert "b.ppm: is already there, and .ppm images cannot say of which stream and for whom they are; --over" in err
 
 
 # Single files, and what is refused
@@ -668,8 +669,8 @@ def test_names_where_none_is_given(command, photos, monkeypatch):
     assert command("decompress", "dogs/b.ugic")[1] == "dogs/b.ugic -> dogs/b.png\n"
     assert command("decompress", "dogs/b.ugic", "--format", "webp")[0] == 0
     assert command("decompress", "dogs/b.ugic", "bare", "--format", "webp")[0] == 0
-    with Image.open("bare") as picture:
-        assert picture.format == "WEBP"
+    with Image.open("bare") as image:
+        assert image.format == "WEBP"
     assert command("compress", "dogs/b.jpg", "cats")[0] == 0
     assert command("compress", "dogs/b.jpg", "new/")[0] == 0
     assert {"dogs/b.ugic", "dogs/b.png", "dogs/b.webp", "cats/b.ugic", "new/b.ugic"} <= set(tree(photos))
@@ -697,7 +698,7 @@ def test_preferences(command, photos, tmp_path, checkpoint):
         assert Image.open(tmp_path / "a.png").tobytes() == codec.decompress(data, meaning).tobytes()
     Image.new("L", (8, 8)).save(tmp_path / "small.png")
     status, _, err = decode("b.png", tmp_path / "small.png")
-    assert status == 1 and "map of the picture's size 64x48" in err
+    assert status == 1 and "map of the image's size 64x48" in err
     assert usage_error(decode("b.png", "1.5"), "1.5", "0 (human)")
     assert usage_error(decode("b.png", "robot"), "robot", "machine")
     assert usage_error(decode("b.png", tmp_path / "a.ugic"), "preference map")
@@ -705,14 +706,14 @@ def test_preferences(command, photos, tmp_path, checkpoint):
 
 
 def test_existing_files_are_not_overwritten_silently(command, photos):
-    picture, other = photos / "dogs" / "a.png", photos / "dogs" / "a.ugic"
+    image, other = photos / "dogs" / "a.png", photos / "dogs" / "a.ugic"
     other.write_text("precious")
-    assert usage_error(command("compress", picture), other, "--overwrite")
+    assert usage_error(command("compress", image), other, "--overwrite")
     assert other.read_text() == "precious"
-    assert command("compress", picture, "--overwrite")[0] == 0
-    original = picture.read_bytes()
-    assert usage_error(command("decompress", other), picture, "--overwrite")
-    assert picture.read_bytes() == original
+    assert command("compress", image, "--overwrite")[0] == 0
+    original = image.read_bytes()
+    assert usage_error(command("decompress", other), image, "--overwrite")
+    assert image.read_bytes() == original
 
 
 def test_a_link_that_leads_nowhere_is_not_replaced_silently(command, photos, tmp_path):
@@ -749,74 +750,74 @@ def test_nothing_is_made_for_a_command_that_cannot_work(command, photos, options
     usage_error(command("compress", photos, tmp_path / "streams", "-c", tmp_path, model=None), "is a folder")
 
 
-def test_the_preference_map_is_not_replaced(command, stream_data, tmp_path, make_picture):
-    source, grey = tmp_path / "x.ugic", tmp_path / "map.png"
+def test_the_preference_map_is_not_replaced(command, stream_data, tmp_path, make_image):
+    source, gray = tmp_path / "x.ugic", tmp_path / "map.png"
     source.write_bytes(stream_data)
-    make_picture().save(grey)
-    before = grey.read_bytes()
-    usage_error(command("decompress", source, grey, "-p", grey, "--overwrite"), "would replace the preference map")
-    assert grey.read_bytes() == before
+    make_image().save(gray)
+    before = gray.read_bytes()
+    usage_error(command("decompress", source, gray, "-p", gray, "--overwrite"), "would replace the preference map")
+    assert gray.read_bytes() == before
 
 
 def test_output_equal_to_input_is_refused(command, photos, tmp_path):
-    picture = photos / "dogs" / "a.png"
-    os.link(picture, tmp_path / "link.ugic")
-    for output in (picture, photos / "cats" / ".." / "dogs" / "a.png", tmp_path / "link.ugic"):
-        assert usage_error(command("compress", picture, output, "--overwrite"), "replace the input")
+    image = photos / "dogs" / "a.png"
+    os.link(image, tmp_path / "link.ugic")
+    for output in (image, photos / "cats" / ".." / "dogs" / "a.png", tmp_path / "link.ugic"):
+        assert usage_error(command("compress", image, output, "--overwrite"), "replace the input")
     assert usage_error(command("compress", photos, photos / "."), "is the input folder")
     assert usage_error(command("decompress", photos, photos, "--overwrite"), "is the input folder")
 
 
 def test_wrong_usage_is_one_line(command, photos, tmp_path, monkeypatch):
-    picture = photos / "dogs" / "a.png"
+    image = photos / "dogs" / "a.png"
     for quality in ("7", "-0.1", "nan", "high"):
-        assert usage_error(command("compress", picture, f"--quality={quality}"), quality, "from 0 to 1")
+        assert usage_error(command("compress", image, f"--quality={quality}"), quality, "from 0 to 1")
     assert usage_error(command("compress", tmp_path / "gone.png"), "gone.png: no such file or folder")
     assert usage_error(command("compress", photos), "name an output folder")
-    assert usage_error(command("compress", photos, picture), "is a file")
+    assert usage_error(command("compress", photos, image), "is a file")
     (tmp_path / "empty").mkdir()
     assert usage_error(command("compress", tmp_path / "empty", tmp_path / "out"), "empty", ".png")
-    assert usage_error(command("compress", picture, tmp_path / "x.png"), "x.png", ".ugic")
+    assert usage_error(command("compress", image, tmp_path / "x.png"), "x.png", ".ugic")
     (tmp_path / "x.ugic").write_bytes(b"UGI")
     assert usage_error(command("compress", tmp_path / "x.ugic", tmp_path / "y.ugic"), "ugicm decompress")
     decompress = ("decompress", tmp_path / "x.ugic")
     assert usage_error(command(*decompress, tmp_path / "x.xyz"), ".xyz", ".png")
     for extension in ("xyz", "palm", "wmf"):
-        assert usage_error(command(*decompress, "--format", extension), f"cannot write .{extension} pictures", ".png")
+        assert usage_error(command(*decompress, "--format", extension), f"cannot write .{extension} images", ".png")
     assert usage_error(command(*decompress, tmp_path / "x.png", "--format", "jpg"), "leave one out")
-    assert usage_error(command("compress", picture, "--device", "tpu9"), "device 'tpu9'")
+    assert usage_error(command("compress", image, "--device", "tpu9"), "device 'tpu9'")
     assert usage_error(command("compress"), "IN", "--help")
-    assert usage_error(command("squeeze", picture), "squeeze", "compress")
+    assert usage_error(command("squeeze", image), "squeeze", "compress")
     assert tree(photos) == ["cats/c.bmp", "dogs/a.png", "dogs/b.jpg", "labels.csv"]
 
 
 def test_wrong_checkpoints(command, photos, tmp_path, other_checkpoint):
-    picture = photos / "dogs" / "a.png"
+    image = photos / "dogs" / "a.png"
     absent = tmp_path / "gone.safetensors"
-    assert usage_error(command("compress", picture, model=absent), f"{absent}: no such file")
+    assert usage_error(command("compress", image, model=absent), f"{absent}: no such file")
     (tmp_path / "bad.safetensors").write_bytes(b"\x10" + bytes(40))
-    assert usage_error(command("compress", picture, model=tmp_path / "bad.safetensors"), "bad.safetensors")
+    assert usage_error(command("compress", image, model=tmp_path / "bad.safetensors"), "bad.safetensors")
     (tmp_path / "bad.pth.tar").write_bytes(b"\x80\x04N.")
-    assert usage_error(command("compress", picture, model=tmp_path / "bad.pth.tar"), "bad.pth.tar")
-    command("compress", picture)
-    status, _, err = command("decompress", picture.with_suffix(".ugic"), tmp_path / "x.png", model=other_checkpoint)
+    assert usage_error(command("compress", image, model=tmp_path / "bad.pth.tar"), "bad.pth.tar")
+    command("compress", image)
+    status, _, err = command("decompress", image.with_suffix(".ugic"), tmp_path / "x.png", model=other_checkpoint)
     assert status == 1
     assert "written by another model" in err and "a.ugic" in err
     assert not (tmp_path / "x.png").exists()
 
 
-def test_a_broken_picture_alone(command, tmp_path):
-    (tmp_path / "x.png").write_text("no picture")
+def test_a_broken_image_alone(command, tmp_path):
+    (tmp_path / "x.png").write_text("no image")
     status, out, err = command("compress", tmp_path / "x.png")
     assert (status, out) == (1, "")
-    assert err == f"ugicm: {tmp_path / 'x.png'}: not a picture that Pillow can read\n"
+    assert err == f"ugicm: {tmp_path / 'x.png'}: not an image that Pillow can read\n"
     assert tree(tmp_path) == ["x.png"]
 
 
 def test_warnings_are_short(command, tmp_path):
     Image.new("RGBA", (4, 4)).save(tmp_path / "x.png")
     status, _, err = command("compress", tmp_path / "x.png")
-    assert (status, err) == (0, "ugicm: warning: transparent pictures are composited on white\n")
+    assert (status, err) == (0, "ugicm: warning: transparent images are composited on white\n")
 
 
 def test_verify_parses_what_is_about_to_be_written(command, photos, tmp_path, monkeypatch):
@@ -824,10 +825,10 @@ def test_verify_parses_what_is_about_to_be_written(command, photos, tmp_path, mo
         raise StreamError("damaged stream: tested")
 
     monkeypatch.setattr(Codec, "parse", unreadable)
-    picture, target = photos / "dogs" / "a.png", tmp_path / "a.ugic"
-    status, _, err = command("compress", picture, target, "--verify")
+    image, target = photos / "dogs" / "a.png", tmp_path / "a.ugic"
+    status, _, err = command("compress", image, target, "--verify")
     assert status == 1 and "damaged stream: tested" in err and not target.exists()
-    assert command("compress", picture, target)[0] == 0
+    assert command("compress", image, target)[0] == 0
 
 
 # info
@@ -842,7 +843,7 @@ def test_info(command, photos, tmp_path, checkpoint):
     data = (tmp_path / "streams" / "dogs" / "a.ugic").read_bytes()
     fingerprint = ugicm.load(checkpoint).fingerprint
     name, bpp = tmp_path / "streams" / "dogs" / "a.ugic", 8 * len(data) / (64 * 48)
-    version = str(stream.VERSION)
+    version = str(bitstream.VERSION)
     assert rows[1].split() == [str(name), "64x48", "0.25", f"{len(data):,}", f"{bpp:.3f}", version, fingerprint,
                                "(not", "shipped)"]  # fmt: skip
     (tmp_path / "none").mkdir()
@@ -853,23 +854,23 @@ def test_info(command, photos, tmp_path, checkpoint):
     assert "a.png: not a ugicm stream" in err and "gone.ugic: No such file" in err and "none: no files" in err
 
 
-def test_info_knows_the_shipped_model(command, tmp_path, make_picture):
+def test_info_knows_the_shipped_model(command, tmp_path, make_image):
     try:
         codec = ugicm.load()
     except ugicm.CheckpointError:
         pytest.skip("no model is shipped with this checkout")
-    (tmp_path / "x.ugic").write_bytes(codec.compress(make_picture()))
+    (tmp_path / "x.ugic").write_bytes(codec.compress(make_image()))
     assert command("info", tmp_path / "x.ugic")[1].rstrip().endswith(f"{codec.fingerprint} (shipped)")
 
 
-# ugicm.usage itself
+# ugicm.arguments itself
 
 
 @pytest.mark.parametrize("error, status, said", [
     (UsageError("wrong"), 2, "x: error: wrong"),
     (ConfigError("wrong"), 2, "x: error: wrong"),
     (CheckpointError("wrong"), 2, "x: error: wrong"),
-    (PictureError("wrong"), 2, "x: error: wrong"),
+    (ImageError("wrong"), 2, "x: error: wrong"),
     (FileNotFoundError(errno.ENOENT, "No such file", "gone"), 2, "x: error: gone: No such file"),
     (ModuleNotFoundError("", name="timm"), 2, "x: error: this needs timm: pip install 'ugicm[train,eval]'"),
     (StreamError("broken"), 1, "x: error: broken"),
@@ -881,22 +882,22 @@ def test_all_commands_end_by_one_rule(error, status, said, capsys, monkeypatch):
     def fail():
         raise error from next((part for part in error.args if isinstance(part, BaseException)), None)
 
-    assert usage.guarded(fail, "x", "stopped") == status
+    assert arguments.guarded(fail, "x", "stopped") == status
     assert capsys.readouterr() == ("", f"{said}\n")
     monkeypatch.setenv("RANK", "1")  # what is wrong with the command, one of torchrun's processes says for all
-    assert usage.guarded(fail, "x") == status
+    assert arguments.guarded(fail, "x") == status
     assert bool(capsys.readouterr().err) == (status == 1)
 
 
 def test_what_a_command_returns_is_its_status_and_a_bug_leaves_its_traceback(capsys):
-    assert [usage.guarded(lambda: 0), usage.guarded(lambda: 1)] == [0, 1]
+    assert [arguments.guarded(lambda: 0), arguments.guarded(lambda: 1)] == [0, 1]
     with pytest.raises(ZeroDivisionError):
-        usage.guarded(lambda: 1 // 0)
+        arguments.guarded(lambda: 1 // 0)
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_reader_that_leaves_is_no_traceback():
-    program = "import sys; from ugicm import usage; sys.exit(usage.guarded(lambda: print('x' * 10**6) or 0))"
+    program = "import sys; from ugicm import arguments; sys.exit(arguments.guarded(lambda: print('x' * 10**6) or 0))"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.read(1)
         process.stdout.close()
@@ -904,36 +905,36 @@ def test_a_reader_that_leaves_is_no_traceback():
 
 
 def test_each_of_torchruns_processes_takes_its_own_gpu(monkeypatch):
-    monkeypatch.setattr(usage, "check_device", lambda name: None)
+    monkeypatch.setattr(arguments, "check_device", lambda name: None)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert [usage.pick_device(name) for name in (None, "auto", "cpu", "cuda")] == ["cuda:0", "cuda:0", "cpu", "cuda"]
+    assert [arguments.pick_device(name) for name in (None, "auto", "cpu", "cuda")] == ["cuda:0", "cuda:0", "cpu", "cuda"]
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert [usage.pick_device(name) for name in (None, "cuda")] == ["cuda:1", "cuda"]
+    assert [arguments.pick_device(name) for name in (None, "cuda")] == ["cuda:1", "cuda"]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert usage.pick_device() == "cpu"
+    assert arguments.pick_device() == "cpu"
 
 
-# ugicm.files itself
+# ugicm.commands.batch itself
 
 
 def test_what_cannot_be_written_can_be_said_by_another_process():
-    error = pickle.loads(pickle.dumps(files.WriteError(Path("x"), OSError(errno.ENOSPC, "full", "y"))))
+    error = pickle.loads(pickle.dumps(atomic.WriteError(Path("x"), OSError(errno.ENOSPC, "full", "y"))))
     assert (str(error), error.hopeless) == ("y: cannot be written: full", True)
 
 
 def test_run_reports_what_libraries_raise_on_one_line(tmp_path):
     jobs = [files.Job(tmp_path / name, tmp_path / f"{name}.out") for name in "abcd"]
-    reasons = {"a": RuntimeError("CUDA out of memory\nbuy more"), "b": PictureError(f"{tmp_path / 'b'}: broken"),
+    reasons = {"a": RuntimeError("CUDA out of memory\nbuy more"), "b": ImageError(f"{tmp_path / 'b'}: broken"),
                "c": MemoryError()}  # fmt: skip
     said = []
 
     def work(job):
         if job.source.name in reasons:
             raise reasons[job.source.name]
-        return files.Made(1)
+        return batch.Made(1)
 
-    summary = files.run(jobs, work, lambda job: None, say=said.append)
+    summary = batch.run(jobs, work, lambda job: None, say=said.append)
     assert said == [f"{tmp_path / name}" for name in ("a: CUDA out of memory", "b: broken", "c: MemoryError")]
     assert str(summary) == "\n  ".join(["1 done, 3 failed", *said])
     assert summary.status == 1
@@ -944,17 +945,17 @@ def test_a_mistake_in_the_program_is_not_hidden(tmp_path):
         raise TypeError("ours")
 
     with pytest.raises(TypeError, match="ours"):
-        files.run([files.Job(tmp_path / "a", tmp_path / "b")], work, lambda job: None)
+        batch.run([files.Job(tmp_path / "a", tmp_path / "b")], work, lambda job: None)
 
 
 def test_replacing_keeps_the_old_file_when_the_block_fails(tmp_path):
     target = tmp_path / "results.json"
     target.write_text("old")
-    with pytest.raises(ZeroDivisionError), files.replacing(target) as temporary:
+    with pytest.raises(ZeroDivisionError), atomic.replacing(target) as temporary:
         temporary.write_text("half")
         1 / 0  # noqa: B018
     assert target.read_text() == "old" and tree(tmp_path) == ["results.json"]
-    with files.replacing(target) as temporary:
+    with atomic.replacing(target) as temporary:
         json.dump([1], temporary.open("w"))
     assert tree(tmp_path) == ["results.json"]
 
@@ -966,11 +967,11 @@ def test_only_stale_temporaries_are_removed(tmp_path, monkeypatch):
             raise {1: PermissionError, 2: ProcessLookupError}[process]  # of another user; dead
 
     monkeypatch.setattr(os, "kill", kill)
-    here = files._HOST
+    here = atomic._HOST
     names = (f"{here}-{os.getpid()}-3", f"{here}-1-3", f"{here}-2-3", "1-2-1", "1-2-2")
     mine, others, dead, foreign, old = (tmp_path / f".{name}.ugicm-part" for name in names)
     for path in (mine, others, dead, foreign, old):
         path.touch()
     os.utime(old, (0, 0))
-    files.remove_stale(tmp_path)
+    atomic.remove_stale(tmp_path)
     assert {*tmp_path.iterdir()} == {mine, others, foreign}

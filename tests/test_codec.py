@@ -1,4 +1,4 @@
-"""The promised interface: pictures to bytes and back."""
+"""The promised interface: images to bytes and back."""
 
 import copy
 import os
@@ -18,13 +18,13 @@ from PIL import Image
 from small_models import CONFIGS, small_model
 
 import ugicm
-from ugicm import checkpoint, foreign_weights, pictures
+from ugicm import bitstream, images
+from ugicm.checkpoints import native, state_dict
 from ugicm.codec import Codec
-from ugicm.coding import stream
-from ugicm.coding.coders import LikelihoodCoder, inside_mask
+from ugicm.entropy.full_float32 import _switches, full_float32
+from ugicm.entropy.rans import LikelihoodCoder, inside_mask
 from ugicm.evaluation.metrics import psnr
-from ugicm.models.codec import UGICM
-from ugicm.models.full_float32 import _switches, full_float32
+from ugicm.models.ugicm import UGICM
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +32,14 @@ def codec():
     return Codec(small_model())
 
 
-def picture(width=100, height=70, seed=0):
+def make_image(width=100, height=70, seed=0):
     rng = np.random.default_rng(seed)
     low = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
     return low.resize((width, height), Image.BICUBIC)
 
 
 def test_round_trip_and_determinism(codec):
-    image = picture()
+    image = make_image()
     data = codec.compress(image, quality=0.5)
     assert isinstance(data, bytes)
     assert data == codec.compress(image, 0.5)
@@ -47,8 +47,8 @@ def test_round_trip_and_determinism(codec):
     assert (decoded.size, decoded.mode) == (image.size, "RGB")
 
 
-def test_a_list_of_preferences_gives_a_list_of_pictures_parsed_once(codec, monkeypatch):
-    data = codec.compress(picture())
+def test_a_list_of_preferences_gives_a_list_of_images_parsed_once(codec, monkeypatch):
+    data = codec.compress(make_image())
     alone = [np.asarray(codec.decompress(data, p)) for p in (0.0, 0.5, 1.0)]
     calls = []
     parse = codec.model.decompress
@@ -61,19 +61,19 @@ def test_a_list_of_preferences_gives_a_list_of_pictures_parsed_once(codec, monke
 
 
 def test_a_preference_map_chooses_by_place(codec):
-    data = codec.compress(picture(128, 64))
+    data = codec.compress(make_image(128, 64))
     human, machine = (np.asarray(image, int) for image in codec.decompress(data, [0.0, 1.0]))
     mask = np.zeros((64, 128), np.float32)
     mask[:, 64:] = 1
     mixed = np.asarray(codec.decompress(data, mask), int)
     assert np.abs(mixed[:, :8] - human[:, :8]).max() <= 1
     assert np.abs(mixed[:, -8:] - machine[:, -8:]).max() <= 1
-    as_picture = Image.fromarray((mask * 255).astype(np.uint8))
-    assert np.array_equal(np.asarray(codec.decompress(data, as_picture), int), mixed)
+    as_image = Image.fromarray((mask * 255).astype(np.uint8))
+    assert np.array_equal(np.asarray(codec.decompress(data, as_image), int), mixed)
 
 
-def test_a_grey_map_of_any_kind_means_the_same(codec):
-    data = codec.compress(picture(64, 64))
+def test_a_gray_map_of_any_kind_means_the_same(codec):
+    data = codec.compress(make_image(64, 64))
     levels = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1))
     maps = [
         Image.fromarray(np.rint(levels * 255).astype(np.uint8)),
@@ -88,48 +88,48 @@ def test_a_grey_map_of_any_kind_means_the_same(codec):
 
 
 def test_a_map_of_ones_is_the_number_one_whatever_the_size(codec):
-    data = codec.compress(picture(100, 70))
+    data = codec.compress(make_image(100, 70))
     whole, mapped = (np.asarray(image, int) for image in codec.decompress(data, [1.0, np.ones((70, 100), np.float32)]))
     assert np.abs(whole - mapped).max() <= 1
 
 
 def test_two_codecs_of_one_model(codec):
-    data = codec.compress(picture())
+    data = codec.compress(make_image())
     again = Codec(codec.model)
     assert again.fingerprint == codec.fingerprint
-    assert again.compress(picture()) == data
+    assert again.compress(make_image()) == data
     assert codec.decompress(data) == again.decompress(data)
 
 
 @pytest.mark.parametrize("region", [(0.0, 0.0, 10.0, 10.0), (0, 0, 10), "0000", 5, (0, 0, 0, 10), (90, 0, 20, 10)])
 def test_regions_that_make_no_sense_are_named(codec, region):
     with pytest.raises(ValueError, match="region"):
-        codec.decompress(codec.compress(picture()), region=region)
+        codec.decompress(codec.compress(make_image()), region=region)
 
 
-def test_a_picture_without_pixels(codec):
-    with pytest.raises(ugicm.PictureError, match="0x5 has no pixels"):
+def test_a_image_without_pixels(codec):
+    with pytest.raises(ugicm.ImageError, match="0x5 has no pixels"):
         codec.compress(Image.new("RGB", (0, 5)))
 
 
 def test_tiles_have_no_seams_and_regions_decode_alone(codec, monkeypatch):
-    image = picture(300, 260)
+    image = make_image(300, 260)
     data = codec.compress(image, tile=128)
-    parsed = stream.parse(data)
+    parsed = bitstream.parse(data)
     assert len(parsed.strings) == 9
     whole = np.asarray(codec.decompress(data, 1.0), int)
     box = (150, 90, 60, 70)
     part = codec.decompress(data, 1.0, region=box)
     assert part.size == (60, 70)
     assert np.abs(np.asarray(part, int) - whole[90:160, 150:210]).max() <= 1
-    monkeypatch.setattr("ugicm.codec.WINDOW", 128)  # synthesis and analysis in many windows: the same picture
+    monkeypatch.setattr("ugicm.codec.WINDOW", 128)  # synthesis and analysis in many windows: the same image
     assert np.abs(np.asarray(codec.decompress(data, 1.0), int) - whole).max() <= 1
     again = np.asarray(codec.decompress(codec.compress(image, tile=128), 1.0), int)
     assert np.abs(again - whole).mean() < 0.05  # a rounding or two may fall the other way
 
 
 def test_a_region_reads_only_the_tiles_it_needs(codec, monkeypatch):
-    data = codec.compress(picture(640, 128), tile=64)
+    data = codec.compress(make_image(640, 128), tile=64)
     read = []
     tile = codec._read_tile
     monkeypatch.setattr(codec, "_read_tile", lambda parsed, i, box: read.append(box) or tile(parsed, i, box))
@@ -137,10 +137,10 @@ def test_a_region_reads_only_the_tiles_it_needs(codec, monkeypatch):
     assert 0 < len(read) <= 6
 
 
-def test_large_pictures_are_tiled_by_their_padded_size(codec, monkeypatch):
+def test_large_images_are_tiled_by_their_padded_size(codec, monkeypatch):
     monkeypatch.setattr("ugicm.codec.TILE", 64)
     monkeypatch.setattr("ugicm.codec.TILED_FROM", 2 * 64 * 64)
-    sides = [stream.parse(codec.compress(picture(*size))).tile for size in ((128, 64), (129, 30))]
+    sides = [bitstream.parse(codec.compress(make_image(*size))).tile for size in ((128, 64), (129, 30))]
     assert sides == [0, 64]
 
 
@@ -169,36 +169,36 @@ def test_the_halo_is_wider_than_the_networks_reach(form):
     torch.manual_seed(0)
     model = UGICM(config).train()
     condition = model.preference.condition(torch.ones(1), torch.tensor([[0.5]]) if model.has_quality else None)
-    analysed = reach(model.g_a, torch.rand(1, 3, 512, 512), 1, 16)
-    synthesised = reach(lambda y: model.g_s(y, condition), torch.randn(1, config.M, 32, 32), 16, 1)
-    assert config.halo - 64 <= max(analysed, synthesised) + 1 <= config.halo  # 1: sharpening
+    analyzed = reach(model.g_a, torch.rand(1, 3, 512, 512), 1, 16)
+    synthesized = reach(lambda y: model.g_s(y, condition), torch.randn(1, config.M, 32, 32), 16, 1)
+    assert config.halo - 64 <= max(analyzed, synthesized) + 1 <= config.halo  # 1: sharpening
 
 
 @settings(max_examples=25, deadline=None)
 @given(width=st.integers(1, 150), height=st.integers(1, 150), quality=st.floats(0, 1))
 def test_any_size_and_quality(codec, width, height, quality):
-    image = picture(width, height)
+    image = make_image(width, height)
     data = codec.compress(image, quality)
     assert codec.decompress(data, 1.0).size == (width, height)
-    parsed = stream.parse(data)
+    parsed = bitstream.parse(data)
     assert (parsed.width, parsed.height) == (width, height)
     assert len(data) - parsed.payload_bytes <= 32
 
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_streams_of_older_versions_are_still_read(codec, version):
-    image = picture(96, 70)
-    now = stream.parse(codec.compress(image, 0.5))
-    x = pictures.pad_to(pictures.to_tensor(image), 64)
+    image = make_image(96, 70)
+    now = bitstream.parse(codec.compress(image, 0.5))
+    x = images.pad_to(images.to_tensor(image), 64)
     old = replace(now, version=version)
     with torch.no_grad():
-        y = codec.model.analyse(x, torch.tensor([now.quality]))
+        y = codec.model.analyze(x, torch.tensor([now.quality]))
         strings, digests = codec.model.write(y, codec.model.h_a(y), old.inside(old.padded))
     before = replace(old, strings=tuple(strings), digests=tuple(digests)).pack()
     assert (len(before) > len(now.pack())) == (version == 1)
     assert codec.decompress(before).size == image.size
     with pytest.raises(ugicm.StreamError, match="damaged"):
-        codec.decompress(replace(stream.parse(before), version=3).pack())
+        codec.decompress(replace(bitstream.parse(before), version=3).pack())
 
 
 @pytest.mark.parametrize("size", [(16, 16), (224, 224), (222, 80), (240, 480)])
@@ -207,20 +207,20 @@ def test_edges_are_as_good_as_the_rest(size):
     white = np.asarray(shipped.decompress(shipped.compress(Image.new("RGB", size, "white"), 1.0)))
     assert white.min() >= 245
     with resources.as_file(resources.files("ugicm") / "samples" / "kodim23.png") as path:
-        photo = pictures.open_rgb(path).crop((200, 10, 200 + size[0], 10 + size[1]))
+        photo = images.open_rgb(path).crop((200, 10, 200 + size[0], 10 + size[1]))
     error = np.square(np.asarray(shipped.decompress(shipped.compress(photo, 1.0)), float) - np.asarray(photo)).mean(2)
     edge = np.concatenate([error[-4:].ravel(), error[:, -4:].ravel()]).mean()
     assert edge < 1.6 * error.mean()
 
 
 def test_written_bits_are_the_estimated_bits(codec):
-    image = picture(250, 190)
-    x = pictures.pad_to(pictures.to_tensor(image), 64)
+    image = make_image(250, 190)
+    x = images.pad_to(images.to_tensor(image), 64)
     for quality in (0.1, 0.9):
-        parsed = stream.parse(codec.compress(image, quality))
+        parsed = bitstream.parse(codec.compress(image, quality))
         bits, coder = 8 * parsed.payload_bytes, LikelihoodCoder(codec.model.parser, parsed.inside(parsed.padded))
         with torch.no_grad():
-            y = codec.model.analyse(x, torch.tensor([parsed.quality]))
+            y = codec.model.analyze(x, torch.tensor([parsed.quality]))
             codec.model.parser(coder, codec.model.h_a(y), y)
         estimate = float(sum(-v.double().log2().sum() for v in (coder.y_likelihood, coder.z_likelihood)))
         assert abs(bits - estimate) <= 0.01 * estimate + 64
@@ -228,34 +228,34 @@ def test_written_bits_are_the_estimated_bits(codec):
 
 def test_tiles_of_odd_sides_are_refused(codec):
     with pytest.raises(ValueError, match="multiple of 64"):
-        codec.compress(picture(), tile=100)
+        codec.compress(make_image(), tile=100)
 
 
 @pytest.mark.parametrize("bad", [-0.1, 1.1, float("nan")])
 def test_quality_and_preference_out_of_range(codec, bad):
     with pytest.raises(ValueError, match="quality"):
-        codec.compress(picture(), bad)
-    data = codec.compress(picture())
+        codec.compress(make_image(), bad)
+    data = codec.compress(make_image())
     with pytest.raises(ValueError, match="preference"):
         codec.decompress(data, bad)
 
 
 def test_preferences_that_make_no_sense_are_named(codec):
-    data = codec.compress(picture())
+    data = codec.compress(make_image())
     with pytest.raises(ValueError, match="'robot' not found; available: human, machine"):
         codec.decompress(data, "robot")
-    with pytest.raises(ValueError, match="picture's size 100x70"):
+    with pytest.raises(ValueError, match="image's size 100x70"):
         codec.decompress(data, np.zeros((10, 10)))
 
 
 def test_another_model_refuses_the_stream(codec):
     other = Codec(small_model(seed=1))
     with pytest.raises(ugicm.StreamError, match="another model.*" + codec.fingerprint):
-        other.decompress(codec.compress(picture()))
+        other.decompress(codec.compress(make_image()))
 
 
 def test_a_wrong_parse_is_noticed_by_the_digest(codec):
-    parsed = stream.parse(codec.compress(picture()))
+    parsed = bitstream.parse(codec.compress(make_image()))
     payload = bytearray(parsed.strings[0])
     payload[len(payload) // 2] ^= 0x10
     forged = replace(parsed, strings=(bytes(payload),)).pack()
@@ -264,7 +264,7 @@ def test_a_wrong_parse_is_noticed_by_the_digest(codec):
 
 
 def test_every_tile_has_its_own_digest(codec):
-    parsed = stream.parse(codec.compress(picture(128, 64), tile=64))
+    parsed = bitstream.parse(codec.compress(make_image(128, 64), tile=64))
     for i in range(2):
         digests = list(parsed.digests)
         digests[i] ^= 1
@@ -278,12 +278,12 @@ def test_one_rate_models_say_so_once(backbone):
     assert not codec.has_quality
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        data = codec.compress(picture())
+        data = codec.compress(make_image())
     with pytest.warns(UserWarning, match="one rate"):
-        assert codec.compress(picture(), 0.9) == data
+        assert codec.compress(make_image(), 0.9) == data
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        codec.compress(picture(), 0.9)
+        codec.compress(make_image(), 0.9)
     assert codec.decompress(data).size == (100, 70)
 
 
@@ -299,8 +299,8 @@ def test_what_callers_set_for_their_own_networks_has_no_effect(backbone, tmp_pat
     model = small_model(backbone)
     model.config = replace(model.config, parsing="float32" if backbone == "mlicpp" else "fixed")
     path = tmp_path / "model.safetensors"
-    checkpoint.save_model(path, model)
-    image = picture(100, 70)
+    native.save_model(path, model)
+    image = make_image(100, 70)
 
     def use() -> tuple:
         codec = ugicm.load(path)
@@ -335,7 +335,7 @@ def test_products_are_not_rounded_while_parsing(backbone):
     seen = []
     codec.model.parser.h_s.register_forward_hook(lambda *_: seen.append([s.get() for s in _switches()]))
     before = [s.get() for s in _switches()]
-    data = codec.compress(picture())
+    data = codec.compress(make_image())
     codec.decompress(data)
     exact = [s.exact for s in _switches()]
     assert seen == [exact if codec.model.parser.dtype == torch.float32 else before] * 2
@@ -364,7 +364,7 @@ def test_analysis_is_in_float32_whatever_the_process_allows(backbone):
 
 
 def test_loading_leaves_the_default_type_as_it_was(tmp_path, default_dtype):
-    checkpoint.save_model(tmp_path / "model.safetensors", small_model())
+    native.save_model(tmp_path / "model.safetensors", small_model())
     default_dtype(torch.float64)
     ugicm.load(tmp_path / "model.safetensors")
     assert torch.get_default_dtype() == torch.float64
@@ -375,32 +375,32 @@ def test_loading_leaves_the_default_type_as_it_was(tmp_path, default_dtype):
 
 def test_a_codec_can_be_pickled():
     codec = Codec(small_model())
-    data = pickle.loads(pickle.dumps(codec)).compress(picture(), effort=1)
+    data = pickle.loads(pickle.dumps(codec)).compress(make_image(), effort=1)
     with torch.inference_mode():
         copied = copy.deepcopy(codec)
-    assert data == codec.compress(picture(), effort=1) == copied.compress(picture(), effort=1)
+    assert data == codec.compress(make_image(), effort=1) == copied.compress(make_image(), effort=1)
 
 
 def test_checkpoints_round_trip_and_halve(tmp_path):
     model = small_model()
     model.parser.build_tables()
-    checkpoint.save_model(tmp_path / "full.safetensors", model, {"step": "7"})
-    checkpoint.save_model(tmp_path / "half.safetensors", model, half=True)
-    assert checkpoint.read_metadata(tmp_path / "full.safetensors")["step"] == "7"
+    native.save_model(tmp_path / "full.safetensors", model, {"step": "7"})
+    native.save_model(tmp_path / "half.safetensors", model, half=True)
+    assert native.read_metadata(tmp_path / "full.safetensors")["step"] == "7"
     full = ugicm.load(tmp_path / "full.safetensors")
-    data = full.compress(picture())
-    assert Codec(model).compress(picture()) == data
+    data = full.compress(make_image())
+    assert Codec(model).compress(make_image()) == data
     half = ugicm.load(tmp_path / "half.safetensors")
-    assert half.decompress(half.compress(picture())).size == (100, 70)
+    assert half.decompress(half.compress(make_image())).size == (100, 70)
     assert half.fingerprint != full.fingerprint
     with pytest.raises(ValueError, match="before prepare_for_coding"):
-        checkpoint.save_model(tmp_path / "late.safetensors", full.model)
+        native.save_model(tmp_path / "late.safetensors", full.model)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["full.safetensors", "half.safetensors"]
 
 
 def test_half_checkpoints_keep_what_tables_are_built_from(tmp_path):
     path = tmp_path / "half.safetensors"
-    checkpoint.save_model(path, small_model(), half=True)
+    native.save_model(path, small_model(), half=True)
     kinds = {name: tensor.dtype for name, tensor in safetensors.torch.load_file(path).items()}
     wide = {name for name, kind in kinds.items() if kind == torch.float32}
     assert wide == {name for name in kinds if "bottleneck" in name or "scale_table" in name} and len(wide) < len(kinds)
@@ -408,7 +408,7 @@ def test_half_checkpoints_keep_what_tables_are_built_from(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="other permissions")
 def test_checkpoints_may_be_read_by_all(tmp_path):
-    checkpoint.save_model(tmp_path / "model.safetensors", small_model())
+    native.save_model(tmp_path / "model.safetensors", small_model())
     assert stat.S_IMODE(os.stat(tmp_path / "model.safetensors").st_mode) == 0o644
 
 
@@ -416,8 +416,8 @@ def test_unusable_checkpoints_are_named(tmp_path):
     path = tmp_path / "model.safetensors"
     model = small_model()
     model.parser.build_tables()
-    checkpoint.save_model(path, model)
-    metadata = checkpoint.read_metadata(path)
+    native.save_model(path, model)
+    metadata = native.read_metadata(path)
     state = safetensors.torch.load_file(path)
 
     def broken(change):
@@ -443,7 +443,7 @@ def test_unusable_checkpoints_are_named(tmp_path):
         "no plain floating point tensors: g_s.up.bias": lambda s: s.update({"g_s.up.bias": s["g_s.up.bias"].cfloat()}),
         "tabulated scales do not rise": lambda s: s["parser.gaussian.scale_table"].mul_(1e5),
         "tabulated scales do not": lambda s: s["parser.gaussian.scale_table"].neg_(),
-        "quantiles of its factorised prior": lambda s: s["parser.bottleneck.quantiles"].mul_(1e7),
+        "quantiles of its factorized prior": lambda s: s["parser.bottleneck.quantiles"].mul_(1e7),
     }
     for says, change in cases.items():
         with pytest.raises(ugicm.CheckpointError, match=says):
@@ -484,7 +484,7 @@ def tabulated():
 ])  # fmt: skip
 @pytest.mark.parametrize("prior", ["gaussian", "bottleneck"])
 def test_tables_that_would_lead_the_decoder_astray(tabulated, prior, name, change, says):
-    state = {k: v.clone() for k, v in checkpoint.model_state(tabulated).items()}
+    state = {k: v.clone() for k, v in native.model_state(tabulated).items()}
     key = f"parser.{prior}.{name}"
     changed = change(state[key])
     if changed is None:
@@ -492,14 +492,14 @@ def test_tables_that_would_lead_the_decoder_astray(tabulated, prior, name, chang
     elif len(changed) < len(state[key]):
         state[key] = changed
     with pytest.raises(ugicm.CheckpointError, match=f"^here: parser.{prior}: .*{says}"):
-        checkpoint.load_state(tabulated, state, "here")
+        native.load_state(tabulated, state, "here")
 
 
 def test_arguments_of_another_kind_are_named(codec):
-    image = picture()
+    image = make_image()
     data = codec.compress(image)
     for name in ("tile", "effort"):
-        with pytest.raises(TypeError, match=f"{name} is 64.0, must be a whole number"):
+        with pytest.raises(TypeError, match=f"{name} is 64.0, must be an integer"):
             codec.compress(image, **{name: 64.0})
     with pytest.raises(TypeError, match="a stream is bytes, got 5"):
         codec.decompress(5)
@@ -511,7 +511,7 @@ def test_arguments_of_another_kind_are_named(codec):
         ugicm.load("x" * 5000)
 
 
-@pytest.mark.parametrize("read", [ugicm.load, foreign_weights.read_state])
+@pytest.mark.parametrize("read", [ugicm.load, state_dict.read_state])
 def test_what_is_no_file_is_named_and_not_waited_for(read, tmp_path):
     os.mkfifo(tmp_path / "pipe.safetensors")
     with pytest.raises(ugicm.CheckpointError, match="is a folder: name the file in it"):
@@ -524,7 +524,7 @@ def test_what_is_no_file_is_named_and_not_waited_for(read, tmp_path):
 def test_bfloat16_costs_less_than_a_hundredth_of_a_decibel_and_no_stream(quality):
     """What devices with matrix units run the shipped model's synthesis in."""
     with resources.as_file(resources.files("ugicm") / "samples" / "kodim19.png") as path:
-        photo = pictures.middle(pictures.open_rgb(path), 256)
+        photo = images.middle(images.open_rgb(path), 256)
     codec = ugicm.load(fast=False)
     data = codec.compress(photo, quality)
     exact = codec.decompress(data, ["human", "machine"])
@@ -541,7 +541,7 @@ def test_only_blocks_of_the_synthesis_are_in_bfloat16():
     for name in ("stem", "up", "head", "detail", "blocks_8.0.expand", "blocks_16.0.expand"):
         g_s.get_submodule(name).register_forward_hook(lambda *a, name=name: types.update({name: a[-1].dtype}))
     codec.model.synthesis_dtype = torch.bfloat16
-    codec.decompress(codec.compress(picture()))
+    codec.decompress(codec.compress(make_image()))
     assert {name for name, dtype in types.items() if dtype == torch.bfloat16} == {
         "blocks_8.0.expand", "blocks_16.0.expand"
     }
@@ -552,7 +552,7 @@ def test_what_only_machines_see_is_not_computed_for_people():
     codec, seen = Codec(small_model()), []
     for branch in (*codec.model.g_s.branches_8, *codec.model.g_s.branches_16):
         branch.register_forward_hook(lambda *_: seen.append(1))
-    data, nobody = codec.compress(picture()), np.zeros((picture().height, picture().width))
+    data, nobody = codec.compress(make_image()), np.zeros((make_image().height, make_image().width))
     codec.decompress(data, ["human", 0.0, nobody])
     assert not seen
     codec.decompress(data, 0.1)

@@ -9,11 +9,12 @@ import torch
 from small_models import CONFIGS, small_model
 
 from ugicm.errors import ConfigError
-from ugicm.models import bands, compact
-from ugicm.models.codec import UGICM
+from ugicm.models import bands
+from ugicm.models.compact.blocks import MachineBranch, PatchBlock
 from ugicm.models.conditional_decoder import Condition
+from ugicm.models.ugicm import UGICM
 from ugicm.training import optim
-from ugicm.training.widen import optimal_step, reduced_rank, widen
+from ugicm.training.detail_channels import optimal_step, reduced_rank, widen
 
 MACHINE_ONLY = [
     "g_a", "h_a", "parser", "gain", "preference", "g_s.stem", "g_s.blocks_16", "g_s.up", "g_s.blocks_8", "g_s.head",
@@ -58,7 +59,7 @@ def test_a_map_gives_each_place_its_preference(quality):
 @torch.no_grad()
 def test_a_branch_counts_in_proportion_to_the_preference():
     torch.manual_seed(0)
-    branch, x, y = compact.MachineBranch(8, 4), torch.rand(1, 8, 6, 6), torch.rand(1, 8, 6, 6)
+    branch, x, y = MachineBranch(8, 4), torch.rand(1, 8, 6, 6), torch.rand(1, 8, 6, 6)
     torch.nn.init.normal_(branch.widen.weight)
     half, full = (branch(x, y, Condition(torch.tensor([b]), torch.zeros(1, 1))) - y for b in (0.5, 1.0))
     torch.testing.assert_close(half, full / 2)
@@ -68,12 +69,12 @@ def test_a_branch_counts_in_proportion_to_the_preference():
 def test_bands_give_what_the_whole_gives(quality, monkeypatch, band, most):
     model, x = small_model(), torch.rand(2, 3, 192, 128, generator=torch.Generator().manual_seed(2))
     y_hat, beta = latents(model), torch.tensor([0.0, 0.7])
-    expected = model.analyse(x, quality), model.synthesize(y_hat, beta, quality)  # differentiable, so on whole maps
-    rows, block = [], compact.PatchBlock.forward
+    expected = model.analyze(x, quality), model.synthesize(y_hat, beta, quality)  # differentiable, so on whole maps
+    rows, block = [], PatchBlock.forward
     monkeypatch.setattr(bands, "BAND", band)
-    monkeypatch.setattr(compact.PatchBlock, "forward", lambda *a: rows.append(a[1].shape[2]) or block(*a))
+    monkeypatch.setattr(PatchBlock, "forward", lambda *a: rows.append(a[1].shape[2]) or block(*a))
     with torch.no_grad():
-        found = model.analyse(x, quality), model.synthesize(y_hat, beta, quality)
+        found = model.analyze(x, quality), model.synthesize(y_hat, beta, quality)
     assert max(rows) == most  # of maps of 24x16 and 12x8
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b.detach(), rtol=0, atol=1e-4)
@@ -83,7 +84,7 @@ def test_bands_give_what_the_whole_gives(quality, monkeypatch, band, most):
 @pytest.mark.parametrize("size", [(72, 64), (64, 72), (68, 64)])
 def test_parts_of_blocks_are_refused(quality, size):
     with pytest.raises(RuntimeError):
-        small_model().analyse(torch.rand(1, 3, *size), quality)
+        small_model().analyze(torch.rand(1, 3, *size), quality)
 
 
 def test_only_the_branches_learn_in_the_last_stage(quality):
@@ -99,7 +100,7 @@ def test_only_the_branches_learn_in_the_last_stage(quality):
 
 def test_the_optimal_step_is_where_rate_and_distortion_balance():
     lambda_ = 0.01
-    # Per pixel: three coefficients, each of rate -log2(step) + constant; MSE is the mean over the three colours.
+    # Per pixel: three coefficients, each of rate -log2(step) + constant; MSE is the mean over the three colors.
     steps = np.geomspace(1, 300, 20001)
     cost = -3 * np.log2(steps) + lambda_ * steps**2 / 12
     assert optimal_step(torch.tensor(lambda_)).item() == pytest.approx(steps[cost.argmin()], rel=1e-3)
@@ -130,7 +131,7 @@ def test_widening_keeps_the_old_latents_and_lowers_the_error():
     wider = widen(model, 8, crops, (0.001, 0.01)).eval()
     assert wider.config.M == 32 and wider.config.slice_widths == (8, 16, 8) and wider.config.detail_width == 8
     x, q, human = crops.float() / 255, torch.ones(12), torch.zeros(12)
-    y, old = wider.analyse(x, q), model.analyse(x, q)
+    y, old = wider.analyze(x, q), model.analyze(x, q)
     assert torch.equal(y[:, :24], old)
     error = [(m.synthesize(v, human, q) - x).square().mean() for m, v in ((model, old), (wider, y))]
     assert error[1] < 0.8 * error[0]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ugicm.compressai_parts import register_unrun
+from ugicm.entropy.factorized import register_unrun
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ ABSTRACT = {"compact_base.yaml", "base.yaml", "stage1.yaml", "stage2.yaml"}
 def write(tmp_path):
     """write(name, **values) -> path of a yaml with a minimal training configuration, laid under ``values``."""
     def make(name="x.yaml", bare=False, **values):
-        minimal = {} if bare else {"run": {"dir": "run"}, "data": {"train": ["pictures"]}, "model": {}}
+        minimal = {} if bare else {"run": {"dir": "run"}, "data": {"train": ["images"]}, "model": {}}
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(yaml.safe_dump({**minimal, **values}))
@@ -146,9 +146,9 @@ def test_a_one_rate_model_needs_a_fixed_quality(write):
 
 
 def test_messages_name_the_file(write, tmp_path):
-    base = write("base.yaml", optimiser={"lr": 1})
+    base = write("base.yaml", optimizer={"lr": 1})
     path = write("top.yaml", bare=True, base="base.yaml")
-    with pytest.raises(ConfigError, match=f"{base}: unknown key 'optimiser'; did you mean 'optim'"):
+    with pytest.raises(ConfigError, match=f"{base}: unknown key 'optimizer'; did you mean 'optim'"):
         load_config(path)
     with pytest.raises(ConfigError, match="none.yaml: cannot be read: No such file"):
         load_config(tmp_path / "none.yaml")

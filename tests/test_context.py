@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ugicm.models.checkerboard import ANCHOR, REST, keep
+from ugicm.entropy.checkerboard import ANCHOR, REST, keep
 from ugicm.models.conditional_decoder import PreferenceEmbedding, ResidualSynthesis
 from ugicm.models.context import (
     ChannelContext,
@@ -60,7 +60,7 @@ def test_float64_agrees_with_float32(name):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", MODULES)
-def test_pictures_of_a_batch_are_independent(name):
+def test_images_of_a_batch_are_independent(name):
     make, inputs, _ = MODULES[name]
     module = make().double()
     x = [draw(2, channels, H, W, seed=i) for i, channels in enumerate(inputs)]
@@ -78,7 +78,7 @@ def test_every_parameter_learns(name):
 
 
 def attention_by_definition(context: LocalContext, anchor: torch.Tensor, row: int, column: int) -> torch.Tensor:
-    """The local context of one position of one picture, [2C], by loops over its window."""
+    """The local context of one position of one image, [2C], by loops over its window."""
     dim, height, width = anchor.shape
     window, heads = context.window, context.heads
     reach = window // 2

@@ -1,4 +1,4 @@
-"""Training pictures and object masks: found, decoded, cut and collated as configured, whatever the files are like."""
+"""Training images and object masks: found, decoded, cut and collated as configured, whatever the files are like."""
 
 import json
 from dataclasses import replace
@@ -12,7 +12,7 @@ from PIL import Image
 
 from ugicm.config import DataConfig, Draw, Source
 from ugicm.data import images
-from ugicm.data.images import Epochs, PictureStore, StepBatches, TrainingSamples, View, collate, open_sources
+from ugicm.data.images import Epochs, ImageStore, StepBatches, TrainingSamples, View, collate, open_sources
 from ugicm.data.instances import Instances, bounding_box
 from ugicm.data.proposals import annotate
 from ugicm.errors import ConfigError
@@ -25,66 +25,66 @@ def samples_of(folder, instances=None, seed=0, beta=1.0, **values):
     """TrainingSamples over ``folder``, without hold-out unless asked for."""
     source = Source(str(folder), instances=instances and str(instances))
     config = DataConfig(train=(source,), **{"holdout": 0, **values})
-    pictures = open_sources(config.train, config, CPU)
-    return TrainingSamples(config, Draw(range=(0.0, 1.0)), Draw(fixed=beta), seed, pictures)
+    images = open_sources(config.train, config, CPU)
+    return TrainingSamples(config, Draw(range=(0.0, 1.0)), Draw(fixed=beta), seed, images)
 
 
 @pytest.fixture
-def folder(tmp_path, make_picture):
-    """Six pictures in a tree, one of them smaller than a crop."""
+def folder(tmp_path, make_image):
+    """Six images in a tree, one of them smaller than a crop."""
     place = tmp_path / "train"
     (place / "b").mkdir(parents=True)
     for i in range(4):
-        make_picture(100 + 10 * i, 90, i).save(place / f"{i}.png")
-    make_picture(80, 120, 9).save(place / "b" / "upright.png")
-    make_picture(30, 20, 10).save(place / "b" / "tiny.png")
+        make_image(100 + 10 * i, 90, i).save(place / f"{i}.png")
+    make_image(80, 120, 9).save(place / "b" / "upright.png")
+    make_image(30, 20, 10).save(place / "b" / "tiny.png")
     return place
 
 
-def test_finding_pictures(folder, tmp_path):
+def test_finding_images(folder, tmp_path):
     names = ["0.png", "1.png", "2.png", "3.png", "tiny.png", "upright.png"]
-    assert [p.name for p in images.find_pictures(folder)] == names
+    assert [p.name for p in images.find_images(folder)] == names
     (tmp_path / "list.txt").write_text("# a list\ntrain/1.png\n\ntrain/b/tiny.png\n")
-    assert [p.name for p in images.find_pictures(tmp_path / "list.txt")] == ["1.png", "tiny.png"]
-    assert images.find_pictures(folder / "0.png") == [folder / "0.png"]
+    assert [p.name for p in images.find_images(tmp_path / "list.txt")] == ["1.png", "tiny.png"]
+    assert images.find_images(folder / "0.png") == [folder / "0.png"]
     (tmp_path / "list.txt").write_text("train/none.png")
     with pytest.raises(ConfigError, match=r"none\.png, which does not exist"):
-        images.find_pictures(tmp_path / "list.txt")
+        images.find_images(tmp_path / "list.txt")
     (tmp_path / "list.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match=r"list\.txt: cannot be read as a list of pictures"):
-        images.find_pictures(tmp_path / "list.txt")
+    with pytest.raises(ConfigError, match=r"list\.txt: cannot be read as a list of images"):
+        images.find_images(tmp_path / "list.txt")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="no files to work on in this folder"):
-        images.find_pictures(tmp_path / "empty")
-    with pytest.raises(ConfigError, match="no such folder, list or picture"):
-        images.find_pictures(tmp_path / "absent")
+        images.find_images(tmp_path / "empty")
+    with pytest.raises(ConfigError, match="no such folder, list or image"):
+        images.find_images(tmp_path / "absent")
 
 
-def test_held_out_pictures_do_not_depend_on_where_and_with_what(folder):
-    files = images.find_pictures(folder)
+def test_held_out_images_do_not_depend_on_where_and_with_what(folder):
+    files = images.find_images(folder)
     kept, out = images.hold_out(files, 2)
     assert sorted(kept + out) == list(range(6)) and len(out) == 2
     names = {files[i].name for i in out}
     moved = [p.parent / "elsewhere" / p.name for p in reversed(files)]
     assert {moved[i].name for i in images.hold_out(moved, 2)[1]} == names
-    with pytest.raises(ConfigError, match="all 6 pictures are held out"):
+    with pytest.raises(ConfigError, match="all 6 images are held out"):
         samples_of(folder, holdout=6)
 
 
-def test_a_held_out_picture_is_trained_on_from_no_source(folder):
+def test_a_held_out_image_is_trained_on_from_no_source(folder):
     (folder / "b" / "linked.png").symlink_to(folder / "1.png")
     config = DataConfig(train=(Source(str(folder)), Source(str(folder / "b"), weight=3)), crop=64)
     for count in (1, 3, 4, 5):
-        pictures = open_sources(config.train, replace(config, holdout=count), CPU)
-        away = {path.resolve() for path in pictures.held_out}
-        trained = {path.resolve() for path in pictures.store.files}
-        assert len(pictures.held_out) == len(away) == count and len(trained) == 6 - count and not away & trained
-    with pytest.raises(ConfigError, match="all 6 pictures are held out .* .holdout: 7."):
+        images = open_sources(config.train, replace(config, holdout=count), CPU)
+        away = {path.resolve() for path in images.held_out}
+        trained = {path.resolve() for path in images.store.files}
+        assert len(images.held_out) == len(away) == count and len(trained) == 6 - count and not away & trained
+    with pytest.raises(ConfigError, match="all 6 images are held out .* .holdout: 7."):
         open_sources(config.train, replace(config, holdout=7), CPU)
 
 
 @pytest.mark.parametrize("cache", ["none", "ram", "auto"])
-def test_broken_pictures_are_reported_once_and_skipped(folder, cache, capsys):
+def test_broken_images_are_reported_once_and_skipped(folder, cache, capsys):
     (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:200])
     (folder / "2.png").write_bytes(b"DDS \x7c" + bytes(123))  # Pillow says NotImplementedError to its header
     samples = samples_of(folder, crop=64, cache=cache)
@@ -94,18 +94,18 @@ def test_broken_pictures_are_reported_once_and_skipped(folder, cache, capsys):
     assert said.count("1.png") == said.count("2.png") == 1
 
 
-def test_a_folder_of_broken_pictures_is_refused(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(ConfigError, match="none of the training pictures can be read"):
-        PictureStore([tmp_path / "a.png"], 64, "ram")
-    with pytest.raises(ConfigError, match="none of the training pictures can be read"):
-        PictureStore([tmp_path / "a.png"], 64, "none")[0]
+def test_a_folder_of_broken_images_is_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(ConfigError, match="none of the training images can be read"):
+        ImageStore([tmp_path / "a.png"], 64, "ram")
+    with pytest.raises(ConfigError, match="none of the training images can be read"):
+        ImageStore([tmp_path / "a.png"], 64, "none")[0]
 
 
-def test_caches_hold_the_same_pictures(folder):
+def test_caches_hold_the_same_images(folder):
     a, b = samples_of(folder, crop=64, cache="none"), samples_of(folder, crop=64, cache="ram")
-    assert a.pictures.store.cache == "none" and b.pictures.store.cache == "ram"
-    assert samples_of(folder, crop=64).pictures.store.cache == "ram"  # auto: they fit
+    assert a.images.store.cache == "none" and b.images.store.cache == "ram"
+    assert samples_of(folder, crop=64).images.store.cache == "ram"  # auto: they fit
     for i in range(12):
         assert torch.equal(a[i]["x"], b[i]["x"])
 
@@ -119,7 +119,7 @@ def test_samples_follow_from_seed_and_number(folder):
     assert len({first[i]["quality"] for i in range(8)}) == 8
 
 
-def test_crops_are_pieces_of_the_picture(tmp_path):
+def test_crops_are_pieces_of_the_image(tmp_path):
     place = tmp_path / "p"
     place.mkdir()
     rows, columns = np.mgrid[:100, :120]
@@ -135,22 +135,22 @@ def test_crops_are_pieces_of_the_picture(tmp_path):
     assert all((samples_of(place, crop=64, flip=False)[i]["x"][1].int().diff(dim=1) == 1).all() for i in range(8))
 
 
-def test_small_pictures_are_enlarged_to_fit(folder):
-    picture = images.read_picture(folder / "b" / "tiny.png", at_least=64)
-    assert picture.shape == (3, 64, 96) and picture.dtype == torch.uint8
+def test_small_images_are_enlarged_to_fit(folder):
+    image = images.read_image(folder / "b" / "tiny.png", at_least=64)
+    assert image.shape == (3, 64, 96) and image.dtype == torch.uint8
 
 
-def test_the_cache_is_judged_by_what_pictures_take(tmp_path, make_picture, monkeypatch):
-    make_picture(20, 10).save(tmp_path / "a.png")  # enlarged to 128x64 for crops of 64
+def test_the_cache_is_judged_by_what_images_take(tmp_path, make_image, monkeypatch):
+    make_image(20, 10).save(tmp_path / "a.png")  # enlarged to 128x64 for crops of 64
     for limit, cache in ((3 * 128 * 64, "none"), (3 * 128 * 64 + 1, "ram")):
         monkeypatch.setattr(images, "RAM_CACHE_LIMIT", limit)
-        assert PictureStore([tmp_path / "a.png"], 64, "auto").cache == cache
+        assert ImageStore([tmp_path / "a.png"], 64, "auto").cache == cache
 
 
-def test_the_follower_of_a_broken_picture_says_its_own_number(tmp_path, make_picture):
+def test_the_follower_of_a_broken_image_says_its_own_number(tmp_path, make_image):
     (tmp_path / "a.png").write_bytes(b"")
-    make_picture(80, 70).save(tmp_path / "b.png")
-    store = PictureStore([tmp_path / "a.png", tmp_path / "b.png"], 64, "none")
+    make_image(80, 70).save(tmp_path / "b.png")
+    store = ImageStore([tmp_path / "a.png", tmp_path / "b.png"], 64, "none")
     assert store[0][0] == 1  # whose instances are looked up by it
 
 
@@ -172,14 +172,14 @@ def test_crops_reach_every_edge():
     assert {v.top for v in views} == {0, 1, 2} and {v.left for v in views} == {0, 1}
 
 
-def test_resized_pictures_do_not_wrap_around():
+def test_resized_images_do_not_wrap_around():
     edge = torch.zeros(3, 128, 128, dtype=torch.uint8)
     edge[:, :, 64:] = 255
     part = View(0, 0, 128, 128, flip=False).cut(edge, 96)
     assert part[:, :, :47].max() < 128 <= part[:, :, 49:].min()  # bicubic overshoots
 
 
-def test_epochs_see_every_picture_as_often_as_weighted():
+def test_epochs_see_every_image_as_often_as_weighted():
     epochs = Epochs([([0, 1, 2, 3], 1.0), ([4, 5], 2.0), ([6, 7, 8, 9], 0.5)], seed=1)
     assert epochs.length == 4 + 4 + 2
     counts = np.bincount([epochs[i] for i in range(10 * epochs.length)], minlength=10)
@@ -187,7 +187,7 @@ def test_epochs_see_every_picture_as_often_as_weighted():
     assert [epochs[i] for i in range(10)] != [epochs[i] for i in range(10, 20)]
 
 
-def test_pictures_that_are_seen_once_more_change_with_the_epoch():
+def test_images_that_are_seen_once_more_change_with_the_epoch():
     epochs = Epochs([([0, 1, 2, 3], 1.5)], seed=1)
     counts = np.bincount([epochs[i] for i in range(40 * epochs.length)], minlength=4)
     assert counts.sum() == 240 and (counts > 50).all()
@@ -216,14 +216,14 @@ def test_a_step_is_the_same_samples_however_divided(world, parts):
 
 
 @pytest.fixture
-def coco(tmp_path, make_picture):
-    """A picture of 100 x 80 with a polygon, two run-length codes, a crowd; and one without objects."""
+def coco(tmp_path, make_image):
+    """An image of 100 x 80 with a polygon, two run-length codes, a crowd; and one without objects."""
     from pycocotools import mask as coding
 
     place = tmp_path / "coco"
     place.mkdir()
-    make_picture(100, 80, 1).save(place / "one.png")
-    make_picture(100, 80, 2).save(place / "two.png")
+    make_image(100, 80, 1).save(place / "one.png")
+    make_image(100, 80, 2).save(place / "two.png")
     rows, columns = np.mgrid[:80, :100]
     circle = np.asfortranarray((np.hypot(rows - 40, columns - 70) < 15).astype(np.uint8))
     code = coding.encode(circle)
@@ -254,7 +254,7 @@ def test_coco_masks(coco):
     assert bounding_box(torch.zeros(4, 4, dtype=torch.uint8)) is None
 
 
-def test_masks_are_of_no_picture_of_that_name_elsewhere(coco):
+def test_masks_are_of_no_image_of_that_name_elsewhere(coco):
     place, path, _ = coco
     document = json.loads(path.read_text())
     document["images"][0]["file_name"] = "coco/one.png"
@@ -271,7 +271,7 @@ def test_bad_instance_files(coco, tmp_path):
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(ConfigError, match="not a COCO json"):
         Instances(tmp_path / "bad.json", [])
-    with pytest.raises(ConfigError, match="none of the 1 pictures is in it, first three.png"):
+    with pytest.raises(ConfigError, match="none of the 1 images is in it, first three.png"):
         Instances(path, [place / "three.png"])
 
 
@@ -283,8 +283,8 @@ def test_bad_instance_files(coco, tmp_path):
         (lambda d: d["annotations"].append(5), "'int' object has no attribute"),
         (lambda d: d["annotations"][0].update(image_id=[5]), "unhashable"),
         (lambda d: d["annotations"][0].update(segmentation=[[1, 2]]), "annotation 0: bad segmentation"),
-        (lambda d: d["annotations"][0].update(segmentation=[[0, 0, 1e9, 1e9, 0, 1e9]]), "leaves the picture by far"),
-        (lambda d: d["annotations"][0].update(segmentation=[[0, 0, float("nan"), 5, 7, 8]]), "leaves the picture"),
+        (lambda d: d["annotations"][0].update(segmentation=[[0, 0, 1e9, 1e9, 0, 1e9]]), "leaves the image by far"),
+        (lambda d: d["annotations"][0].update(segmentation=[[0, 0, float("nan"), 5, 7, 8]]), "leaves the image"),
         (lambda d: d["annotations"][1]["segmentation"].update(counts="garbage"), "annotation 1: .* within a number"),
         (lambda d: d["annotations"][1]["segmentation"].update(counts="4"), "annotation 1: .* do not fill 100x80"),
         (lambda d: d["annotations"][2]["segmentation"].update(counts=[-8, 8008]), "annotation 2: .* do not fill"),
@@ -300,7 +300,7 @@ def test_damaged_instance_files_are_refused_when_they_are_read(coco, change, mes
 
 
 def white_circle(coco):
-    """One picture, white where its mask is. Returns its folder, and the file of masks."""
+    """One image, white where its mask is. Returns its folder, and the file of masks."""
     place, path, circle = coco
     white = np.zeros((80, 100, 3), np.uint8)
     white[circle > 0] = 255
@@ -309,7 +309,7 @@ def white_circle(coco):
     return place, path
 
 
-def test_masks_follow_their_picture(coco):
+def test_masks_follow_their_image(coco):
     place, path = white_circle(coco)
     samples, found = samples_of(place, path, crop=64, max_instances=3), 0
     for i in range(30):
@@ -325,7 +325,7 @@ def test_masks_follow_their_picture(coco):
     assert len(samples_of(place, path, crop=64, whole=1.0, max_instances=1)[0]["masks"]) == 1
 
 
-def test_masks_of_a_picture_that_was_turned_are_not_used(coco):
+def test_masks_of_a_image_that_was_turned_are_not_used(coco):
     place, path, _ = coco
     Image.open(place / "one.png").transpose(Image.Transpose.ROTATE_90).save(place / "one.png")
     (place / "two.png").unlink()
@@ -345,8 +345,8 @@ def test_collation_takes_any_number_of_instances(coco):
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_masks_of_pictures_that_are_turned(coco, orientation):
-    """Whether they are of the stored pixels or of the upright picture is only known of our own."""
+def test_masks_of_images_that_are_turned(coco, orientation):
+    """Whether they are of the stored pixels or of the upright image is only known of our own."""
     place, path, _ = coco
     (place / "two.png").unlink()
     exif = Image.Exif()
@@ -361,7 +361,7 @@ def test_masks_of_pictures_that_are_turned(coco, orientation):
         assert bool(samples_of(place, path, crop=64, whole=1.0)[0]["masks"]) == used
 
 
-def test_masks_larger_than_their_picture_are_not_even_decoded(coco, monkeypatch):
+def test_masks_larger_than_their_image_are_not_even_decoded(coco, monkeypatch):
     place, path, _ = coco
     (place / "two.png").unlink()
     document = json.loads(path.read_text())
@@ -373,7 +373,7 @@ def test_masks_larger_than_their_picture_are_not_even_decoded(coco, monkeypatch)
     assert samples_of(place, path, crop=64, whole=1.0)[0]["masks"] == []
 
 
-def test_masks_are_enlarged_with_their_picture(coco):
+def test_masks_are_enlarged_with_their_image(coco):
     place, path = white_circle(coco)
     samples, best = samples_of(place, path, crop=128, max_instances=3), 0
     for i in range(10):
@@ -394,7 +394,7 @@ def test_make_instances(tmp_path, capsys, monkeypatch):
         status = script.main()
         return status, *capsys.readouterr()
 
-    place, output = tmp_path / "pictures", tmp_path / "made.json"
+    place, output = tmp_path / "images", tmp_path / "made.json"
     (place / "sub").mkdir(parents=True)
     rows, columns = np.mgrid[:96, :128]
     disc = np.hypot(rows - 40, columns - 50) < 20
@@ -403,11 +403,11 @@ def test_make_instances(tmp_path, capsys, monkeypatch):
     Image.fromarray(np.where(disc[..., None], (220, 40, 40), ground).astype(np.uint8)).save(file)
     (place / "broken.png").write_bytes(b"")
     status, said, warned = run(place, "-o", output)
-    assert status == 1 and "1 pictures added, 0 were there, 1 unreadable" in said and "broken.png" in warned
+    assert status == 1 and "1 images added, 0 were there, 1 unreadable" in said and "broken.png" in warned
     instances = Instances(output, [file])
     masks = [instances.mask(file, k)[0].numpy() > 0 for k in range(instances.count(file))]
     assert max((m & disc).sum() / (m | disc).sum() for m in masks[:2]) > 0.6
-    assert "0 pictures added, 1 were there" in run(place, "-o", output)[1]  # cached
+    assert "0 images added, 1 were there" in run(place, "-o", output)[1]  # cached
     status, _, warned = run(place, "-o", output, "-n", "2")
     assert status == 2 and "choose another --output" in warned
     monkeypatch.setattr("ugicm.data.proposals.propose", lambda *_: interrupt())
@@ -422,9 +422,9 @@ def interrupt():
 
 
 def test_an_interrupted_call_keeps_what_it_has(folder, tmp_path):
-    def proposer(picture, count):
-        calls.append(picture)
-        return interrupt() if len(calls) == 4 else [np.ones(picture.size[::-1], bool)] * 2
+    def proposer(image, count):
+        calls.append(image)
+        return interrupt() if len(calls) == 4 else [np.ones(image.size[::-1], bool)] * 2
 
     calls, output = [], tmp_path / "made.json"
     with pytest.raises(KeyboardInterrupt):
@@ -457,17 +457,17 @@ def test_an_output_that_is_none_is_refused(folder, tmp_path, more, message):
         annotate(folder, output, lambda *_: [], 2, "test")
 
 
-def test_instances_of_one_picture_and_of_a_list(tmp_path, make_picture):
+def test_instances_of_one_image_and_of_a_list(tmp_path, make_image):
     """Whatever training takes as a source can be given instances that it finds again."""
     deep, far = tmp_path / "here/a/b/c/d/x.png", tmp_path / "there/x.png"
     for number, path in enumerate((deep, far, tmp_path / "here/x.png")):
         path.parent.mkdir(parents=True, exist_ok=True)
-        make_picture(40, 30, number).save(path)
+        make_image(40, 30, number).save(path)
     (tmp_path / "here/list.txt").write_text(f"a/b/c/d/x.png\n../there/x.png\n{far}\nx.png\nx.png\n")
 
-    def corner(picture, count):  # of another size in every picture
-        mask = np.zeros(picture.size[::-1], bool)
-        mask[0, : 1 + made.setdefault(picture.tobytes(), len(made))] = True
+    def corner(image, count):  # of another size in every image
+        mask = np.zeros(image.size[::-1], bool)
+        mask[0, : 1 + made.setdefault(image.tobytes(), len(made))] = True
         return [mask]
 
     made = {}
@@ -476,7 +476,7 @@ def test_instances_of_one_picture_and_of_a_list(tmp_path, make_picture):
         output = source.with_suffix(".json")
         assert annotate(source, output, corner, 1, "test") == (len(names), 0, 0)
         assert [image["file_name"] for image in json.loads(output.read_text())["images"]] == names
-        files = images.find_pictures(source)
+        files = images.find_images(source)
         instances = Instances(output, files)
         for file in files:
             assert int(instances.mask(file, 0).sum()) == 1 + made[Image.open(file).tobytes()]

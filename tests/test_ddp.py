@@ -15,26 +15,26 @@ from small_models import CONFIGS
 from ugicm.config import to_dict
 
 ROOT = Path(__file__).resolve().parents[1]
-# The training command, without quantisation noise: it is drawn anew in every process.
+# The training command, without quantization noise: it is drawn anew in every process.
 COMMAND = f"""
 import runpy
 from compressai.entropy_models import EntropyModel
 
-quantise = EntropyModel.quantize
-EntropyModel.quantize = lambda self, x, mode, means=None: x if mode == "noise" else quantise(self, x, mode, means)
+quantize = EntropyModel.quantize
+EntropyModel.quantize = lambda self, x, mode, means=None: x if mode == "noise" else quantize(self, x, mode, means)
 runpy.run_path({str(ROOT / "scripts/train.py")!r}, run_name="__main__")
 """
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without distributed")
-def test_two_ranks_are_one(tmp_path, make_picture):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+def test_two_ranks_are_one(tmp_path, make_image):
+    images = tmp_path / "images"
+    images.mkdir()
     for i in range(5):
-        make_picture(96, 80, i).save(pictures / f"{i}.png")
+        make_image(96, 80, i).save(images / f"{i}.png")
     values = {
         "run": {"dir": "run", "log_every": 2, "threads": 1, "device": "cpu"},
-        "data": {"train": [str(pictures)], "crop": 64, "batch": 4, "holdout": 1},
+        "data": {"train": [str(images)], "crop": 64, "batch": 4, "holdout": 1},
         "model": to_dict(CONFIGS["compact"]),
         "quality": {"range": [0, 1]},
         "objective": {"lambdas": [0.001, 0.01], "terms": {"mse": {"human": 1.0, "machine": 0.5}}},

@@ -6,7 +6,7 @@ import torch
 from small_models import small_model
 
 import ugicm
-from ugicm.models.fixed_point import (
+from ugicm.entropy.fixed_point import (
     ACTIVATION_LIMIT,
     ACTIVATION_STEP,
     WEIGHT_STEP,

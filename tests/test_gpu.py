@@ -1,4 +1,4 @@
-"""What a GPU must do as a processor does: the same streams, the same pictures. Skipped where there is none."""
+"""What a GPU must do as a processor does: the same streams, the same images. Skipped where there is none."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ import torch
 from small_models import CONFIGS, small_model
 
 import ugicm
-from ugicm import files
+from ugicm import bitstream, files
 from ugicm.codec import Codec
-from ugicm.coding import stream
-from ugicm.coding.coders import RansEncoderCoder
+from ugicm.entropy.rans import RansEncoderCoder
 from ugicm.evaluation.metrics import psnr
-from ugicm.models.codec import UGICM
-from ugicm.pictures import middle, open_rgb
+from ugicm.images import middle, open_rgb
+from ugicm.models.ugicm import UGICM
 
 # Counting devices, unlike asking whether one can be used, leaves a process able to fork others that use them.
 if not torch.cuda.device_count():
@@ -69,7 +68,7 @@ def no_waiting():
 def test_streams_written_on_one_are_read_on_the_other(pair, photo, tile):
     digests = []
     for writer in pair:
-        parsed = stream.parse(writer.compress(photo, 0.5, tile=tile))
+        parsed = bitstream.parse(writer.compress(photo, 0.5, tile=tile))
         y_hats = [reader.parse(parsed).cpu() for reader in pair]
         if writer.config.parsing == "fixed":
             assert torch.equal(*y_hats)
@@ -88,7 +87,7 @@ def test_the_shipped_model_writes_the_same_bytes(samples):
 
 
 @pytest.mark.parametrize("quality", [0.0, 0.5, 1.0])
-def test_pictures_are_as_good(pair, photo, quality):
+def test_images_are_as_good(pair, photo, quality):
     cpu, gpu = pair
     data = cpu.compress(photo, quality if cpu.has_quality else 0.5)
     viewers = ["human", "machine", np.linspace(0, 1, photo.width * photo.height).reshape(photo.height, photo.width)]
@@ -119,8 +118,8 @@ def test_nobody_waits_for_the_networks(pair, photo):
     codec.compress(middle(photo, 256))  # libraries have been started now, and masks that are kept made
     coder = RansEncoderCoder(model.parser, 1)
     with no_waiting():
-        y = model.analyse(x, quality)
-        z = model.hyper_analyse(y)
+        y = model.analyze(x, quality)
+        z = model.hyper_analyze(y)
         model.parser(coder, z, y)
         for beta in (people, machines):
             model.synthesize(y, beta, quality)
@@ -132,9 +131,9 @@ def test_a_gpu_gets_no_tf32_where_symbols_are_decided(pair):
     x = torch.rand(1, 3, 128, 192, generator=torch.Generator().manual_seed(0))
     quality = torch.full((1,), 0.5) if cpu.has_quality else None
     with torch.inference_mode():
-        y = cpu.model.analyse(x, quality)
-        on_gpu = gpu.model.analyse(x.to(GPU), None if quality is None else quality.to(GPU)).cpu()
-        z = cpu.model.hyper_analyse(y), gpu.model.hyper_analyse(y.to(GPU)).cpu()
+        y = cpu.model.analyze(x, quality)
+        on_gpu = gpu.model.analyze(x.to(GPU), None if quality is None else quality.to(GPU)).cpu()
+        z = cpu.model.hyper_analyze(y), gpu.model.hyper_analyze(y.to(GPU)).cpu()
     torch.testing.assert_close(on_gpu, y, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(*z, rtol=1e-4, atol=1e-4)
 
@@ -148,11 +147,11 @@ def test_commands_on_a_folder(tmp_path, samples, run_python):
         open_rgb(path).rotate(180).save(photos / f"{i}.png")
     found = []
     for workers in (1, 3):
-        streams, pictures = tmp_path / f"streams{workers}", tmp_path / f"pictures{workers}"
-        for arguments in (("compress", photos, streams), ("decompress", streams, pictures, "-p", "machine")):
+        streams, images = tmp_path / f"streams{workers}", tmp_path / f"images{workers}"
+        for arguments in (("compress", photos, streams), ("decompress", streams, images, "-p", "machine")):
             done = run_python("-m", "ugicm", *arguments, "--device", GPU, "--workers", workers)
             assert done.returncode == 0, done.stderr
-        found.append([path.read_bytes() for folder in (streams, pictures) for path in sorted(folder.iterdir())])
+        found.append([path.read_bytes() for folder in (streams, images) for path in sorted(folder.iterdir())])
     assert len(found[0]) == 2 * 2 * len(samples)
     assert found[0] == found[1]
 
@@ -164,9 +163,9 @@ def test_a_gpu_that_is_not_there(tmp_path, samples, run_python):
         assert done.returncode == 2 and "cuda:99" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_training(tmp_path, run_python, make_picture):
+def test_training(tmp_path, run_python, make_image):
     done = run_python("scripts/train.py", "-c", "configs/smoke.yaml", "--set", f"run.dir={tmp_path / 'run'}",
                       "run.device=cuda", "optim.steps=10", "validation.every=10")  # fmt: skip
     assert done.returncode == 0, done.stderr
     codec = ugicm.load(tmp_path / "run" / "model.safetensors", GPU)
-    assert codec.decompress(codec.compress(make_picture(64, 64))).size == (64, 64)
+    assert codec.decompress(codec.compress(make_image(64, 64))).size == (64, 64)

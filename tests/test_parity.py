@@ -10,8 +10,8 @@ import pytest
 import torch
 from reference import PARITY, SHARED, recipe, reference_state, requires_full_reference
 
+from ugicm.checkpoints.released import infer_config, load_released, our_name, reference_name
 from ugicm.models.layers import Conv2d
-from ugicm.released import infer_config, load_released, our_name, reference_name
 
 TOLERANCE = 1e-5  # relative; the requirement is 1e-4
 
@@ -40,7 +40,7 @@ def prepared(parsing, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def picture():
+def image():
     return torch.from_numpy(recipe().test_image(128, 192))
 
 
@@ -49,28 +49,28 @@ def relative_error(found: torch.Tensor, wanted: np.ndarray) -> float:
 
 
 @torch.inference_mode()
-def test_latent(model, picture, expected):
-    assert relative_error(model.analyse(picture), expected["y"]) < TOLERANCE
+def test_latent(model, image, expected):
+    assert relative_error(model.analyze(image), expected["y"]) < TOLERANCE
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("beta", ["0", "0.5", "1"])
-def test_picture(model, picture, expected, beta):
-    x_hat = model(picture, torch.tensor([float(beta)]))["x_hat"]
+def test_image(model, image, expected, beta):
+    x_hat = model(image, torch.tensor([float(beta)]))["x_hat"]
     assert relative_error(x_hat, expected[f"x_hat_beta{beta}"]) < TOLERANCE
 
 
 @torch.inference_mode()
-def test_bits(model, picture, expected):
-    likelihoods = model(picture, torch.zeros(1))["likelihoods"]
+def test_bits(model, image, expected):
+    likelihoods = model(image, torch.zeros(1))["likelihoods"]
     bits = {name: -value.double().log2().sum(dim=(0, 2, 3)) for name, value in likelihoods.items()}
     np.testing.assert_allclose(bits["y"], expected["bits_y_per_channel"], rtol=TOLERANCE)
     np.testing.assert_allclose(bits["z"].sum(), expected["bits_z"], rtol=TOLERANCE)
 
 
 @torch.inference_mode()
-def test_stream(model, picture, expected):
-    (string,), _ = model.compress(picture)
+def test_stream(model, image, expected):
+    (string,), _ = model.compress(image)
     assert abs(len(string) - int(expected["bytes_y"]) - int(expected["bytes_z"])) <= 8
     y_hat, _ = model.decompress([string], (128, 192))
     x_hat = model.synthesize(y_hat, torch.ones(1))

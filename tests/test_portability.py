@@ -10,12 +10,12 @@ import torch
 from conftest import ROOT
 from small_models import small_model
 
+from scripts.stress import large_images, portability
+from ugicm.arguments import guarded
+from ugicm.checkpoints.released import reference_name
 from ugicm.codec import load
+from ugicm.entropy.gaussian import log_spaced
 from ugicm.errors import UgicmError
-from ugicm.evaluation import large, portability
-from ugicm.models.gaussian import log_spaced
-from ugicm.released import reference_name
-from ugicm.usage import guarded
 
 
 def test_released_checkpoints_get_the_same_tables_under_other_instruction_sets(photos, tmp_path):
@@ -23,8 +23,8 @@ def test_released_checkpoints_get_the_same_tables_under_other_instruction_sets(p
     state = {reference_name(name): parameter.data for name, parameter in small_model("mlicpp").named_parameters()}
     torch.save({"state_dict": state}, tmp_path / "released.pth.tar")
     chosen = [s for s in portability.settings() if s.name in ("1 thread", "no vector instructions")]
-    picture = sorted(photos.rglob("*.png"))[:1]
-    report = portability.check(str(tmp_path / "released.pth.tar"), picture, [0.5], chosen, tmp_path)
+    image = sorted(photos.rglob("*.png"))[:1]
+    report = portability.check(str(tmp_path / "released.pth.tar"), image, [0.5], chosen, tmp_path)
     assert report["mismatches"] == 0 and report["streams"] == 4
 
 
@@ -39,10 +39,10 @@ def test_scales_are_those_of_compressai_but_for_the_last_bit():
 
 def test_streams_decode_under_other_threads_and_instruction_sets(checkpoint, photos, tmp_path):
     chosen = [s for s in portability.settings() if s.name in ("2 threads", "no vector instructions")]
-    pictures = sorted(photos.rglob("*.png")) + sorted(photos.rglob("*.jpg"))
-    report = portability.check(str(checkpoint), pictures, [0.2, 0.8], chosen, tmp_path)
+    images = sorted(photos.rglob("*.png")) + sorted(photos.rglob("*.jpg"))
+    report = portability.check(str(checkpoint), images, [0.2, 0.8], chosen, tmp_path)
     assert report["mismatches"] == 0
-    assert report["streams"] == 4 * len(pictures) * 2
+    assert report["streams"] == 4 * len(images) * 2
     assert 0 < report["closest_to_a_bound"] < 0.1
 
 
@@ -53,7 +53,7 @@ def test_a_process_that_fails_says_what_it_said(photos, tmp_path):
 
 def script(name: str):
     """A script as a module."""
-    specification = util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    specification = util.spec_from_file_location(name, ROOT / "scripts" / "stress" / f"{name}.py")
     module = util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
@@ -62,7 +62,7 @@ def script(name: str):
 @pytest.mark.parametrize("name, arguments", [
     ("check_portability", ["-d", "PHOTOS", "-c", "gone.safetensors"]),
     ("check_portability", ["-d", "gone"]),
-    ("check_portability", ["-d", "PHOTOS", "--pictures", "0"]),
+    ("check_portability", ["-d", "PHOTOS", "--images", "0"]),
     ("check_portability", ["-d", "PHOTOS", "--quality", "7"]),
     ("check_portability", ["-d", "PHOTOS", "-c", "SMALL", "--python", "gone/python"]),
     ("check_large", ["-c", "gone.safetensors"]),
@@ -86,22 +86,22 @@ def test_wrong_arguments_are_no_findings(name, arguments, photos, checkpoint, mo
     assert not (tmp_path / "experiments").exists()
 
 
-def test_pictures_are_evenly_spread_and_results_say_which_model(checkpoint, tmp_path, monkeypatch, make_picture):
+def test_images_are_evenly_spread_and_results_say_which_model(checkpoint, tmp_path, monkeypatch, make_image):
     for number in range(7):
-        make_picture().save(tmp_path / f"{number}.png")
+        make_image().save(tmp_path / f"{number}.png")
     report = {"versions": {}, "pairs": [], "streams": 0, "mismatches": 0, "closest_to_a_bound": 1.0}
     seen = []
 
-    def check(path, pictures, *_, **__):
-        seen.extend(picture.name for picture in pictures)
+    def check(path, images, *_, **__):
+        seen.extend(image.name for image in images)
         return dict(report)
 
     monkeypatch.setattr(portability, "check", check)
     options = ["-c", str(checkpoint), "-o", str(tmp_path / "found.json")]
-    assert script("check_portability").main(["-d", str(tmp_path), "--pictures", "4", *options]) == 0
+    assert script("check_portability").main(["-d", str(tmp_path), "--images", "4", *options]) == 0
     assert seen == ["0.png", "2.png", "4.png", "6.png"]
     assert json.loads((tmp_path / "found.json").read_text())["model"] == load(checkpoint).describe()
 
-    monkeypatch.setattr(large, "check", lambda *_, **__: {"checks": [], "regions": []})
+    monkeypatch.setattr(large_images, "check", lambda *_, **__: {"checks": [], "regions": []})
     assert script("check_large").main(options) == 0
     assert json.loads((tmp_path / "found.json").read_text())["model"] == load(checkpoint).describe()

@@ -1,4 +1,4 @@
-"""Latents adapted to one picture."""
+"""Latents adapted to one image."""
 
 from importlib import resources
 
@@ -9,10 +9,10 @@ from PIL import Image
 from small_models import small_model
 
 import ugicm
-from ugicm import pictures, refinement
+from ugicm import images, refinement
 from ugicm.codec import Codec
-from ugicm.coding.coders import LikelihoodCoder
 from ugicm.config import ModelConfig
+from ugicm.entropy.rans import LikelihoodCoder
 from ugicm.refinement import RelaxedCoder
 
 
@@ -28,7 +28,7 @@ def photo():
 
 def cut_out(width, height):
     with resources.as_file(resources.files("ugicm") / "samples" / "kodim23.png") as path:
-        return pictures.open_rgb(path).crop((200, 100, 200 + width, 100 + height))
+        return images.open_rgb(path).crop((200, 100, 200 + width, 100 + height))
 
 
 def squared_error(image, other):
@@ -62,7 +62,7 @@ def test_every_form_reads_refined_streams(backbone):
     assert all(torch.equal(tensor, before[name]) for name, tensor in codec.model.state_dict().items())
 
 
-def test_large_pictures_are_refined_by_windows(shipped, monkeypatch):
+def test_large_images_are_refined_by_windows(shipped, monkeypatch):
     photo = cut_out(190, 130)  # windows of 64 do not see all of it
     whole = shipped.compress(photo, 0.6, effort=4)
     plain = squared_error(photo, shipped.decompress(shipped.compress(photo, 0.6)))
@@ -85,7 +85,7 @@ def test_hard_rounding_costs_what_a_stream_does(shipped, photo):
     model = shipped.model
     parser, inside = model.parser, (7, 8)
     with torch.inference_mode():
-        y = model.analyse(pictures.pad_to(pictures.to_tensor(photo), 64), torch.tensor([0.5]))
+        y = model.analyze(images.pad_to(images.to_tensor(photo), 64), torch.tensor([0.5]))
         z = model.h_a(y).to(parser.dtype)
         z_hat = torch.round(z - parser.medians) + parser.medians
         relaxed, exact = RelaxedCoder(parser, z_hat, 1e-9, inside), LikelihoodCoder(parser, inside)
@@ -102,7 +102,7 @@ def test_a_negative_effort(shipped, photo):
 
 @pytest.mark.parametrize("points", [((90, 4), (100, 5)), ((110, 5), (100, 5)), ((110, 6), (100, 5))])
 def test_nothing_is_done_where_bits_buy_nothing(shipped, photo, monkeypatch, points):
-    """Of finer and coarser steps on flat pictures: fewer bits for less error, more for the same or a larger one."""
+    """Of finer and coarser steps on flat images: fewer bits for less error, more for the same or a larger one."""
     def rounded(problem, y, stretch=1.0):
         return tuple(torch.tensor(float(v)) for v in points[0 if stretch >= 1 else 1])
 

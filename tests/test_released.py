@@ -11,11 +11,11 @@ import torch
 from reference import reference_state
 from small_models import CONFIGS, small_model
 
-from ugicm.checkpoint import load_model, read_metadata
+from ugicm.checkpoints.native import load_model, read_metadata
+from ugicm.checkpoints.released import build, load_released, reference_name
 from ugicm.config import MLICPP
 from ugicm.errors import CheckpointError
-from ugicm.models.codec import UGICM
-from ugicm.released import build, load_released, reference_name
+from ugicm.models.ugicm import UGICM
 
 SCRIPT = "scripts/convert_checkpoint.py"
 
@@ -70,7 +70,7 @@ def test_data_parallel_prefix(model, state, tmp_path):
     assert same(load_released(save(tmp_path, {"state_dict": {f"module.{k}": v for k, v in state.items()}})), model)
 
 
-def test_old_names_of_the_factorised_prior(model, state, tmp_path):
+def test_old_names_of_the_factorized_prior(model, state, tmp_path):
     old = {"matrices.": "_matrix", "biases.": "_bias", "factors.": "_factor"}
     for name in [n for n in state if n.startswith("entropy_bottleneck.")]:
         renamed = name

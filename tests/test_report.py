@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_anchors import JpegCodec
+from test_codecs import JpegCodec
 
 from ugicm.errors import ConfigError
-from ugicm.evaluation import anchors, bd, curves, report, report_page, report_tables, results
+from ugicm.evaluation import bd_rate, codecs, results
 from ugicm.evaluation.metrics import psnr
+from ugicm.report import command, curves, html_page, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = next(
@@ -44,8 +45,8 @@ class Counting(JpegCodec):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """Ten textured pictures of two classes, named by WordNet ids."""
+def images(tmp_path_factory) -> Path:
+    """Ten textured images of two classes, named by WordNet ids."""
     folder = tmp_path_factory.mktemp("data") / "birds"
     generator = np.random.default_rng(0)
     for index in range(10):
@@ -70,14 +71,14 @@ def judge(tmp_path_factory) -> str:
 
 def stand_in(patch: pytest.MonkeyPatch) -> Counting:
     """Makes ``ugicm`` mean the stand-in."""
-    codec, load = Counting(), anchors.load_contender
+    codec, load = Counting(), codecs.load_contender
 
     def load_contender(text, device="cpu", viewers=(0, 1)):
         if text == "ugicm":
-            return anchors.UgicmContender(codec, "ugicm", "stand-in 1", viewers)
+            return codecs.UgicmContender(codec, "ugicm", "stand-in 1", viewers)
         return load(text, device, viewers)
 
-    patch.setattr(anchors, "load_contender", load_contender)
+    patch.setattr(codecs, "load_contender", load_contender)
     return codec
 
 
@@ -86,8 +87,8 @@ def codec(monkeypatch):
     return stand_in(monkeypatch)
 
 
-def arguments(pictures, judge, output, *more) -> list[str]:
-    return ["-d", str(pictures), "--codecs", "ugicm,jpeg,webp", "--judges", judge, "--qualities", "0.1", "0.4", "0.8",
+def arguments(images, judge, output, *more) -> list[str]:
+    return ["-d", str(images), "--codecs", "ugicm,jpeg,webp", "--judges", judge, "--qualities", "0.1", "0.4", "0.8",
             "--points", "4", "--lpips", "none", "--viewer", "2", "--viewer-betas", "0", "0.5", "1", "--device", "cpu",
             "-o", str(output), *map(str, more)]  # fmt: skip
 
@@ -102,24 +103,24 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, pictures, judge, one_thread):
+def made(tmp_path_factory, images, judge, one_thread):
     """A finished report, and its folder."""
     folder = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
         stand_in(patch)
-        assert report.main(arguments(pictures, judge, folder)) == 0
+        assert command.main(arguments(images, judge, folder)) == 0
     return folder
 
 
-def test_numbers_are_those_of_the_files(made, pictures):
+def test_numbers_are_those_of_the_files(made, images):
     document = json.loads((made / "results.json").read_text())
     (section,) = document["sections"]
-    assert section["pictures"] == 10 and [m["title"] for m in section["metrics"]] == [
+    assert section["images"] == 10 and [m["title"] for m in section["metrics"]] == [
         "psnr-rgb", "psnr-y", "ms-ssim-rgb", "top-1 (random)", "top-5 (random)", "agreement (random)",
     ]  # fmt: skip
     assert [c["name"] for c in section["curves"]] == ["ugicm human", "ugicm machine", "JPEG", "WebP"]
     human, machine, jpeg, webp = (c["results"] for c in section["curves"])
-    images = [Image.open(path) for path in sorted(pictures.rglob("*.png"))]
+    images = [Image.open(path) for path in sorted(images.rglob("*.png"))]
     codec, rates, decibels = JpegCodec(), [], []
     for image in images:
         data = codec.compress(image, 0.4)
@@ -136,7 +137,7 @@ def test_numbers_are_those_of_the_files(made, pictures):
     delta = next(
         d for d in section["deltas"] if (d["metric"], d["reference"], d["test"]) == ("psnr-rgb", "JPEG", "WebP")
     )
-    expected = bd.bd_rate(jpeg["bpp"], jpeg["psnr-rgb"], webp["bpp"], webp["psnr-rgb"])
+    expected = bd_rate.bd_rate(jpeg["bpp"], jpeg["psnr-rgb"], webp["bpp"], webp["psnr-rgb"])
     assert delta["rate"]["value"] == expected.value and delta["rate"]["low"] == expected.low
     dark = next(d for d in section["deltas"] if (d["metric"], d["test"]) == ("psnr-rgb", "ugicm machine"))
     assert dark["rate"]["value"] is None and dark["rate"]["note"]
@@ -150,17 +151,17 @@ def test_curves_are_compressai_s_json(made):
     read = parse_json_file(paths[2], "psnr")
     assert read["name"] == "ugicm human" and len(read["xs"]) == len(read["ys"]) == 3
     document = json.loads(paths[2].read_text())
-    pictures = document["per_image"]
-    assert len(pictures["files"]) == 10 and len(pictures["top-1 (random)"]) == 3
-    assert np.mean(pictures["psnr-rgb"], axis=1) == pytest.approx(document["results"]["psnr-rgb"], abs=1e-4)
-    assert np.mean(pictures["bpp"], axis=1) == pytest.approx(document["results"]["bpp"], abs=1e-4)
+    images = document["per_image"]
+    assert len(images["files"]) == 10 and len(images["top-1 (random)"]) == 3
+    assert np.mean(images["psnr-rgb"], axis=1) == pytest.approx(document["results"]["psnr-rgb"], abs=1e-4)
+    assert np.mean(images["bpp"], axis=1) == pytest.approx(document["results"]["bpp"], abs=1e-4)
     assert document["meta"]["codec"] == "stand-in 1" and document["meta"]["libraries"]
 
 
 def test_cells_of_the_table_of_deltas():
     rate = {"value": -12.34, "interval": (-20.4, -5.0), "note": "narrow overlap"}
-    assert report_tables._delta_cell({"rate": rate}) == "−12.3 % (−20 … −5) †"
-    assert report_tables._delta_cell({"rate": {"value": 3.0, "interval": None, "note": ""}}) == "+3.0 %"
+    assert tables._delta_cell({"rate": rate}) == "−12.3 % (−20 … −5) †"
+    assert tables._delta_cell({"rate": {"value": 3.0, "interval": None, "note": ""}}) == "+3.0 %"
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +180,7 @@ def test_markdown_and_plots(made, plot_rd, tmp_path):
     assert "birds psnr-rgb.png" in plots and len(plots) == 6
     with Image.open(made / "plots" / "birds psnr-rgb.png") as image:
         assert image.width > 600
-    assert text.splitlines()[2] == report_tables._LEGEND
+    assert text.splitlines()[2] == tables._LEGEND
     theirs = tmp_path / "theirs.json"
     theirs.write_text(
         json.dumps({"name": "mbt2018", "results": {"bpp": [0.1, 0.5], "psnr": [27, 33], "ms-ssim": [0.9, 0.98]}})
@@ -230,7 +231,7 @@ def test_legends_say_names_as_they_are(tmp_path, monkeypatch):
     names = ["_mine", "cost $5 or $6", r"$\nonsense$"]
     curves = [(name, [0.1, 0.2], [30 + i, 31 + i]) for i, name in enumerate(names)]
     curves.insert(1, ("nothing known", [0.1], [None]))
-    report_tables.plot(tmp_path / "x.png", curves, r"psnr $\x$", title=r"a $\x$ b", original=30)
+    tables.plot(tmp_path / "x.png", curves, r"psnr $\x$", title=r"a $\x$ b", original=30)
     (axes,) = drawn[0].axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [*names, "original"]
     texts = [*axes.get_legend().get_texts(), axes.title, axes.yaxis.label]
@@ -247,7 +248,7 @@ def test_curves_of_one_name_have_their_files_names(plot_rd, tmp_path, monkeypatc
     sections = [{"name": "x", "curves": [{"name": name, **curve} for name in names]}]
     paths[-1].write_text(json.dumps({"sections": sections}))
     drawn = []
-    monkeypatch.setattr(report_tables, "plot", lambda path, curves, *_: drawn.append([name for name, *_ in curves]))
+    monkeypatch.setattr(tables, "plot", lambda path, curves, *_: drawn.append([name for name, *_ in curves]))
     assert plot_rd.main([*map(str, paths), "-o", str(tmp_path / "rd.png")]) == 0
     assert plot_rd.main([str(paths[0]), str(paths[0])]) == 0
     assert drawn[0] == ["a/results", "b/results", "c", "report: ugicm compact", "JPEG"]
@@ -258,29 +259,29 @@ def test_a_perfect_score_of_originals_is_shown_but_not_their_agreement(made, tmp
     document = json.loads((made / "results.json").read_text())
     (section,) = document["sections"]
     assert section["originals"]["agreement (random)"] == 100
-    (line,) = (line for line in report_tables.markdown(document).splitlines() if line.startswith("Originals"))
+    (line,) = (line for line in tables.markdown(document).splitlines() if line.startswith("Originals"))
     assert "agreement" not in line
     section["originals"]["top-1 (random)"] = 100.0
-    assert "Originals: top-1 (random) 100.0, top-5" in report_tables.markdown(document)
+    assert "Originals: top-1 (random) 100.0, top-5" in tables.markdown(document)
     drawn = {}
-    monkeypatch.setattr(report_tables, "plot", lambda path, curves, metric, title, line: drawn.update({metric: line}))
-    report_tables.plots(document, tmp_path)
+    monkeypatch.setattr(tables, "plot", lambda path, curves, metric, title, line: drawn.update({metric: line}))
+    tables.plots(document, tmp_path)
     assert drawn["top-1 (random)"] == 100 and drawn["agreement (random)"] is None
 
 
-def test_plots_keep_the_colours_of_single_points(tmp_path):
+def test_plots_keep_the_colors_of_single_points(tmp_path):
     curves = [(f"curve {i}", [0.1 * (i + 1)], [30 + i]) for i in range(6)]
-    report_tables.plot(tmp_path / "x.png", curves, "psnr-rgb")
+    tables.plot(tmp_path / "x.png", curves, "psnr-rgb")
     found = np.unique(np.asarray(Image.open(tmp_path / "x.png").convert("RGB"), int).reshape(-1, 3), axis=0)
-    for colour in report_tables.COLOURS[:6]:
-        wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    for color in tables.COLORS[:6]:
+        wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
         assert np.abs(found - wanted).sum(1).min() < 6
 
 
-def test_an_interrupted_report_continues(made, pictures, judge, codec, tmp_path, capsys):
+def test_an_interrupted_report_continues(made, images, judge, codec, tmp_path, capsys):
     # Interrupted in the middle of the second rate point, and a line cut off as a power cut would.
     codec.fail_at = 15
-    assert report.main(arguments(pictures, judge, tmp_path)) == 130
+    assert command.main(arguments(images, judge, tmp_path)) == 130
     assert "the same command continues" in capsys.readouterr().err
     assert not (tmp_path / "index.html").exists()
     journals = sorted((tmp_path / "cache" / "records").rglob("*.jsonl"))
@@ -288,47 +289,47 @@ def test_an_interrupted_report_continues(made, pictures, judge, codec, tmp_path,
     with open(journals[-1], "a") as file:
         file.write('["abc", {"psn')
     codec.fail_at, codec.encoded, codec.decoded = None, 0, 0
-    assert report.main(arguments(pictures, judge, tmp_path)) == 0
+    assert command.main(arguments(images, judge, tmp_path)) == 0
     assert codec.encoded == 30 - 14  # two finished batches were cached as streams
-    assert codec.decoded < 30 + 2 * 2  # one decode per picture still to be judged, and the viewer's
+    assert codec.decoded < 30 + 2 * 2  # one decode per image still to be judged, and the viewer's
     assert len(results.Journal(journals[-1]).records) == len(journals[-1].read_text().splitlines()) - 1
     first, again = (json.loads((folder / "results.json").read_text()) for folder in (made, tmp_path))
     assert first["sections"] == again["sections"]
     # Once more: nothing is left to do but the viewer's decodes. With another quality, only that one.
     codec.encoded = codec.decoded = 0
-    assert report.main(arguments(pictures, judge, tmp_path)) == 0
+    assert command.main(arguments(images, judge, tmp_path)) == 0
     assert codec.encoded == 0 and codec.decoded == 4
-    more = [a if a != "0.8" else "0.6" for a in arguments(pictures, judge, tmp_path, "--viewer", "0")]
-    assert report.main([*more, "--bpp-range", "0.5", "1"]) == 0
+    more = [a if a != "0.8" else "0.6" for a in arguments(images, judge, tmp_path, "--viewer", "0")]
+    assert command.main([*more, "--bpp-range", "0.5", "1"]) == 0
     assert codec.encoded == 10
 
 
-def test_a_changed_model_or_judge_starts_anew(pictures, codec, tmp_path):
-    from ugicm.evaluation.scorers.base import Item
-    from ugicm.evaluation.scorers.fidelity import FidelityEvaluator
+def test_a_changed_model_or_judge_starts_anew(images, codec, tmp_path):
+    from ugicm.evaluation.tasks.base import Item
+    from ugicm.evaluation.tasks.fidelity import FidelityEvaluator
 
-    items = [Item(p.name, p) for p in sorted(pictures.rglob("*.png"))[:2]]
-    dataset = curves.Dataset("x", items, [FidelityEvaluator()], pictures).read()
+    items = [Item(p.name, p) for p in sorted(images.rglob("*.png"))[:2]]
+    dataset = curves.Dataset("x", items, [FidelityEvaluator()], images).read()
     cache = curves.Cache(tmp_path)
     for expected, identity in ((2, "model a"), (2, "model a"), (4, "model b")):
-        contender = curves.Cached(anchors.UgicmContender(codec, "ugicm", identity), cache)
+        contender = curves.Cached(codecs.UgicmContender(codec, "ugicm", identity), cache)
         curves.measure(dataset, contender, 0.5, cache, 2)
         assert codec.encoded == expected
     dataset.evaluators[0].identity = "other"
     curves.measure(dataset, contender, 0.5, cache, 2)
-    assert codec.encoded == 4 and codec.decoded == 6  # streams are kept, the pictures are judged again
+    assert codec.encoded == 4 and codec.decoded == 6  # streams are kept, the images are judged again
     human, machine = curves.collect(dataset, contender, [0.5], cache)
     assert (human.name, machine.name) == ("ugicm human", "ugicm machine")
 
 
-def test_the_codec_itself(checkpoint, other_checkpoint, make_picture, tmp_path):
+def test_the_codec_itself(checkpoint, other_checkpoint, make_image, tmp_path):
     """Two models, their true streams, every preference that was asked for."""
     import ugicm
 
     folder = tmp_path / "data"
     folder.mkdir()
     for index in range(2):
-        make_picture(70, 64, index).save(folder / f"{index}.png")
+        make_image(70, 64, index).save(folder / f"{index}.png")
     codecs = ["--codecs", f"ugicm={checkpoint}:label=A", f"ugicm={other_checkpoint}:label=B", "jpeg"]
     output = tmp_path / "r"
     options = [
@@ -346,7 +347,7 @@ def test_the_codec_itself(checkpoint, other_checkpoint, make_picture, tmp_path):
         "--viewer",
         "1",
     ]
-    assert report.main(["-d", str(folder), *codecs, *options, "--device", "cpu", "-o", str(output)]) == 0
+    assert command.main(["-d", str(folder), *codecs, *options, "--device", "cpu", "-o", str(output)]) == 0
     (section,) = json.loads((output / "results.json").read_text())["sections"]
     names = [f"{codec} {viewer}" for codec in "AB" for viewer in ("human", "β = 0.25", "machine")]
     assert [curve["name"] for curve in section["curves"]] == [*names, "JPEG"]
@@ -359,7 +360,7 @@ def test_the_codec_itself(checkpoint, other_checkpoint, make_picture, tmp_path):
     assert image.size == (70, 64)
 
 
-def test_errors_come_before_work(pictures, judge, codec, tmp_path, capsys, monkeypatch):
+def test_errors_come_before_work(images, judge, codec, tmp_path, capsys, monkeypatch):
     import urllib.error
     import urllib.request
 
@@ -369,15 +370,15 @@ def test_errors_come_before_work(pictures, judge, codec, tmp_path, capsys, monke
     monkeypatch.setattr(urllib.request, "urlopen", offline)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
 
-    def fails(message, *more, data=pictures, judge=judge, status=2):
-        assert report.main(arguments(data, judge, tmp_path / "r", *more)) == status
+    def fails(message, *more, data=images, judge=judge, status=2):
+        assert command.main(arguments(data, judge, tmp_path / "r", *more)) == status
         lines = capsys.readouterr().err.strip().splitlines()
         lines = [line for line in lines if not line.startswith("Downloading:")]  # torch 2.6 says so, newer ones do not
         assert len(lines) == 1 and message in lines[0], lines
         assert codec.encoded == 0 and not (tmp_path / "r").exists()
 
     fails("--qualities: 1.5 is not from 0 to 1", "--qualities", 1.5)
-    fails("all of whose pictures are measured: choose another", "--cache", pictures / "cache")
+    fails("all of whose images are measured: choose another", "--cache", images / "cache")
     fails("none of --qualities 0.1 0.4 0.8", "--viewer-qualities", 0.3)
     fails("--viewer-datasets: cats not found; available: ", "--viewer-datasets", "cats")
     fails("no range", "--bpp-range", 1, 0.5)
@@ -391,15 +392,15 @@ def test_errors_come_before_work(pictures, judge, codec, tmp_path, capsys, monke
     fails("device 'foo' cannot be used", "--device", "foo")
     for option in (["--batch-size", "0"], ["--limit", "-3"], ["--points", "x"], ["--viewer", "-1"]):
         with pytest.raises(SystemExit, match="2"):
-            report.main(arguments(pictures, judge, tmp_path / "r", *option))
-        assert "expected a whole number" in capsys.readouterr().err
-    fails("two folders are called birds", "-d", pictures, pictures)
+            command.main(arguments(images, judge, tmp_path / "r", *option))
+        assert "expected an integer" in capsys.readouterr().err
+    fails("two folders are called birds", "-d", images, images)
     for name in (tmp_path / "out", "..", ".", "", "a/b", "a/"):
-        fails("cannot name a folder of the report; give -d NAME=DIR, NAME without /", data=f"{name}={pictures}")
-    fails("--judges: no folder has labels", data=pictures / "n01440764")
+        fails("cannot name a folder of the report; give -d NAME=DIR, NAME without /", data=f"{name}={images}")
+    fails("--judges: no folder has labels", data=images / "n01440764")
     fails("not a COCO annotation file", "--coco", _write(tmp_path / "x.json", "{}"))
     truth = {"images": [{"id": 1, "file_name": "a.jpg", "width": 1, "height": 1}], "annotations": [], "categories": []}
-    fails("its pictures are in none of the folders", "--coco", _write(tmp_path / "c.json", json.dumps(truth)))
+    fails("its images are in none of the folders", "--coco", _write(tmp_path / "c.json", json.dumps(truth)))
 
 
 def _write(path: Path, text: str) -> Path:
@@ -407,7 +408,7 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def test_what_is_not_at_hand_is_said(pictures, codec, tmp_path, monkeypatch, capsys):
+def test_what_is_not_at_hand_is_said(images, codec, tmp_path, monkeypatch, capsys):
     import urllib.error
     import urllib.request
 
@@ -417,27 +418,27 @@ def test_what_is_not_at_hand_is_said(pictures, codec, tmp_path, monkeypatch, cap
     monkeypatch.setattr(urllib.request, "urlopen", offline)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     data = tmp_path / "data"
-    shutil.copytree(pictures, data)
+    shutil.copytree(images, data)
     bad = sorted(data.rglob("*.png"))[3]
     bad.write_bytes(bad.read_bytes()[:60])
-    status = report.main(["-d", f"some={data}", "--codecs", "jpeg", "--points", "2", "--device", "cpu", "--limit", "4",
+    status = command.main(["-d", f"some={data}", "--codecs", "jpeg", "--points", "2", "--device", "cpu", "--limit", "4",
                           "-o", str(tmp_path / "r")])  # fmt: skip
     assert status == 1 and bad.name in capsys.readouterr().err
     document = json.loads((tmp_path / "r" / "results.json").read_text())
     notes = " ".join(document["notes"])
     assert "LPIPS was not measured" in notes and "alex=PATH" in notes
     assert "accuracy was not measured" in notes and "resnet101=PATH" in notes and bad.name in notes
-    assert document["sections"][0]["name"] == "some" and document["sections"][0]["pictures"] == 3
+    assert document["sections"][0]["name"] == "some" and document["sections"][0]["images"] == 3
     assert all(note.split(":")[0] in (tmp_path / "r" / "tables.md").read_text() for note in document["notes"])
 
 
 def test_command_is_light_and_hooks_into_a_parser(run_python, run_script, tmp_path, capsys):
     parser = argparse.ArgumentParser()
-    report.add_report_command(parser.add_subparsers())
+    command.add_report_command(parser.add_subparsers())
     args = parser.parse_args(["report", "-d", "x", "-o", "y"])
-    assert args.command is report.run and args.codecs == ["ugicm,jpeg,webp,avif"]
+    assert args.command is command.run and args.codecs == ["ugicm,jpeg,webp,avif"]
     done = run_python(
-        "-c", "import sys, ugicm.evaluation.report; print('torch' in sys.modules, 'numpy' in sys.modules)"
+        "-c", "import sys, ugicm.report.command; print('torch' in sys.modules, 'numpy' in sys.modules)"
     )
     assert done.stdout.split() == ["False", "False"], done.stderr
     (tmp_path / "all.args").write_text("# a comment\n-d 'a folder' --codecs jpeg\n")
@@ -446,40 +447,40 @@ def test_command_is_light_and_hooks_into_a_parser(run_python, run_script, tmp_pa
     (tmp_path / "bad.args").write_text("-d 'a folder\n")
     for name, complaint in (("bad", "-d 'a folder: No closing quotation"), ("gone", "No such file")):
         with pytest.raises(SystemExit, match="2"):
-            report.main([f"@{tmp_path / name}.args"])
+            command.main([f"@{tmp_path / name}.args"])
         assert complaint in capsys.readouterr().err
     done = run_script("scripts/report.py", "--help")
     assert done.returncode == 0 and "python scripts/report.py -d" in done.stdout
 
 
 def test_formats():
-    assert report_tables.number(None, "psnr-rgb") == "–"
+    assert tables.number(None, "psnr-rgb") == "–"
     assert (
-        report_tables.number(0.98765, "ms-ssim-rgb") == "0.9877" and report_tables.number(31.337, "psnr-rgb") == "31.34"
+        tables.number(0.98765, "ms-ssim-rgb") == "0.9877" and tables.number(31.337, "psnr-rgb") == "31.34"
     )
     labels = {
         "top-1 (x)": "top-1 (x), %", "mask AP50 (x)": "mask AP50 (x), %", "mIoU (x)": "mIoU (x), %",
         "psnr-rgb-machine": "psnr-rgb-machine (dB)", "log-loss (x)": "log-loss (x), nats (less is better)",
         "encoding_time": "encoding_time, s", "bytes": "bytes",
     }  # fmt: skip
-    assert {metric: report_tables.axis_label(metric) for metric in labels} == labels
+    assert {metric: tables.axis_label(metric) for metric in labels} == labels
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_report_of_one(made, pictures, judge, tmp_path, run_python):
+def test_two_processes_make_the_report_of_one(made, images, judge, tmp_path, run_python):
     script = tmp_path / "two.py"
     script.write_text(
         "import sys\n"
         f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-        "from test_anchors import JpegCodec\n"
-        "from ugicm.evaluation import anchors, report\n"
-        "load = anchors.load_contender\n"
-        "anchors.load_contender = lambda text, device='cpu', viewers=(0, 1): (\n"
-        "    anchors.UgicmContender(JpegCodec(), 'ugicm', 'stand-in 1', viewers) if text == 'ugicm'\n"
+        "from test_codecs import JpegCodec\n"
+        "from ugicm.evaluation import codecs\nfrom ugicm.report import command\n"
+        "load = codecs.load_contender\n"
+        "codecs.load_contender = lambda text, device='cpu', viewers=(0, 1): (\n"
+        "    codecs.UgicmContender(JpegCodec(), 'ugicm', 'stand-in 1', viewers) if text == 'ugicm'\n"
         "    else load(text, device, viewers))\n"
-        "sys.exit(report.main())\n"
+        "sys.exit(command.main())\n"
     )
-    options = arguments(pictures, judge, tmp_path / "r")
+    options = arguments(images, judge, tmp_path / "r")
     done = run_python("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", script, *options)
     assert done.returncode == 0, done.stderr
     one, two = (json.loads((folder / "results.json").read_text()) for folder in (made, tmp_path / "r"))
@@ -491,7 +492,7 @@ def test_two_processes_make_the_report_of_one(made, pictures, judge, tmp_path, r
 
 def test_names_cannot_leave_their_place_in_the_page():
     name = "</script><!--<script>alert(1)"
-    text = report_page.page({"name": name, "sections": []}, [])
+    text = html_page.page({"name": name, "sections": []}, [])
     assert "alert(1)" in text and name not in text and "<!--<script>" not in text
 
 
@@ -506,7 +507,7 @@ def test_the_page_is_one_file_that_asks_for_nothing(made):
 def test_whatever_names_hold_the_page_can_be_read(made):
     document = json.loads((made / "results.json").read_text())
     document["notes"] = ["bad<!--.png was left out", "</script><script>alert(1)</script>", "a\u2028\\u003c & \"b\""]
-    text = report_page.page(document, [None])
+    text = html_page.page(document, [None])
     data = text.split('<script type="application/json"')[1].split(">", 1)[1].split("</script>")[0]
     read = json.loads(data)
     assert "<" not in data and {key: read[key] for key in document} == document
@@ -515,11 +516,11 @@ def test_whatever_names_hold_the_page_can_be_read(made):
 def test_bars_in_names_do_not_end_cells(made):
     document = json.loads((made / "results.json").read_text())
     text = json.dumps(document).replace('"JPEG"', '"J|P"').replace("(random)", "(a|b)")
-    for table in report_tables.markdown(json.loads(text)).split("\n\n"):
+    for table in tables.markdown(json.loads(text)).split("\n\n"):
         if table.startswith("|"):
             rows = [line.replace("\\|", "") for line in table.splitlines()]
             assert len({row.count("|") for row in rows}) == 1
-    assert "| J\\|P |" in report_tables.markdown(json.loads(text))
+    assert "| J\\|P |" in tables.markdown(json.loads(text))
 
 
 @pytest.fixture(scope="module")
@@ -589,7 +590,7 @@ def test_slider_walks_through_decodes_of_one_file(opened):
     assert "β = 0.5" in pane.inner_text()
 
 
-def test_viewer_chooses_pictures_qualities_and_codecs(opened):
+def test_viewer_chooses_images_qualities_and_codecs(opened):
     viewer = opened.locator("#viewer-0")
     first = viewer.locator(".original img").get_attribute("src")
     rate = viewer.locator(".human figcaption").inner_text()

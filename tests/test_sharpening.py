@@ -1,4 +1,4 @@
-"""Pictures for machines are sharpened; those for people are not."""
+"""Images for machines are sharpened; those for people are not."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from PIL import Image
 from small_models import CONFIGS, small_model
 
 import ugicm
-from ugicm.checkpoint import load_model, read_metadata
+from ugicm.checkpoints.native import load_model, read_metadata
 from ugicm.errors import ConfigError
 from ugicm.evaluation.digests import model_digest
 from ugicm.models import sharpening
 from ugicm.models.sharpening import sharpen
 
 
-def pictures(count=2):
+def images(count=2):
     return torch.rand(count, 3, 40, 24, generator=torch.Generator().manual_seed(0))
 
 
@@ -30,8 +30,8 @@ def by_hand(x, amount):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_it_is_unsharp_masking(monkeypatch, band, layout):
     monkeypatch.setattr(sharpening, "BAND", band)
-    x = pictures().contiguous(memory_format=layout)
-    for amount in (torch.tensor([0.3, 0.7])[:, None, None, None], pictures()[:, :1]):
+    x = images().contiguous(memory_format=layout)
+    for amount in (torch.tensor([0.3, 0.7])[:, None, None, None], images()[:, :1]):
         wanted = by_hand(x, amount)
         with torch.no_grad():
             torch.testing.assert_close(sharpen(x.clone(memory_format=layout), amount), wanted, rtol=0, atol=1e-6)
@@ -40,7 +40,7 @@ def test_it_is_unsharp_masking(monkeypatch, band, layout):
 
 
 def test_gradients_pass_through():
-    x = pictures(1).double()[:, :, :6, :5].requires_grad_()
+    x = images(1).double()[:, :, :6, :5].requires_grad_()
     assert torch.autograd.gradcheck(lambda x: sharpen(x, torch.full((1, 1, 1, 1), 0.5, dtype=x.dtype)), x)
 
 
@@ -69,15 +69,15 @@ def test_strengths_that_make_no_sense(sharpness):
         dataclasses.replace(CONFIGS["compact"], sharpness=sharpness)
 
 
-def test_script(run_script, checkpoint, make_picture, tmp_path):
+def test_script(run_script, checkpoint, make_image, tmp_path):
     end = run_script("scripts/convert_checkpoint.py", checkpoint, tmp_path / "a.safetensors", "--sharpness", "2")
     assert end.returncode == 0, end.stderr
     assert load_model(tmp_path / "a.safetensors").config.sharpness == 2
     before, after = ugicm.load(checkpoint), ugicm.load(tmp_path / "a.safetensors")
-    image: Image.Image = make_picture()
+    image: Image.Image = make_image()
     data = before.compress(image, 0.2)
     assert data == after.compress(image, 0.2)
-    assert model_digest(before) != model_digest(after)  # or caches would mix their pictures
+    assert model_digest(before) != model_digest(after)  # or caches would mix their images
     assert before.fingerprint == after.fingerprint == read_metadata(tmp_path / "a.safetensors")["fingerprint"]
     (human, machine), (same, sharper) = (codec.decompress(data, [0.0, 1.0]) for codec in (before, after))
     assert human.tobytes() == same.tobytes() and machine.tobytes() != sharper.tobytes()

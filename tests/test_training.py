@@ -18,24 +18,25 @@ import torch
 import yaml
 from small_models import CONFIGS, small_model
 
-from ugicm.checkpoint import load_model, save_model
+from ugicm.checkpoints.native import load_model, save_model
 from ugicm.config import ObjectiveConfig, OptimConfig, TermConfig, load_config, to_dict
 from ugicm.errors import CheckpointError, ConfigError, UgicmError
 from ugicm.losses.objective import Objective
-from ugicm.models.codec import UGICM
-from ugicm.training import checkpoint, distributed, loop, optim, precision, validation
+from ugicm.models.ugicm import UGICM
+from ugicm.training import distributed, loop, optim, precision, validation
+from ugicm.training import state as run_state
 from ugicm.training.loop import NonFiniteError, train
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
-def setup(tmp_path, make_picture):
+def setup(tmp_path, make_image):
     """setup(*overrides, **sections) -> a configuration of a tiny training that takes a second."""
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for i in range(5):
-        make_picture(96, 80, i).save(folder / f"{i}.png")
+        make_image(96, 80, i).save(folder / f"{i}.png")
 
     def make(*overrides, **sections):
         values = {
@@ -85,7 +86,7 @@ def test_records(setup):
     train(config, command="here")
     folder = Path(config.run.dir)
     start, *_ = events(folder, "start")
-    assert start["command"] == "here" and start["pictures"] == 4 and start["validation_pictures"] == 1
+    assert start["command"] == "here" and start["images"] == 4 and start["validation_images"] == 1
     assert {"git_revision", "torch", "ugicm", "device"} <= start.keys()
     steps = events(folder, "train")
     assert [e["step"] for e in steps] == [2, 3, 4, 6]
@@ -120,7 +121,7 @@ def test_the_best_model_is_of_averaged_weights(setup, monkeypatch):
     assert same(best, weights(config.run.dir))
 
 
-def test_validation_is_a_mean_over_pictures():
+def test_validation_is_a_mean_over_images():
     model = small_model().prepare_for_coding()
     objective = Objective(ObjectiveConfig(lambdas=(0.01,), terms={"mse": TermConfig(human=1.0)}))
     x = torch.randint(0, 256, (1, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -136,8 +137,8 @@ def test_validation_is_at_what_is_trained(setup):
 
 
 def test_checkpoints_are_written_as_often_as_asked_for(setup, monkeypatch):
-    steps, save = [], checkpoint.save_state
-    monkeypatch.setattr(checkpoint, "save_state", lambda at, state: steps.append(state["step"]) or save(at, state))
+    steps, save = [], run_state.save_state
+    monkeypatch.setattr(run_state, "save_state", lambda at, state: steps.append(state["step"]) or save(at, state))
     train(setup("validation.every=0", "optim.steps=5", "run.save_every=2"))
     assert steps == [2, 4, 5]
 
@@ -146,10 +147,10 @@ def test_validation_is_what_streams_cost(setup):
     config = setup("optim.steps=1", "validation.betas=[0]", "validation.every=1")
     train(config)
     model = load_model(Path(config.run.dir) / "model.safetensors").prepare_for_coding()
-    from ugicm.data.images import centre_crops, find_pictures, hold_out
+    from ugicm.data.images import center_crops, find_images, hold_out
 
-    files = find_pictures(config.data.train[0].path)
-    x = centre_crops([files[i] for i in hold_out(files, 1)[1]], 64).float() / 255
+    files = find_images(config.data.train[0].path)
+    x = center_crops([files[i] for i in hold_out(files, 1)[1]], 64).float() / 255
     strings, _ = model.compress(x, torch.tensor([0.5]))
     stated = events(config.run.dir, "validation")[-1]["bpp"] * 64 * 64
     assert 8 * len(strings[0]) == pytest.approx(stated, abs=64 + 0.01 * stated)
@@ -173,13 +174,13 @@ def test_resume_is_exact(setup, tmp_path, monkeypatch, options):
     schedule = optim.learning_rate
     monkeypatch.setattr(optim, "learning_rate", interrupt)
     train(stopped)
-    assert checkpoint.load_state(tmp_path / "parts")["step"] == 4
+    assert run_state.load_state(tmp_path / "parts")["step"] == 4
     monkeypatch.setattr(optim, "learning_rate", schedule)
     train(stopped, resume=True)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
-    one, two = (checkpoint.load_state(tmp_path / name) for name in ("whole", "parts"))
+    one, two = (run_state.load_state(tmp_path / name) for name in ("whole", "parts"))
     assert same(one["model"], two["model"]) and one["step"] == two["step"] and one["best"] == two["best"]
-    for a, b in zip(one["optimiser"]["state"].values(), two["optimiser"]["state"].values()):
+    for a, b in zip(one["optimizer"]["state"].values(), two["optimizer"]["state"].values()):
         assert same(a, b)
     assert [e["step"] for e in events(tmp_path / "parts", "validation")] == [0, 3, 6]
 
@@ -195,17 +196,17 @@ def test_a_resumed_run_goes_on_with_all_of_its_state(setup):
     config = configured(1e-9)
     train(config)
     folder = Path(config.run.dir)
-    state = checkpoint.load_state(folder)
+    state = run_state.load_state(folder)
     assert state["step"] == 1
     changed = {"best": -7.0, "minutes": 100.0, "origin": "weights: elsewhere", "average_updates": 1000,
                "log_scales": torch.tensor([5.0])}  # fmt: skip
-    checkpoint.save_state(folder, {**state, **changed})
+    run_state.save_state(folder, {**state, **changed})
     train(configured(50), resume=True)  # minutes of this session
-    after = checkpoint.load_state(folder)
+    after = run_state.load_state(folder)
     assert after["step"] == 3 and after["best"] == -7.0 and 100 <= after["minutes"] < 110
     assert after["origin"] == "weights: elsewhere" and after["average_updates"] == 1002
     assert after["log_scales"].item() == pytest.approx(5.0, abs=0.5)
-    groups = after["optimiser"]["param_groups"]
+    groups = after["optimizer"]["param_groups"]
     assert (groups[-1]["lr"], groups[0]["lr"]) == pytest.approx((0.25, 1e-3))
 
 
@@ -223,33 +224,33 @@ def test_resume_with_another_configuration_is_refused(setup, tmp_path):
         train(setup())
     with pytest.raises(ConfigError, match="nothing to resume here"):
         train(setup(f"run.dir={tmp_path / 'new'}"), resume=True)
-    (tmp_path / "pictures" / "0.png").rename(tmp_path / "pictures" / "9.png")
-    with pytest.raises(ConfigError, match="data: other pictures"):
+    (tmp_path / "images" / "0.png").rename(tmp_path / "images" / "9.png")
+    with pytest.raises(ConfigError, match="data: other images"):
         train(setup(), resume=True)
 
 
 def test_what_a_resumed_run_may_change(setup):
-    plain = checkpoint.comparable(setup())
+    plain = run_state.comparable(setup())
     for override in ("data.flip=false", "data.batch=8", "optim.ema=0.5", "validation.every=1"):
-        assert checkpoint.comparable(setup(override)) != plain, override
+        assert run_state.comparable(setup(override)) != plain, override
     for override in ("data.workers=1", "run.log_every=5", "run.save_every=7", "validation.strip=2", "run.threads=1"):
-        assert checkpoint.comparable(setup(override)) == plain, override
+        assert run_state.comparable(setup(override)) == plain, override
 
 
 def test_differences_of_configurations():
-    assert checkpoint.first_difference({"a": {}}, {"a": {"b": 1}}, {"a": {"b": 0}}) == "a.b: 0 then, 1 now"
-    assert checkpoint.first_difference({"a": {}}, {"a": {"b": 0}}, {"a": {"b": 0}}) is None
-    assert checkpoint.first_difference({"a": 1, "old": 2}, {"a": 1}) == "old: 2 then, None now"
+    assert run_state.first_difference({"a": {}}, {"a": {"b": 1}}, {"a": {"b": 0}}) == "a.b: 0 then, 1 now"
+    assert run_state.first_difference({"a": {}}, {"a": {"b": 0}}, {"a": {"b": 0}}) is None
+    assert run_state.first_difference({"a": 1, "old": 2}, {"a": 1}) == "old: 2 then, None now"
 
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [(b"", "not a PyTorch checkpoint: "), ([1], "not the state of a run, but list"),
-     ({"step": 1}, "config, pictures, best and 8 more missing or damaged")],
+     ({"step": 1}, "config, images, best and 8 more missing or damaged")],
 )  # fmt: skip
 def test_a_damaged_state_is_named(setup, content, complaint):
     config = setup()
-    path = Path(config.run.dir) / checkpoint.STATE
+    path = Path(config.run.dir) / run_state.STATE
     path.parent.mkdir()
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     with pytest.raises(CheckpointError) as caught:
@@ -261,7 +262,7 @@ def test_a_damaged_state_is_named(setup, content, complaint):
 def test_time_limit_ends_with_a_checkpoint(setup, capsys):
     config = setup("optim.steps=1000000", "run.max_minutes=0.02", "validation.every=0", "run.log_every=1000")
     train(config)
-    state = checkpoint.load_state(Path(config.run.dir))
+    state = run_state.load_state(Path(config.run.dir))
     assert 0 < state["step"] < 100000
     assert "stopped by run.max_minutes" in capsys.readouterr().err
 
@@ -280,18 +281,18 @@ def test_signal_to_the_command(setup, tmp_path):
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 0 and "stopped by SIGINT at step" in said and "Traceback" not in said
-    assert checkpoint.load_state(tmp_path / "run")["step"] >= 3
+    assert run_state.load_state(tmp_path / "run")["step"] >= 3
 
 
-def test_pictures_to_validate_on_are_not_trained_on(setup, tmp_path):
+def test_images_to_validate_on_are_not_trained_on(setup, tmp_path):
     apart = tmp_path / "apart"
     apart.mkdir()
     for name in ("1.png", "3.png"):
-        (apart / name).symlink_to(tmp_path / "pictures" / name)
+        (apart / name).symlink_to(tmp_path / "images" / name)
     config = setup("optim.steps=1", f"validation.path={apart}")
     train(config)
     (start,) = events(config.run.dir, "start")
-    assert (start["pictures"], start["validation_pictures"]) == (3, 2)
+    assert (start["images"], start["validation_images"]) == (3, 2)
 
 
 def test_processes_stop_in_the_same_step(setup, monkeypatch):
@@ -323,7 +324,7 @@ def test_processes_stop_in_the_same_step(setup, monkeypatch):
     config = setup("optim.steps=50", "validation.every=0")
     train(config)
     assert loop.STOP_CHECK == 4 and asked == [True]
-    assert checkpoint.load_state(Path(config.run.dir))["step"] == 4
+    assert run_state.load_state(Path(config.run.dir))["step"] == 4
 
 
 def test_signals_to_all_processes_leave_the_loader_alone(setup, monkeypatch):
@@ -336,7 +337,7 @@ def test_signals_to_all_processes_leave_the_loader_alone(setup, monkeypatch):
     monkeypatch.setattr(optim, "learning_rate", interrupt)
     config = setup("optim.steps=4", "validation.every=0", "data.workers=1")
     train(config)
-    assert checkpoint.load_state(Path(config.run.dir))["step"] == 4
+    assert run_state.load_state(Path(config.run.dir))["step"] == 4
 
 
 def test_records_of_a_run_that_saved_nothing_are_dropped(setup):
@@ -354,8 +355,8 @@ def test_a_full_disc_is_named(tmp_path, monkeypatch):
         raise RuntimeError("unexpected pos 64 vs 0")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UgicmError, match=r"state.pt: cannot be written \(unexpected pos .*is the disc full"):
-        checkpoint.save_state(tmp_path, {})
+    with pytest.raises(UgicmError, match=r"state.pt: cannot be written \(unexpected pos .*is the disk full"):
+        run_state.save_state(tmp_path, {})
     assert not list(tmp_path.iterdir())
 
 
@@ -445,7 +446,7 @@ def test_a_validation_that_a_stop_came_before_is_made_up_for(setup):
     for _ in range(2):  # the second time there is nothing left to do
         train(config, resume=True)
         assert [e["step"] for e in events(config.run.dir, "validation")] == [0, 1, 2]
-    assert checkpoint.load_state(Path(config.run.dir))["best"] is not None
+    assert run_state.load_state(Path(config.run.dir))["best"] is not None
 
 
 def test_what_a_model_lacks_may_come_from_another(setup, start, tmp_path, capsys):
@@ -476,7 +477,7 @@ def test_semantic_stage_with_instances(setup, tmp_path):
     setup()
     from ugicm.data.proposals import annotate, propose
 
-    annotate(tmp_path / "pictures", tmp_path / "instances.json", propose, 3, "regions")
+    annotate(tmp_path / "images", tmp_path / "instances.json", propose, 3, "regions")
     objective = {
         "lambdas": [0.01],
         "local_side": 48,
@@ -487,13 +488,13 @@ def test_semantic_stage_with_instances(setup, tmp_path):
         },
         "balance": "uncertainty",
     }  # fmt: skip
-    source = {"path": str(tmp_path / "pictures"), "instances": str(tmp_path / "instances.json")}
+    source = {"path": str(tmp_path / "images"), "instances": str(tmp_path / "instances.json")}
     data = {"train": [source], "crop": 64, "batch": 4, "holdout": 1, "whole": 0.5}
     config = setup(objective=objective, data=data, beta={"range": [0, 1], "ends": 0.5})
     train(config)
     logged = [e for e in events(config.run.dir, "train") if "instance" in e]
     assert logged and {"global", "local", "features", "mse"} <= logged[0].keys()
-    state = checkpoint.load_state(Path(config.run.dir))
+    state = run_state.load_state(Path(config.run.dir))
     assert (state["log_scales"] != 0).all()
 
 
@@ -528,10 +529,10 @@ def test_what_is_kept_from_reduced_precision_sees_float32():
 def test_accumulation_gives_the_same_gradients(setup, tmp_path, monkeypatch):
     from compressai.entropy_models import EntropyModel
 
-    quantise = EntropyModel.quantize
+    quantize = EntropyModel.quantize
 
     def without_noise(self, x, mode, means=None):  # it is drawn anew for every part of a batch
-        return x if mode == "noise" else quantise(self, x, mode, means)
+        return x if mode == "noise" else quantize(self, x, mode, means)
 
     monkeypatch.setattr(EntropyModel, "quantize", without_noise)
     found = []
@@ -577,7 +578,7 @@ def test_out_of_memory_says_what_to_lower(setup, monkeypatch):
     ("override", "message"),
     [
         ("optim.lrr=1", "unknown key 'lrr'; did you mean 'lr'?"),
-        ("data.train=[/absent]", "/absent: no such folder, list or picture"),
+        ("data.train=[/absent]", "/absent: no such folder, list or image"),
         ("freeze=[g_x]", "freeze: the model has no submodule 'g_x'; available: g_a"),
         ("freeze=[g_a, g_s, h_a, parser, gain, preference]", "nothing is left to train"),
         ("init_from=/absent.safetensors", "/absent.safetensors"),
@@ -609,7 +610,7 @@ def test_learning_rates():
 def test_parameter_groups():
     model = small_model()
     optim.freeze(model, ["g_a", "parser.h_s"])
-    main, aux = optim.build_optimisers(model, OptimConfig(lr=0.1, weight_decay=0.5, lr_scale={"gain": 3.0}))
+    main, aux = optim.build_optimizers(model, OptimConfig(lr=0.1, weight_decay=0.5, lr_scale={"gain": 3.0}))
     names = {p: n for n, p in model.named_parameters()}
     groups = [({names[p] for p in g["params"]}, g["scale"], g["weight_decay"]) for g in main.param_groups]
     trained = set().union(*(g[0] for g in groups))
@@ -620,7 +621,7 @@ def test_parameter_groups():
     assert not any("bottleneck" in n for n in decayed)
     assert [names[p] for g in aux.param_groups for p in g["params"]] == ["parser.bottleneck.quantiles"]
     optim.freeze(model, ["parser"])
-    assert optim.build_optimisers(model, OptimConfig())[1] is None
+    assert optim.build_optimizers(model, OptimConfig())[1] is None
 
 
 def test_average_of_weights():
@@ -645,18 +646,18 @@ def test_compiled_training(setup):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["mlicpp", "bmshj2018"])
-def test_full_size_trainings_start_and_step(tmp_path, make_picture, backbone):
+def test_full_size_trainings_start_and_step(tmp_path, make_image, backbone):
     pytest.importorskip("open_clip")
     pytest.importorskip("skimage")
     from ugicm.data.proposals import annotate, propose
 
-    pictures, instances = tmp_path / "pictures", tmp_path / "instances.json"
-    pictures.mkdir()
+    images, instances = tmp_path / "images", tmp_path / "instances.json"
+    images.mkdir()
     for i in range(3):
-        make_picture(280, 260, i).save(pictures / f"{i}.png")
-    annotate(pictures, instances, propose, 2, "regions")
+        make_image(280, 260, i).save(images / f"{i}.png")
+    annotate(images, instances, propose, 2, "regions")
     small = [
-        f"data.train=[{{path: {pictures}, instances: {instances}}}]", "data.batch=2", "data.workers=0",
+        f"data.train=[{{path: {images}, instances: {instances}}}]", "data.batch=2", "data.workers=0",
         "data.holdout=1", "optim.steps=1", "optim.accumulate=1", "validation.every=0", "run.threads=1",
     ]  # fmt: skip
     teacher = "objective.teacher={kind: open_clip, name: ViT-B-32, weights: random}"

@@ -62,7 +62,7 @@ def test_is_convolution_in_float64(taps, size, memory_format):
 
 
 def test_many_blocks_in_float64(monkeypatch):
-    """Several blocks in both directions, the last ones partly outside the picture; filters in several parts."""
+    """Several blocks in both directions, the last ones partly outside the image; filters in several parts."""
     monkeypatch.setattr(float64_convolution, "_TILES", 6)
     monkeypatch.setattr(float64_convolution, "_VALUES", 0)
     monkeypatch.setattr(float64_convolution, "_FILTER_VALUES", 36 * 6 * 4)
@@ -100,7 +100,7 @@ def test_bands_of_several_kernels(band_size):
 def test_bands_in_the_memory_of_the_result(band_size):
     x, weight, out = draw(2, 5, 9, 30), draw(4, 5, 3, 3), draw(2, 4, 9, 30)
     for band in winograd.convolve(x, [(weight, None)], out):
-        band.values += band.picture
+        band.values += band.image
     wanted = F.conv2d(x, weight, padding=1) + torch.arange(2)[:, None, None, None]
     torch.testing.assert_close(out, wanted)
 

@@ -2,7 +2,7 @@
 
 >>> import ugicm
 >>> codec = ugicm.load()
->>> data = codec.compress(picture, quality=0.5)
+>>> data = codec.compress(image, quality=0.5)
 >>> human, machine = codec.decompress(data, ["human", "machine"])
 
 Heavy libraries are imported when first needed, so that ``import ugicm`` is quick.
@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ugicm.errors import CheckpointError, ConfigError, PictureError, StreamError
+from ugicm.errors import CheckpointError, ConfigError, ImageError, StreamError
 
 if TYPE_CHECKING:
     from ugicm.codec import Codec, load
 
 __version__ = "0.1.0"
-__all__ = ["CheckpointError", "Codec", "ConfigError", "PictureError", "StreamError", "__version__", "load"]
+__all__ = ["CheckpointError", "Codec", "ConfigError", "ImageError", "StreamError", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,5 @@
 import sys
 
-from ugicm.cli import main
+from ugicm.commands.main import main
 
 sys.exit(main())

@@ -1,4 +1,4 @@
-"""Pictures to bytes and back: what :func:`ugicm.load` returns."""
+"""Images to bytes and back: what :func:`ugicm.load` returns."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ugicm import pictures
-from ugicm.checkpoint import check_readable, load_model
-from ugicm.coding import stream
+from ugicm import bitstream, images
+from ugicm.checkpoints.native import check_readable, load_model
+from ugicm.checkpoints.released import load_any
 from ugicm.errors import StreamError
 from ugicm.refinement import refine
-from ugicm.released import load_any
 from ugicm.tiling import Y_STRIDE, Z_STRIDE, Box, cut
 
 if TYPE_CHECKING:
-    from ugicm.models.codec import UGICM
+    from ugicm.models.ugicm import UGICM
 
 PREFERENCES = {"human": 0.0, "machine": 1.0}
 SHIPPED = "compact.safetensors"
 ONE_RATE = 0.5  # what the header of a one-rate model's stream holds, and the quality that asks nothing of it
 
-TILE = 1024  # pictures of more than TILED_FROM pixels, padded, are coded in tiles of this side
+TILE = 1024  # images of more than TILED_FROM pixels, padded, are coded in tiles of this side
 TILED_FROM = 2**22
 WINDOW = 4096  # analysis and synthesis see at most this side, and a halo around it, at once
 
@@ -61,7 +60,7 @@ def _whole(value: Any, name: str) -> int:
     try:
         return operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} is {value!r}, must be a whole number") from None
+        raise TypeError(f"{name} is {value!r}, must be an integer") from None
 
 
 @contextlib.contextmanager
@@ -121,8 +120,8 @@ class Codec:
         """Move to another device, in place. Returns self."""
         self.device = torch.device(device)
         self.model.to(self.device)
-        # The compact model keeps sums and colours in float32; the released networks do not, and lose 7e-3 of the
-        # picture's range in bfloat16.
+        # The compact model keeps sums and colors in float32; the released networks do not, and lose 7e-3 of the
+        # image's range in bfloat16.
         reduced = self._fast and self.config.backbone == "compact"
         self.model.synthesis_dtype = fast_dtype(self.device) if reduced else None
         return self
@@ -148,46 +147,46 @@ class Codec:
         effort: int = 0,
         progress: bool = False,
     ) -> bytes:
-        """Compress a picture (any Pillow mode, or a file's path) to the bytes of a ``.ugic`` file.
+        """Compress an image (any Pillow mode, or a file's path) to the bytes of a ``.ugic`` file.
 
         ``quality`` in [0, 1]: higher looks better and takes more bytes, on photographs. A one-rate model warns once
         that it has no effect. ``tile``: side of independently coded tiles, a multiple of 64 up to 16320; 0 for one
-        piece; None chooses tiles of 1024 for pictures of more than 4 million pixels. ``effort``: steps of
-        :mod:`ugicm.refinement`, which adapts the latents to this picture: fewer bits for what people see, longer to
+        piece; None chooses tiles of 1024 for images of more than 4 million pixels. ``effort``: steps of
+        :mod:`ugicm.refinement`, which adapts the latents to this image: fewer bits for what people see, longer to
         write, no longer to read. ``progress`` shows a bar meanwhile.
 
         Raises:
             ValueError: a quality outside [0, 1], a tile that is no multiple of 64, or a negative effort.
-            PictureError: a file that cannot be read as a picture, or one with no pixels or more of them than
-                ``ugicm.coding.stream.MAX_PIXELS``, which readers would refuse.
+            ImageError: a file that cannot be read as an image, or one with no pixels or more of them than
+                ``ugicm.bitstream.MAX_PIXELS``, which readers would refuse.
             CheckpointError: the weights give latents that no stream can hold: not finite, or too large.
         """
-        image = pictures.open_rgb(image, stream.too_large)
+        image = images.open_rgb(image, bitstream.too_large)
         quality, batched = self._quality(quality)
-        padded = stream.padded_box(*image.size)
+        padded = bitstream.padded_box(*image.size)
         effort = _whole(effort, "effort")
         if tile is not None:
             tile = _whole(tile, "tile")
         else:
             tile = TILE if padded.width * padded.height > TILED_FROM else 0
-        if tile % Z_STRIDE or not 0 <= tile <= stream.LARGEST_TILE:
-            raise ValueError(f"tile is {tile}, must be a multiple of {Z_STRIDE} from 0 to {stream.LARGEST_TILE}")
+        if tile % Z_STRIDE or not 0 <= tile <= bitstream.LARGEST_TILE:
+            raise ValueError(f"tile is {tile}, must be a multiple of {Z_STRIDE} from 0 to {bitstream.LARGEST_TILE}")
         if effort < 0:
             raise ValueError(f"effort is {effort}, must be 0 (none) or a number of steps")
-        levels = pictures.to_levels(image, Z_STRIDE)
-        y = self._analyse(levels, batched)
-        z = self.model.hyper_analyse(y)
+        levels = images.to_levels(image, Z_STRIDE)
+        y = self._analyze(levels, batched)
+        z = self.model.hyper_analyze(y)
         if effort:
             x = levels.float() / 255
             y = refine(self.model, x, y, z, batched, effort, image.size, progress)
         strings, digests = [], []
         for box in cut(padded, tile):
-            inside = stream.inside_of(box, *image.size)
+            inside = bitstream.inside_of(box, *image.size)
             y_here, z_here = y[..., *box.slices(Y_STRIDE)], z[..., *box.slices(Z_STRIDE)]
             (string,), (digest,) = self.model.write(y_here, z_here, inside)
             strings.append(string)
             digests.append(digest)
-        return stream.Stream(
+        return bitstream.Stream(
             *image.size, self.model.fingerprint, quality, tile, tuple(digests), tuple(strings)
         ).pack()
 
@@ -196,17 +195,17 @@ class Codec:
     ) -> Image.Image | list[Image.Image]:
         """Decode a stream for one viewer, or for a list of them with the stream parsed once.
 
-        ``preference``: a number from 0 (human) to 1 (machine), "human", "machine", or a map of the picture's size
-        (float array [H, W] in [0, 1], or a Pillow picture whose grey levels 0...255 stand for 0...1): machine where
-        it is bright. A list gives a list of pictures. ``region`` (x, y, width, height): only this part of the
-        picture, at a cost near its area where the stream has tiles.
+        ``preference``: a number from 0 (human) to 1 (machine), "human", "machine", or a map of the image's size
+        (float array [H, W] in [0, 1], or a Pillow image whose gray levels 0...255 stand for 0...1): machine where
+        it is bright. A list gives a list of images. ``region`` (x, y, width, height): only this part of the
+        image, at a cost near its area where the stream has tiles.
 
         Raises:
             StreamError: the stream is damaged, truncated, foreign, or was written by another model.
-            ValueError: a preference outside [0, 1], a map of another size, or a region that is not four whole numbers
-                inside the picture.
+            ValueError: a preference outside [0, 1], a map of another size, or a region that is not four integers
+                inside the image.
         """
-        parsed = stream.parse(data)
+        parsed = bitstream.parse(data)
         several = isinstance(preference, Sequence) and not isinstance(preference, str)
         betas = [self._beta(p, (parsed.width, parsed.height)) for p in (preference if several else [preference])]
         view = Box(0, 0, parsed.width, parsed.height)
@@ -216,8 +215,8 @@ class Codec:
         return images if several else images[0]
 
     @_undisturbed
-    def parse(self, parsed: stream.Stream, view: Box | None = None) -> Tensor:
-        """Read y_hat [1, M, H/16, W/16] from a parsed file, H and W being those of the padded picture.
+    def parse(self, parsed: bitstream.Stream, view: Box | None = None) -> Tensor:
+        """Read y_hat [1, M, H/16, W/16] from a parsed file, H and W being those of the padded image.
 
         With ``view``, only the tiles that it depends on are read; elsewhere y_hat is 0. In the parser's precision, of
         streams with tiles in float32.
@@ -240,7 +239,7 @@ class Codec:
                 y_hat[..., *box.slices(Y_STRIDE)] = self._read_tile(parsed, i, box)
         return y_hat
 
-    def _read_tile(self, parsed: stream.Stream, i: int, box: Box) -> Tensor:
+    def _read_tile(self, parsed: bitstream.Stream, i: int, box: Box) -> Tensor:
         y_hat, (digest,) = self.model.decompress([parsed.strings[i]], (box.height, box.width), parsed.inside(box))
         if digest != parsed.digests[i]:
             raise StreamError("damaged stream: its symbols do not match their digest")
@@ -248,27 +247,27 @@ class Codec:
 
     @_undisturbed
     def synthesize(
-        self, parsed: stream.Stream, y_hat: Tensor, betas: list[Tensor], view: Box | None = None
+        self, parsed: bitstream.Stream, y_hat: Tensor, betas: list[Tensor], view: Box | None = None
     ) -> list[Image.Image]:
-        """Pictures (of ``view`` only, where given) for a list of preferences, each [1] or a map [1, 1, H, W]."""
+        """Images (of ``view`` only, where given) for a list of preferences, each [1] or a map [1, 1, H, W]."""
         view = view or Box(0, 0, parsed.width, parsed.height)
         _, quality = self._quality(parsed.quality)
-        images = []
+        decoded = []
         for beta in betas:
             if beta.dim() == 4:
-                beta = pictures.pad_to(beta, Z_STRIDE)
+                beta = images.pad_to(beta, Z_STRIDE)
             image = Image.new("RGB", (view.width, view.height), None)  # not filled first
             for inside in cut(view, WINDOW):
                 around = inside.grown(self.config.halo, parsed.padded).aligned(Y_STRIDE)
                 beta_here = beta[..., *around.slices()] if beta.dim() == 4 else beta
                 x_hat = self.model.synthesize(y_hat[..., *around.slices(Y_STRIDE)], beta_here, quality)
-                piece = pictures.from_tensor(x_hat[..., *inside.within(around).slices()])
+                piece = images.from_tensor(x_hat[..., *inside.within(around).slices()])
                 image.paste(piece, (inside.left - view.left, inside.top - view.top))
-            images.append(image)
-        return images
+            decoded.append(image)
+        return decoded
 
-    def _analyse(self, levels: Tensor, quality: Tensor | None) -> Tensor:
-        """y of a padded picture, uint8 on the CPU, window by window: only they go to the device, and become floats."""
+    def _analyze(self, levels: Tensor, quality: Tensor | None) -> Tensor:
+        """y of a padded image, uint8 on the CPU, window by window: only they go to the device, and become floats."""
         padded = Box(0, 0, levels.shape[3], levels.shape[2])
         windows = list(cut(padded, WINDOW))
         y = None
@@ -276,7 +275,7 @@ class Codec:
             around = inside.grown(self.config.halo, padded)
             piece = levels[..., *around.slices()].to(self.device)
             piece = piece.to(torch.float32, memory_format=torch.channels_last).div_(255)
-            part = self.model.analyse(piece, quality)[..., *inside.within(around).slices(Y_STRIDE)]
+            part = self.model.analyze(piece, quality)[..., *inside.within(around).slices(Y_STRIDE)]
             if len(windows) == 1:
                 return part
             if y is None:
@@ -297,14 +296,14 @@ class Codec:
         }
 
     @staticmethod
-    def _view(region: tuple[int, int, int, int], parsed: stream.Stream) -> Box:
+    def _view(region: tuple[int, int, int, int], parsed: bitstream.Stream) -> Box:
         try:
             x, y, width, height = map(operator.index, region)
         except (TypeError, ValueError):
-            raise ValueError(f"region {region!r} is not four whole numbers: x, y, width, height") from None
+            raise ValueError(f"region {region!r} is not four integers: x, y, width, height") from None
         view = Box(x, y, x + width, y + height)
         if not (0 <= x < view.right <= parsed.width and 0 <= y < view.bottom <= parsed.height):
-            raise ValueError(f"region {region} is not inside the picture of {parsed.width}x{parsed.height}")
+            raise ValueError(f"region {region} is not inside the image of {parsed.width}x{parsed.height}")
         return view
 
     def _quality(self, quality: float) -> tuple[float, Tensor | None]:
@@ -313,11 +312,11 @@ class Codec:
         if not 0 <= quality <= 1:
             raise ValueError(f"quality is {quality}, must be from 0 (small) to 1 (good)")
         if not self.has_quality:
-            if stream.quantise_quality(quality) != stream.quantise_quality(ONE_RATE) and not self._warned:
+            if bitstream.quantize_quality(quality) != bitstream.quantize_quality(ONE_RATE) and not self._warned:
                 self._warned = True
                 warnings.warn("this model has one rate: quality has no effect", stacklevel=4)
             return ONE_RATE, None
-        quality = stream.quantise_quality(quality)
+        quality = bitstream.quantize_quality(quality)
         return quality, torch.tensor([quality], device=self.device, dtype=torch.float32)
 
     def _beta(self, preference: Any, size: tuple[int, int]) -> Tensor:
@@ -326,13 +325,13 @@ class Codec:
                 raise ValueError(f"preference {preference!r} not found; available: human, machine, a number in [0, 1]")
             preference = PREFERENCES[preference]
         if isinstance(preference, Image.Image):
-            preference = np.asarray(pictures.open_rgb(preference).convert("L"), dtype=np.float32) / 255
+            preference = np.asarray(images.open_rgb(preference).convert("L"), dtype=np.float32) / 255
         if isinstance(preference, Tensor):
             preference = preference.detach().double().cpu().numpy()
         beta = torch.from_numpy(np.array(preference, dtype=np.float64))
         if beta.dim() not in (0, 2) or beta.dim() == 2 and tuple(beta.shape) != size[::-1]:
             raise ValueError(
-                f"a preference is a number or a map of the picture's size {size[0]}x{size[1]}, "
+                f"a preference is a number or a map of the image's size {size[0]}x{size[1]}, "
                 f"got shape {tuple(beta.shape)}"
             )
         if not bool(((beta >= 0) & (beta <= 1)).all()):

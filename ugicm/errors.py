@@ -21,8 +21,8 @@ class ConfigError(UgicmError):
     """A configuration has an unknown key, a value of the wrong type, or values that do not fit together."""
 
 
-class PictureError(UgicmError):
-    """A picture file cannot be read. The message names the file."""
+class ImageError(UgicmError):
+    """An image file cannot be read. The message names the file."""
 
 
 class UsageError(UgicmError):

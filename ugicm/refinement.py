@@ -1,13 +1,13 @@
-"""Adapt the latents of one picture to it before they are written: fewer bits for the same quality, for more time.
+"""Adapt the latents of one image to it before they are written: fewer bits for the same quality, for more time.
 
-The analysis transform is good for pictures in general. For one picture, rate + slope * distortion can be lowered
+The analysis transform is good for images in general. For one image, rate + slope * distortion can be lowered
 further by gradient descent on y itself, through the entropy model and the synthesis, which stay as they are: every
 reader reads the result, in the same time (Campos, Meierhans, Djelouah, Schroers, "Content Adaptive Optimization for
 Neural Image Compression", CVPR workshops 2019). Rounding is relaxed to something with a gradient that becomes rounding
 towards the end (after Yang, Bamler, Mandt, "Improving Inference for Neural Image Compression", NeurIPS 2020, without
 its noise).
 
-The distortion is that of the picture for people. How much of it a bit is worth, the slope, is read off the model: it is
+The distortion is that of the image for people. How much of it a bit is worth, the slope, is read off the model: it is
 what a little more or less precision of y changes in both.
 """
 
@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ugicm.coding.coders import LikelihoodCoder, left_out
-from ugicm.coding.stream import inside_of
+from ugicm.bitstream import inside_of
+from ugicm.entropy.checkerboard import Part, pack
+from ugicm.entropy.model import Parser
+from ugicm.entropy.rans import LikelihoodCoder, left_out
 from ugicm.losses.rate import bits_per_pixel
-from ugicm.models.checkerboard import Part, pack
-from ugicm.models.codec import UGICM
-from ugicm.models.entropy_model import Parser
+from ugicm.models.ugicm import UGICM
 from ugicm.tiling import Y_STRIDE, Z_STRIDE, Box, cut
 
 WINDOW = 768  # side in pixels of what is refined at a time; memory grows with the square of it and the halo around
@@ -36,7 +36,7 @@ STRETCH = 1.2  # of y, either way, for the slope
 
 
 class RelaxedCoder:
-    """A coder (:class:`ugicm.models.entropy_model.Coder`) whose symbols lie between integers, ever more rarely.
+    """A coder (:class:`ugicm.entropy.model.Coder`) whose symbols lie between integers, ever more rarely.
 
     A residual f between the integers n and n + 1 becomes n + w, with w = sigmoid((f - n - 1/2) / softness), and costs
     what n and n + 1 cost in these shares: the bits of the values in between, which no stream can hold, say nothing.
@@ -69,7 +69,7 @@ def refine(
 ) -> Tensor:  # fmt: skip
     """Latents that cost less than ``y`` for what they show. [1, M, H/16, W/16] -> same; z stays as it is.
 
-    x [1, 3, H, W] in [0, 1] is the picture of ``size`` (width, height), padded; z [1, N, H/64, W/64] its hyper latent,
+    x [1, 3, H, W] in [0, 1] is the image of ``size`` (width, height), padded; z [1, N, H/64, W/64] its hyper latent,
     ``quality`` [1] in [0, 1] (None for a model of one rate). ``steps``: of descent, each taking as long as two or three
     decodings. ``progress``: show a bar.
     """
@@ -118,15 +118,15 @@ class _Problem:
             bar.update(steps)
             return start
         y = start.clone().requires_grad_(True)
-        optimiser = torch.optim.Adam([y], lr=RATE, betas=(0.9, 0.99), eps=CALM)
+        optimizer = torch.optim.Adam([y], lr=RATE, betas=(0.9, 0.99), eps=CALM)
         for step in range(steps):
             done = step / max(1, steps - 1)
-            optimiser.param_groups[0]["lr"] = RATE * (1 - 0.9 * done)
+            optimizer.param_groups[0]["lr"] = RATE * (1 - 0.9 * done)
             coder = RelaxedCoder(self.parser, self.z_hat, SOFT * (HARD / SOFT) ** done, self.inside)
             error = self._error(self.parser.slices(self.hyper, coder, y))
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             (coder.bits + slope * error).backward()
-            optimiser.step()
+            optimizer.step()
             bar.update()
         y = y.detach()
         with torch.no_grad():
@@ -144,7 +144,7 @@ class _Problem:
         return bits_per_pixel([coder.y_likelihood], 1)[0], self._error(y_hat / stretch)
 
     def _slope(self, y: Tensor) -> Tensor | None:
-        """Bits that a unit of squared error is worth where the model stands. None on the rare picture, a flat one,
+        """Bits that a unit of squared error is worth where the model stands. None on the rare image, a flat one,
         where finer steps take fewer bits or show less."""
         finer, coarser = self._rounded(y, STRETCH), self._rounded(y, 1 / STRETCH)
         bits, error = finer[0] - coarser[0], coarser[1] - finer[1]

@@ -1,10 +1,10 @@
-"""Large pictures in bounded memory: coding tiles and overlapping windows.
+"""Large images in bounded memory: coding tiles and overlapping windows.
 
-Two different cuts, both in pixels of the padded picture:
+Two different cuts, both in pixels of the padded image:
 
 * *Tiles* are parsed on their own, so that a region can be decoded alone. They belong to the stream.
 * *Windows* bound the memory of analysis and synthesis. A window is computed with a halo as wide as the networks
-  reach and only its inside is kept, so the result is that of the whole picture and there are no seams. They are
+  reach and only its inside is kept, so the result is that of the whole image and there are no seams. They are
   the program's own business.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 Y_STRIDE = 16  # pixels a position of the latent y, each way
-Z_STRIDE = 64  # ... of the hyper latent z: pictures are padded to multiples of it, tiles and their sides are such
+Z_STRIDE = 64  # ... of the hyper latent z: images are padded to multiples of it, tiles and their sides are such
 
 
 @dataclass(frozen=True)

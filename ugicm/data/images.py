@@ -1,6 +1,6 @@
-"""Training pictures: where they are, decoding them once, and the random crops that samples are.
+"""Training images: where they are, decoding them once, and the random crops that samples are.
 
-Everything random about a sample follows from the run's seed and the sample's number alone: which picture, which
+Everything random about a sample follows from the run's seed and the sample's number alone: which image, which
 crop, whether flipped, which preference and quality. So the order of samples does not depend on how many
 processes load or train, and a resumed run continues with the next number.
 """
@@ -25,20 +25,20 @@ from tqdm import tqdm
 
 from ugicm.config import DataConfig, Draw, Source
 from ugicm.data.instances import SMALLEST, Instances, bounding_box
-from ugicm.errors import ConfigError, PictureError, UsageError, first_line
-from ugicm.files import PICTURE_SUFFIXES, find
-from ugicm.pictures import is_turned, open_rgb, upright_size
+from ugicm.errors import ConfigError, ImageError, UsageError, first_line
+from ugicm.files import IMAGE_SUFFIXES, find
+from ugicm.images import is_turned, open_rgb, upright_size
 
-RAM_CACHE_LIMIT = 8 << 30  # bytes of decoded pictures that cache: auto keeps
+RAM_CACHE_LIMIT = 8 << 30  # bytes of decoded images that cache: auto keeps
 
 
-def find_pictures(path: str | Path) -> list[Path]:
-    """Picture files of a folder (recursive, sorted), of a ``.txt`` list (one path a line, relative to the list;
+def find_images(path: str | Path) -> list[Path]:
+    """Image files of a folder (recursive, sorted), of a ``.txt`` list (one path a line, relative to the list;
     ``#`` comments), or the one file named. Raises ConfigError where there are none."""
     path = Path(path)
     if path.is_dir():
         try:
-            files = find(path, PICTURE_SUFFIXES)
+            files = find(path, IMAGE_SUFFIXES)
         except UsageError as error:
             raise ConfigError(str(error)) from None
         except OSError as error:
@@ -47,7 +47,7 @@ def find_pictures(path: str | Path) -> list[Path]:
         try:
             lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: cannot be read as a list of pictures: {first_line(error)}") from None
+            raise ConfigError(f"{path}: cannot be read as a list of images: {first_line(error)}") from None
         files = [path.parent / line for line in lines if line and not line.startswith("#")]
         absent = [p for p in files if not p.is_file()]
         if absent or not files:
@@ -55,14 +55,14 @@ def find_pictures(path: str | Path) -> list[Path]:
     elif path.is_file():
         files = [path]
     else:
-        raise ConfigError(f"{path}: no such folder, list or picture")
+        raise ConfigError(f"{path}: no such folder, list or image")
     return files
 
 
 def hold_out(files: Sequence[Path], count: int) -> tuple[list[int], list[int]]:
     """Indices of (kept, held out) files. The choice depends on file names only, so that all stages agree.
 
-    Of a picture that several sources contain, or that is linked to, one index is held out and the others are neither.
+    Of an image that several sources contain, or that is linked to, one index is held out and the others are neither.
     """
     places = [os.path.realpath(file) for file in files]
     first: dict[str, int] = {}
@@ -73,8 +73,8 @@ def hold_out(files: Sequence[Path], count: int) -> tuple[list[int], list[int]]:
     return [i for i in range(len(files)) if places[i] not in away], sorted(out)
 
 
-def read_picture(path: Path, at_least: int = 1) -> Tensor:
-    """uint8 [3, H, W]; a picture with a side shorter than ``at_least`` is enlarged until it fits."""
+def read_image(path: Path, at_least: int = 1) -> Tensor:
+    """uint8 [3, H, W]; an image with a side shorter than ``at_least`` is enlarged until it fits."""
     image = open_rgb(path)
     short = min(image.size)
     if short < at_least:
@@ -83,11 +83,11 @@ def read_picture(path: Path, at_least: int = 1) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-class PictureStore:
-    """Pictures by number, uint8 [3, H, W] with sides of at least ``at_least``.
+class ImageStore:
+    """Images by number, uint8 [3, H, W] with sides of at least ``at_least``.
 
     With a cache all are decoded at the start, to RAM or to ``device``; broken ones are reported and left out
-    (``files`` is what remains). Without one a broken picture is reported once, when it is met, and its follower
+    (``files`` is what remains). Without one a broken image is reported once, when it is met, and its follower
     in the list taken instead.
     """
 
@@ -95,49 +95,49 @@ class PictureStore:
         self.files = list(files)
         self.at_least = at_least
         self.cache = _choose_cache(self.files, at_least) if cache == "auto" else cache
-        self.pictures: list[Tensor] = []
+        self.images: list[Tensor] = []
         self._broken: set[int] = set()
         if self.cache == "none":
             return
         readable = []
         for path in tqdm(self.files, desc="decoding", unit="", leave=False, disable=not sys.stderr.isatty()):
             try:
-                picture = read_picture(path, at_least)
-            except PictureError as error:
+                image = read_image(path, at_least)
+            except ImageError as error:
                 print(f"skipped: {error}", file=sys.stderr)
                 continue
-            self.pictures.append(picture.to(device) if self.cache == "device" else picture)
+            self.images.append(image.to(device) if self.cache == "device" else image)
             readable.append(path)
         self.files = readable
         if not readable:
-            raise ConfigError("none of the training pictures can be read")
+            raise ConfigError("none of the training images can be read")
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor]:
-        """The picture, after its number: another one than ``index`` where that one is broken."""
+        """The image, after its number: another one than ``index`` where that one is broken."""
         if self.cache != "none":
-            return index, self.pictures[index]
+            return index, self.images[index]
         for tried in range(len(self.files)):
             number = (index + tried) % len(self.files)
             if number in self._broken:
                 continue
             try:
-                return number, read_picture(self.files[number], self.at_least)
-            except PictureError as error:
+                return number, read_image(self.files[number], self.at_least)
+            except ImageError as error:
                 self._broken.add(number)
                 print(f"skipped: {error}", file=sys.stderr)
-        raise ConfigError("none of the training pictures can be read")
+        raise ConfigError("none of the training images can be read")
 
 
 def _choose_cache(files: Sequence[Path], at_least: int) -> str:
-    """ "ram" where the decoded pictures fit RAM_CACHE_LIMIT, judged by the sizes of a hundred of them."""
+    """ "ram" where the decoded images fit RAM_CACHE_LIMIT, judged by the sizes of a hundred of them."""
     sizes = []
     for path in files[:: max(1, len(files) // 100)]:
         try:
             width, height = upright_size(path)
-        except PictureError:  # reported when it is decoded
+        except ImageError:  # reported when it is decoded
             continue
         scale = max(1.0, at_least / min(width, height))
         sizes.append(3 * width * height * scale**2)
@@ -149,15 +149,15 @@ _turned = functools.cache(is_turned)
 
 
 class Epochs:
-    """Maps the sample's number to a picture: without replacement within an epoch, in a new order in each.
+    """Maps the sample's number to an image: without replacement within an epoch, in a new order in each.
 
-    A source's ``weight`` is how often each of its pictures is seen in an epoch. Of a fractional part that share of
-    the pictures is seen once more, others in every epoch.
+    A source's ``weight`` is how often each of its images is seen in an epoch. Of a fractional part that share of
+    the images is seen once more, others in every epoch.
     """
 
     def __init__(self, groups: Sequence[tuple[Sequence[int], float]], seed: int):
         self.groups, self.seed = groups, seed
-        self.length = sum(max(1, round(len(pictures) * weight)) for pictures, weight in groups)
+        self.length = sum(max(1, round(len(images) * weight)) for images, weight in groups)
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def __getitem__(self, sample: int) -> int:
@@ -165,11 +165,11 @@ class Epochs:
         if epoch != self._epoch:
             rng = np.random.default_rng([self.seed, epoch, 0xE60C])
             chosen = []
-            for pictures, weight in self.groups:
-                whole, extra = divmod(max(1, round(len(pictures) * weight)), len(pictures))
+            for images, weight in self.groups:
+                whole, extra = divmod(max(1, round(len(images) * weight)), len(images))
                 chosen += [
-                    np.tile(np.asarray(pictures), whole),
-                    rng.permutation(np.asarray(pictures))[:extra],
+                    np.tile(np.asarray(images), whole),
+                    rng.permutation(np.asarray(images))[:extra],
                 ]
             self._epoch, self._order = epoch, rng.permutation(np.concatenate(chosen))
         return int(self._order[place])
@@ -188,7 +188,7 @@ def draw(how: Draw, rng: np.random.Generator) -> float:
 
 @dataclass
 class View:
-    """Which part of a picture a sample shows: the square at (top, left) of ``side`` pixels, or all of it."""
+    """Which part of an image a sample shows: the square at (top, left) of ``side`` pixels, or all of it."""
 
     top: int
     left: int
@@ -196,9 +196,9 @@ class View:
     width: int
     flip: bool
 
-    def cut(self, picture: Tensor, size: int) -> Tensor:
+    def cut(self, image: Tensor, size: int) -> Tensor:
         """uint8 [C, H, W] -> uint8 [C, size, size]; one of one channel is a mask of 0 and 1."""
-        part = picture[:, self.top : self.top + self.height, self.left : self.left + self.width]
+        part = image[:, self.top : self.top + self.height, self.left : self.left + self.width]
         if part.shape[1:] != (size, size) and len(part) == 1:
             part = F.interpolate(part[None].float(), (size, size), mode="area")[0].round_().to(torch.uint8)
         elif part.shape[1:] != (size, size):
@@ -208,7 +208,7 @@ class View:
 
 
 def choose_view(config: DataConfig, height: int, width: int, beta: float, rng: np.random.Generator) -> View:
-    """A random view of a picture of ``height`` x ``width``."""
+    """A random view of an image of ``height`` x ``width``."""
     flip = config.flip and rng.random() < 0.5
     if config.whole and beta > 0 and rng.random() < config.whole:
         return View(0, 0, height, width, flip)
@@ -229,30 +229,30 @@ class TrainingSamples(Dataset):
     objects visible in the sample, at most ``config.max_instances``; for preference 0 there are none.
     """
 
-    def __init__(self, config: DataConfig, quality: Draw, beta: Draw, seed: int, pictures: Pictures):
+    def __init__(self, config: DataConfig, quality: Draw, beta: Draw, seed: int, images: Images):
         self.config, self.quality, self.beta, self.seed = config, quality, beta, seed
-        self.pictures = pictures
-        self.epochs = Epochs(pictures.groups, seed)
+        self.images = images
+        self.epochs = Epochs(images.groups, seed)
 
     def __getitem__(self, sample: int) -> dict:
         rng = np.random.default_rng([self.seed, sample])
         beta, quality = draw(self.beta, rng), draw(self.quality, rng)
         place = rng.random(2, dtype=np.float32)
-        number, picture = self.pictures.store[self.epochs[sample]]
-        view = choose_view(self.config, *picture.shape[1:], beta, rng)
-        masks = self._masks(number, picture, view, rng) if beta > 0 else []
-        x = view.cut(picture, self.config.crop)
+        number, image = self.images.store[self.epochs[sample]]
+        view = choose_view(self.config, *image.shape[1:], beta, rng)
+        masks = self._masks(number, image, view, rng) if beta > 0 else []
+        x = view.cut(image, self.config.crop)
         return {"x": x, "beta": beta, "quality": quality, "place": torch.from_numpy(place), "masks": masks}
 
-    def _masks(self, number: int, picture: Tensor, view: View, rng: np.random.Generator) -> list[Tensor]:
-        instances, file = self.pictures.instances.get(number), self.pictures.store.files[number]
+    def _masks(self, number: int, image: Tensor, view: View, rng: np.random.Generator) -> list[Tensor]:
+        instances, file = self.images.instances.get(number), self.images.store.files[number]
         if instances is None or not self.config.max_instances or not instances.of_upright and _turned(file):
             return []
         visible = []
-        height, width = picture.shape[1:]
+        height, width = image.shape[1:]
         for k in rng.permutation(instances.count(file)):
             rows, columns = instances.size(file, int(k))
-            # Of another picture, or a version of another size; ours may have been enlarged, but was never reduced.
+            # Of another image, or a version of another size; ours may have been enlarged, but was never reduced.
             same_shape = 0.95 * columns * height < rows * width < 1.05 * columns * height
             if rows > height or columns > width or not same_shape:
                 return []
@@ -313,28 +313,28 @@ class StepBatches:
 
 
 @dataclass
-class Pictures:
-    """What a run sees: training pictures in weighted groups, the instances of some, held-out pictures; and a
-    digest of the training pictures' names."""
+class Images:
+    """What a run sees: training images in weighted groups, the instances of some, held-out images; and a
+    digest of the training images' names."""
 
-    store: PictureStore
+    store: ImageStore
     groups: list[tuple[list[int], float]]
     held_out: list[Path]
     digest: str
-    instances: dict[int, Instances] = field(default_factory=dict)  # by the picture's number
+    instances: dict[int, Instances] = field(default_factory=dict)  # by the image's number
 
 
 def open_sources(
     sources: Sequence[Source], config: DataConfig, device: torch.device, held_out: Sequence[Path] | None = None
-) -> Pictures:
-    """Find, hold out and (with a cache) decode the pictures of all sources.
+) -> Images:
+    """Find, hold out and (with a cache) decode the images of all sources.
 
-    ``held_out``: pictures that are not to be trained on, None for ``config.holdout`` of the sources' own. Raises
+    ``held_out``: images that are not to be trained on, None for ``config.holdout`` of the sources' own. Raises
     ConfigError.
     """
     files, group_of = [], []
     for number, source in enumerate(sources):
-        found = find_pictures(source.path)
+        found = find_images(source.path)
         files += found
         group_of += [number] * len(found)
     if held_out is None:
@@ -344,8 +344,8 @@ def open_sources(
         apart = {path.resolve() for path in held_out}
         kept = [i for i, path in enumerate(files) if path.resolve() not in apart]
     if not kept:
-        raise ConfigError(f"data: all {len(held_out)} pictures are held out for validation (holdout: {config.holdout})")
-    store = PictureStore([files[i] for i in kept], config.crop, config.cache, device)
+        raise ConfigError(f"data: all {len(held_out)} images are held out for validation (holdout: {config.holdout})")
+    store = ImageStore([files[i] for i in kept], config.crop, config.cache, device)
     where = {path: number for number, path in enumerate(store.files)}
     groups: list[tuple[list[int], float]] = []
     for number, source in enumerate(sources):
@@ -359,20 +359,20 @@ def open_sources(
             known = Instances(source.instances, [store.files[m] for m in members])
             instances.update({m: known for m in members if store.files[m] in known})
     digest = hashlib.sha1("\n".join(p.name for p in store.files).encode()).hexdigest()[:16]
-    return Pictures(store, groups, list(held_out), digest, instances)
+    return Images(store, groups, list(held_out), digest, instances)
 
 
-def centre_crops(files: Sequence[Path], crop: int) -> Tensor:
-    """Validation pictures: uint8 [n, 3, crop, crop]. Unreadable ones are reported and left out."""
+def center_crops(files: Sequence[Path], crop: int) -> Tensor:
+    """Validation images: uint8 [n, 3, crop, crop]. Unreadable ones are reported and left out."""
     crops = []
     for path in files:
         try:
-            picture = read_picture(path, crop)
-        except PictureError as error:
+            image = read_image(path, crop)
+        except ImageError as error:
             print(f"skipped: {error}", file=sys.stderr)
             continue
-        top, left = (picture.shape[1] - crop) // 2, (picture.shape[2] - crop) // 2
-        crops.append(picture[:, top : top + crop, left : left + crop].contiguous())
+        top, left = (image.shape[1] - crop) // 2, (image.shape[2] - crop) // 2
+        crops.append(image[:, top : top + crop, left : left + crop].contiguous())
     if not crops:
-        raise ConfigError("validation: no readable pictures")
+        raise ConfigError("validation: no readable images")
     return torch.stack(crops)

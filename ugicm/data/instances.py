@@ -1,4 +1,4 @@
-"""Object masks of training pictures, from a COCO json: annotated by people, or proposed by make_instances.py."""
+"""Object masks of training images, from a COCO json: annotated by people, or proposed by make_instances.py."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch import Tensor
 
 from ugicm.errors import ConfigError, first_line
 
-FAR = 4  # times the picture's longer side: an outline's points are nearer
+FAR = 4  # times the image's longer side: an outline's points are nearer
 SMALLEST = 16  # pixels: an object whose visible part has a shorter side teaches nothing
 
 
 class Instances:
-    """Masks by picture. Polygons and run-length codes; crowds are left out.
+    """Masks by image. Polygons and run-length codes; crowds are left out.
 
     Args:
         path: a COCO json ("images", "annotations"; categories are not used).
-        files: the pictures masks are asked for. One is found by the end of its path, which must be the whole name in
-            the json, folders included: pictures of several folders may be called alike.
+        files: the images masks are asked for. One is found by the end of its path, which must be the whole name in
+            the json, folders included: images of several folders may be called alike.
 
-    Raises ConfigError for a file that cannot be read, is no such json, or knows none of the pictures.
+    Raises ConfigError for a file that cannot be read, is no such json, or knows none of the images.
     """
 
     def __init__(self, path: str | os.PathLike, files: Sequence[Path]):
@@ -37,7 +37,7 @@ class Instances:
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             by_name, by_image = _parsed(content)
-            # Ours are of pictures as they are seen; others' may be of the pixels as they are stored.
+            # Ours are of images as they are seen; others' may be of the pixels as they are stored.
             self.of_upright = "made_by" in content.get("info", {})
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -51,7 +51,7 @@ class Instances:
             if number is not None:
                 self._codes[file] = by_image.get(number, [])
         if files and not self._codes:
-            raise ConfigError(f"{path}: none of the {len(files)} pictures is in it, first {files[0].name}")
+            raise ConfigError(f"{path}: none of the {len(files)} images is in it, first {files[0].name}")
 
     def __contains__(self, file: Path) -> bool:
         return bool(self._codes.get(file))
@@ -60,12 +60,12 @@ class Instances:
         return len(self._codes.get(file, ()))
 
     def size(self, file: Path, number: int) -> tuple[int, int]:
-        """Height and width of the mask, which need not be those of the picture; without decoding it."""
+        """Height and width of the mask, which need not be those of the image; without decoding it."""
         height, width = self._codes[file][number]["size"]
         return int(height), int(width)
 
     def mask(self, file: Path, number: int) -> Tensor:
-        """uint8 [1, H, W] of 0 and 1, in the annotated picture's size."""
+        """uint8 [1, H, W] of 0 and 1, in the annotated image's size."""
         from pycocotools import mask
 
         return torch.from_numpy(np.ascontiguousarray(mask.decode(self._codes[file][number])))[None]
@@ -90,7 +90,7 @@ def _parsed(content: dict) -> tuple[dict[str, Any], dict[Any, list[dict]]]:
 
 
 def run_length_code(segmentation: list | dict, height: int, width: int) -> dict:
-    """Any COCO segmentation of a picture (polygons, or run lengths as numbers or as text) -> one compressed run-length
+    """Any COCO segmentation of an image (polygons, or run lengths as numbers or as text) -> one compressed run-length
     code: "size" [H, W] (that of given run lengths is kept) and "counts".
 
     Raises ValueError for what is none, for outlines far outside, and for run lengths that do not fill their size:
@@ -102,7 +102,7 @@ def run_length_code(segmentation: list | dict, height: int, width: int) -> dict:
         if not isinstance(segmentation, dict):
             far = FAR * max(height, width)
             if not all(abs(value) <= far for outline in segmentation for value in outline):  # nor where it is no number
-                raise ValueError("its outline leaves the picture by far")  # pycocotools would crash the process
+                raise ValueError("its outline leaves the image by far")  # pycocotools would crash the process
             return mask.merge(mask.frPyObjects(segmentation, height, width))
         if isinstance(segmentation["counts"], list):
             code = mask.frPyObjects(segmentation, height, width)

@@ -1,8 +1,8 @@
-"""Class-agnostic object proposals for pictures without labels, with scikit-image.
+"""Class-agnostic object proposals for images without labels, with scikit-image.
 
-Superpixels (SLIC; Achanta et al., TPAMI 2012) are merged bottom-up, the most similar neighbours first, and every
+Superpixels (SLIC; Achanta et al., TPAMI 2012) are merged bottom-up, the most similar neighbors first, and every
 region on the way is a candidate, as in selective search (Uijlings et al., IJCV 2013). Candidates are ranked by
-how much their outline follows edges, how compact they are, and how little of the picture's border they touch;
+how much their outline follows edges, how compact they are, and how little of the image's border they touch;
 near duplicates are dropped.
 """
 
@@ -17,22 +17,22 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
-from ugicm.data.images import find_pictures
-from ugicm.errors import ConfigError, PictureError, first_line
-from ugicm.files import replacing
-from ugicm.pictures import open_rgb
+from ugicm.atomic import replacing
+from ugicm.data.images import find_images
+from ugicm.errors import ConfigError, ImageError, first_line
+from ugicm.images import open_rgb
 
 WORKING_SIDE = 256  # pixels of the longer side at which regions are sought
 SUPERPIXELS = 200
-AREA = (0.01, 0.6)  # share of the picture that an object covers
+AREA = (0.01, 0.6)  # share of the image that an object covers
 OVERLAP = 0.6  # intersection over union from which two candidates are the same
 
 
-def propose(picture: Image.Image, count: int = 5) -> list[np.ndarray]:
-    """Masks bool [H, W] of at most ``count`` regions of an RGB picture that may be objects, best first."""
-    scale = min(1.0, WORKING_SIDE / max(picture.size))
-    size = [max(1, round(side * scale)) for side in picture.size]
-    small = np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BOX))
+def propose(image: Image.Image, count: int = 5) -> list[np.ndarray]:
+    """Masks bool [H, W] of at most ``count`` regions of an RGB image that may be objects, best first."""
+    scale = min(1.0, WORKING_SIDE / max(image.size))
+    size = [max(1, round(side * scale)) for side in image.size]
+    small = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BOX))
     if min(small.shape[:2]) < 8:
         return []
     labels, lab, edges = _superpixels(small)
@@ -42,12 +42,12 @@ def propose(picture: Image.Image, count: int = 5) -> list[np.ndarray]:
             chosen.append(region)
         if len(chosen) == count:
             break
-    full = [Image.fromarray(region).resize(picture.size, Image.Resampling.NEAREST) for region in chosen]
+    full = [Image.fromarray(region).resize(image.size, Image.Resampling.NEAREST) for region in chosen]
     return [np.asarray(mask, dtype=bool) for mask in full]
 
 
 def _superpixels(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """uint8 [H, W, 3] -> labels int [H, W], Lab colours [H, W, 3], edge strength [H, W] with mean 1."""
+    """uint8 [H, W, 3] -> labels int [H, W], Lab colors [H, W, 3], edge strength [H, W] with mean 1."""
     from skimage import color, filters, segmentation
 
     lab = color.rgb2lab(rgb)
@@ -57,7 +57,7 @@ def _superpixels(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _regions(labels: np.ndarray, lab: np.ndarray) -> list[np.ndarray]:
-    """Every region [H, W] of admissible size that merging the most similar neighbours goes through."""
+    """Every region [H, W] of admissible size that merging the most similar neighbors goes through."""
     from skimage import graph
 
     rag = graph.RAG(labels)
@@ -67,7 +67,7 @@ def _regions(labels: np.ndarray, lab: np.ndarray) -> list[np.ndarray]:
         rag.nodes[node].update(area=area[node], mean=means[node], labels=[node])
 
     def distance(a: dict, b: dict) -> float:
-        # Ward's criterion: what merging adds to the squared error of the colours. Small regions merge first.
+        # Ward's criterion: what merging adds to the squared error of the colors. Small regions merge first.
         gap = a["mean"] - b["mean"]
         return float(a["area"] * b["area"] / (a["area"] + b["area"]) * (gap @ gap + 1.0))
 
@@ -83,8 +83,8 @@ def _regions(labels: np.ndarray, lab: np.ndarray) -> list[np.ndarray]:
         if AREA[0] <= total / labels.size <= AREA[1]:
             found.append(a["labels"] + b["labels"])
 
-    def weight(g: graph.RAG, source: int, target: int, neighbour: int) -> dict:
-        return {"weight": distance(g.nodes[target], g.nodes[neighbour])}
+    def weight(g: graph.RAG, source: int, target: int, neighbor: int) -> dict:
+        return {"weight": distance(g.nodes[target], g.nodes[neighbor])}
 
     graph.merge_hierarchical(labels, rag, np.inf, rag_copy=False, in_place_merge=True, merge_func=merge,
                              weight_func=weight)  # fmt: skip
@@ -98,7 +98,7 @@ def _regions(labels: np.ndarray, lab: np.ndarray) -> list[np.ndarray]:
 
 def _objectness(region: np.ndarray, edges: np.ndarray) -> float:
     """Edge strength along the outline over that inside, times compactness, times the outline's share off the border,
-    times the root of the share of the picture that the region covers."""
+    times the root of the share of the image that the region covers."""
     inside = binary_erosion(region)
     outline = region & ~inside
     border = np.zeros_like(region)
@@ -115,7 +115,7 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 class MaskRCNN:
-    """torchvision's Mask R-CNN R50-FPN as a proposer: picture, count -> masks, best first.
+    """torchvision's Mask R-CNN R50-FPN as a proposer: image, count -> masks, best first.
 
     Args:
         weights: "default" (torchvision's, downloaded) or a file of its state_dict.
@@ -128,7 +128,7 @@ class MaskRCNN:
     def __init__(self, weights: str = "default", score: float = 0.5):
         from torchvision.models.detection import maskrcnn_resnet50_fpn
 
-        from ugicm.foreign_weights import load_state, read_state
+        from ugicm.checkpoints.state_dict import load_state, read_state
 
         if weights == "default":
             try:
@@ -142,12 +142,12 @@ class MaskRCNN:
         self.network.eval()
         self.score = score
 
-    def __call__(self, picture: Image.Image, count: int = 5) -> list[np.ndarray]:
+    def __call__(self, image: Image.Image, count: int = 5) -> list[np.ndarray]:
         import torch
         from torchvision.transforms.functional import to_tensor
 
         with torch.inference_mode():
-            found = self.network([to_tensor(picture.convert("RGB"))])[0]
+            found = self.network([to_tensor(image.convert("RGB"))])[0]
         keep = (found["scores"] >= self.score).nonzero()[:count, 0]
         return [mask[0].numpy() > 0.5 for mask in found["masks"][keep]]
 
@@ -155,15 +155,15 @@ class MaskRCNN:
 def annotate(
     source: Path, output: Path, proposer: Callable[..., list[np.ndarray]], count: int, made_by: str, every: int = 100
 ) -> tuple[int, int, int]:
-    """Propose objects for every picture of ``source`` into a COCO json that training reads as ``instances``.
+    """Propose objects for every image of ``source`` into a COCO json that training reads as ``instances``.
 
-    ``source`` is what training takes as one, too: a folder, a ``.txt`` list or one picture. Pictures are named
-    relative to the folder, or to that of the list or picture; those of a list that lie elsewhere, by their path.
-    Pictures already in ``output`` are kept, so an interrupted call continues; it is written every ``every``
-    pictures and however the call ends, atomically. Returns (pictures done now, pictures that were there, unreadable
+    ``source`` is what training takes as one, too: a folder, a ``.txt`` list or one image. Images are named
+    relative to the folder, or to that of the list or image; those of a list that lie elsewhere, by their path.
+    Images already in ``output`` are kept, so an interrupted call continues; it is written every ``every``
+    images and however the call ends, atomically. Returns (images done now, images that were there, unreadable
     ones).
 
-    Raises ConfigError for a source without pictures, or an output made in another way.
+    Raises ConfigError for a source without images, or an output made in another way.
     """
     import pycocotools  # noqa: F401  (found missing before anything is done)
     from tqdm import tqdm
@@ -187,7 +187,7 @@ def annotate(
     root = source if source.is_dir() else source.parent
 
     def write() -> None:
-        images = content["images"] + [image for image, _ in made]
+        images = content["images"] + [entry for entry, _ in made]
         first = len(content["annotations"]) + 1
         found = [annotation for _, annotations in made for annotation in annotations]
         annotations = content["annotations"] + [{"id": first + k, **a} for k, a in enumerate(found)]
@@ -195,22 +195,22 @@ def annotate(
             document = {**content, "images": images, "annotations": annotations}
             temporary.write_text(json.dumps(document), encoding="utf-8")
 
-    files = find_pictures(source)
+    files = find_images(source)
     try:
-        for path in tqdm(files, desc="proposing", unit="picture", disable=not sys.stderr.isatty()):
+        for path in tqdm(files, desc="proposing", unit="image", disable=not sys.stderr.isatty()):
             name = (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
             if name in known:
                 continue
             known.add(name)  # a list may name it twice
             try:
-                picture = open_rgb(path)
-            except PictureError as error:
+                image = open_rgb(path)
+            except ImageError as error:
                 print(f"skipped: {error}", file=sys.stderr)
                 broken += 1
                 continue
             number = len(content["images"]) + len(made) + 1
-            image = {"id": number, "file_name": name, "width": picture.width, "height": picture.height}
-            made.append((image, [_annotation(number, mask) for mask in proposer(picture, count)]))
+            entry = {"id": number, "file_name": name, "width": image.width, "height": image.height}
+            made.append((entry, [_annotation(number, mask) for mask in proposer(image, count)]))
             if len(made) % every == 0:
                 write()
     finally:

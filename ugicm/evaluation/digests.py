@@ -1,4 +1,4 @@
-"""Short names for what measurements depend on: pictures, files, data sets, weights. Each is 16 hex digits."""
+"""Short names for what measurements depend on: images, files, data sets, weights. Each is 16 hex digits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def pixels_digest(image: Image.Image) -> str:
-    """Over size and pixels of a picture."""
+    """Over size and pixels of an image."""
     return hashlib.sha256(struct.pack("<II", *image.size) + image.tobytes()).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""Pictures of results: rate-distortion curves, and crops side by side."""
+"""Images of results: rate-distortion curves, and crops side by side."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ugicm import files
-from ugicm.pictures import middle, save_picture
+from ugicm import atomic
+from ugicm.images import middle, save_image
 
 _CROP = 256
 _LABEL = 22
@@ -33,13 +33,13 @@ def rate_distortion(path: str | os.PathLike, averages: Mapping[str, Sequence]) -
         panel.set_ylabel(label)
         panel.grid(alpha=0.3)
     panels[0].legend(title="decoded for")
-    with files.replacing(path) as temporary:
+    with atomic.replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A row of the comparison. ``record``: the picture's measurements at one quality."""
+    """A row of the comparison. ``record``: the image's measurements at one quality."""
 
     name: str
     original: Image.Image
@@ -49,7 +49,7 @@ class Compared:
 
 
 def comparison(path: str | os.PathLike, rows: Sequence[Compared]) -> None:
-    """Crops from the middle of each picture, pixel for pixel: original | human | machine, with rates, to a file."""
+    """Crops from the middle of each image, pixel for pixel: original | human | machine, with rates, to a file."""
     font = ImageFont.load_default(13)
     sheet = Image.new("RGB", (3 * _CROP + 2 * 4, len(rows) * (_CROP + _LABEL)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -65,7 +65,7 @@ def comparison(path: str | os.PathLike, rows: Sequence[Compared]) -> None:
             left = j * (_CROP + 4)
             draw.text((left + 3, top + 3), label, fill="black", font=font)
             sheet.paste(middle(image, _CROP), (left, top + _LABEL))
-    save_picture(sheet, path)
+    save_image(sheet, path)
 
 
 def _decibels(value: float | None) -> str:

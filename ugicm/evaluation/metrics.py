@@ -1,4 +1,4 @@
-"""How far a decoded picture is from the original, on the 8-bit RGB pictures that people and networks get."""
+"""How far a decoded image is from the original, on the 8-bit RGB images that people and networks get."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import math
 import numpy as np
 from PIL import Image
 
-from ugicm.pictures import to_tensor
+from ugicm.images import to_tensor
 
 
 def psnr(original: Image.Image, decoded: Image.Image) -> float:
-    """Peak signal-to-noise ratio in dB over all RGB samples; infinite for equal pictures.
+    """Peak signal-to-noise ratio in dB over all RGB samples; infinite for equal images.
 
-    Raises ValueError for pictures of different sizes.
+    Raises ValueError for images of different sizes.
     """
     a, b = (np.asarray(image.convert("RGB"), dtype=np.float64) for image in _of_one_size(original, decoded))
     mse = np.mean((a - b) ** 2)
@@ -23,8 +23,8 @@ def psnr(original: Image.Image, decoded: Image.Image) -> float:
 def ms_ssim(original: Image.Image, decoded: Image.Image) -> float | None:
     """Multi-scale structural similarity (Wang et al. 2003) in [0, 1] over RGB, as pytorch-msssim computes it.
 
-    None for a picture with a side under 161 pixels, for which its five scales do not exist.
-    Raises ValueError for pictures of different sizes.
+    None for an image with a side under 161 pixels, for which its five scales do not exist.
+    Raises ValueError for images of different sizes.
     """
     import torch
     from pytorch_msssim import ms_ssim as compute
@@ -39,12 +39,12 @@ def ms_ssim(original: Image.Image, decoded: Image.Image) -> float | None:
 
 
 def bits_per_pixel(data: bytes, original: Image.Image) -> float:
-    """Bits of the whole file, headers included, per pixel of the original picture."""
+    """Bits of the whole file, headers included, per pixel of the original image."""
     return 8 * len(data) / (original.width * original.height)
 
 
 def _of_one_size(original: Image.Image, decoded: Image.Image) -> tuple[Image.Image, Image.Image]:
     if original.size != decoded.size:
         sizes = (f"{image.width}x{image.height}" for image in (original, decoded))
-        raise ValueError("pictures of different sizes cannot be compared: {} and {}".format(*sizes))
+        raise ValueError("images of different sizes cannot be compared: {} and {}".format(*sizes))
     return original, decoded

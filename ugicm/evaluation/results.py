@@ -2,8 +2,8 @@
 journals, which keep what is measured until then.
 
 Besides CompressAI's keys a file holds ``meta`` (versions, device, threads, command, data set) and ``per_image``
-(what the averages are of). Averages are over pictures, each counting once. A value that does not exist (MS-SSIM of
-a small picture, the PSNR of an exact one) is null and is left out of averages.
+(what the averages are of). Averages are over images, each counting once. A value that does not exist (MS-SSIM of
+a small image, the PSNR of an exact one) is null and is left out of averages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ugicm import __version__, files
+from ugicm import __version__, atomic
 from ugicm.revision import revision
 
 _LIBRARIES = ("torch", "torchvision", "compressai", "numpy", "pillow", "pytorch-msssim")
@@ -49,7 +49,7 @@ def rate_points(records: Sequence[Mapping[str, Any]], by: str, metrics: Sequence
 def write(path: str | os.PathLike, name: str, description: str, results: Mapping[str, Sequence], **more: Any) -> None:
     """Write a results file, whole or not at all. ``more``: ``meta``, ``per_image`` and the like."""
     document = {"name": name, "description": description, "results": results, **more}
-    files.write(path, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
+    atomic.write(path, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read(path: str | os.PathLike) -> dict[str, Any]:

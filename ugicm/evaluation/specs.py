@@ -1,7 +1,7 @@
 """How codecs, judges and detectors are named on the command line: ``NAME[=WHERE][:key=value ...]``.
 
 ``avif:speed=6``, ``resnet101``, ``resnet101=weights/resnet101.pth``,
-``timm/vit_small_patch16_224=w.safetensors``, ``squeezenet1_1=w.pth:normalise=none:classifier.1.padding=1``.
+``timm/vit_small_patch16_224=w.safetensors``, ``squeezenet1_1=w.pth:normalize=none:classifier.1.padding=1``.
 A key with dots sets an attribute of a module inside the network, for weights that were trained with a small
 change to it.
 """

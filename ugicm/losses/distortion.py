@@ -1,4 +1,4 @@
-"""Distortions between pictures for human eyes. Pictures are [B, 3, H, W], originals in [0, 1]; each returns [B]."""
+"""Distortions between images for human eyes. Images are [B, 3, H, W], originals in [0, 1]; each returns [B]."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ugicm.checkpoints.state_dict import read_state
 from ugicm.errors import CheckpointError, ConfigError, first_line, first_of
-from ugicm.foreign_weights import read_state
 
 MS_SSIM_SMALLEST = 161  # pixels: five scales of an 11 x 11 window
 LPIPS_BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # torchvision's names
@@ -21,7 +21,7 @@ def squared_error(x_hat: Tensor, x: Tensor) -> Tensor:
 
 
 def psnr(x_hat: Tensor, x: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of the pictures as they would be saved: clamped, 8 bits."""
+    """Peak signal-to-noise ratio in dB of the images as they would be saved: clamped, 8 bits."""
     saved = torch.round(x_hat.clamp(0, 1) * 255) / 255
     return -10 * torch.log10((saved - x).square().flatten(1).mean(1).clamp_min(1e-10))
 
@@ -60,7 +60,7 @@ class PerceptualDistance(nn.Module):
 
 
 def lpips_network(net: str, backbone: str | dict[str, Tensor], where: str) -> nn.Module:
-    """The network of LPIPS, version 0.1, frozen: pictures in [-1, 1] -> distances [B, 1, 1, 1].
+    """The network of LPIPS, version 0.1, frozen: images in [-1, 1] -> distances [B, 1, 1, 1].
 
     Its calibrated layers come with the package lpips; the backbone does not.
 

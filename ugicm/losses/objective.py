@@ -89,12 +89,12 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def check(self, side: int) -> None:
-        """Try the networks on a grey picture of ``side`` pixels, the teacher at all its sizes.
+        """Try the networks on a gray image of ``side`` pixels, the teacher at all its sizes.
 
         Raises ConfigError where they cannot take it.
         """
         if self.lpips is not None:
-            self._try("lpips", lambda grey: self.lpips(grey, grey), side)
+            self._try("lpips", lambda gray: self.lpips(gray, gray), side)
         if self.teacher is not None:
             for size in (*self.config.teacher.sizes, self._own_size):
                 self.teacher.size = size
@@ -104,7 +104,7 @@ class Objective(nn.Module):
         try:
             network(torch.full((1, 3, side, side), 0.5, device=next(getattr(self, what).parameters()).device))
         except (RuntimeError, AssertionError, ValueError) as error:
-            text = f"objective.{what}: cannot take pictures of {side} pixels: {first_line(error)}"
+            text = f"objective.{what}: cannot take images of {side} pixels: {first_line(error)}"
             raise ConfigError(text) from None
 
     def weights(self, name: str, beta: Tensor, quality: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class Objective(nn.Module):
         return weight * log_linear(self.config.lambdas, quality) if term.by_quality else weight
 
     def _teacher_size(self) -> int:
-        """Side of the pictures that the teacher sees in this batch."""
+        """Side of the images that the teacher sees in this batch."""
         sizes = self.config.teacher.sizes
         if not self.training or not sizes:
             return self._own_size
@@ -130,7 +130,7 @@ class Objective(nn.Module):
         return self._semantic[name](x_hat, x, batch, index, memo)
 
     def forward(self, out: dict, x: Tensor, batch: dict[str, Tensor]) -> Losses:
-        """Losses of the model's output for pictures x [B, 3, H, W].
+        """Losses of the model's output for images x [B, 3, H, W].
 
         ``batch`` holds "beta" and "quality" [B] on the CPU, "place" and instances where semantic terms need them.
         """

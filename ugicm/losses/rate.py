@@ -12,7 +12,7 @@ from ugicm.models.quality import interpolate
 
 
 def bits_per_pixel(likelihoods: Iterable[Tensor], pixels: int) -> Tensor:
-    """-sum log2 p / pixels for every picture (Shannon). Likelihoods are [B, ...] in (0, 1] -> [B], bits per pixel."""
+    """-sum log2 p / pixels for every image (Shannon). Likelihoods are [B, ...] in (0, 1] -> [B], bits per pixel."""
     bits = [-torch.log2(p.float()).flatten(1).sum(1) for p in likelihoods]
     return torch.stack(bits).sum(0) / pixels
 

@@ -1,7 +1,7 @@
 """Semantic terms: how far apart a frozen teacher sees the reconstruction and the original.
 
-The paper's terms are 1 - cos of embeddings of the whole picture (*global*), of the same random crop of both
-(*local*) and of single objects (*instance*). *features* compares intermediate layers on the whole picture, as
+The paper's terms are 1 - cos of embeddings of the whole image (*global*), of the same random crop of both
+(*local*) and of single objects (*instance*). *features* compares intermediate layers on the whole image, as
 perceptual losses do (Johnson, Alahi, Fei-Fei, ECCV 2016).
 
 A term is called with the samples ``index`` of a batch that have a weight, and returns one value for each:
@@ -53,7 +53,7 @@ class SemanticTerm:
         return index
 
     def whole(self, x_hat: Tensor, x: Tensor, index: Tensor, memo: dict):
-        """:func:`compare` on whole pictures, once for all terms that need it."""
+        """:func:`compare` on whole images, once for all terms that need it."""
         key = ("whole", *index.tolist())
         if key not in memo:
             memo[key] = compare(self.teacher, x_hat, x)
@@ -61,14 +61,14 @@ class SemanticTerm:
 
 
 class GlobalTerm(SemanticTerm):
-    """1 - cos of the embeddings of whole pictures."""
+    """1 - cos of the embeddings of whole images."""
 
     def __call__(self, x_hat: Tensor, x: Tensor, batch: dict, index: Tensor, memo: dict) -> Tensor:
         return cosine_distance(*self.whole(x_hat, x, index, memo)[1])
 
 
 class FeaturesTerm(SemanticTerm):
-    """Weighted mean of the distances of intermediate layers on whole pictures."""
+    """Weighted mean of the distances of intermediate layers on whole images."""
 
     def __init__(self, teacher: Teacher, weights: dict[str, float], kind: str):
         super().__init__(teacher)
@@ -82,7 +82,7 @@ class FeaturesTerm(SemanticTerm):
 
 
 class LocalTerm(SemanticTerm):
-    """1 - cos of the embeddings of one random square crop, the same for both pictures.
+    """1 - cos of the embeddings of one random square crop, the same for both images.
 
     Where it lies follows from the sample's "place" in [0, 1)².
     """
@@ -102,7 +102,7 @@ class LocalTerm(SemanticTerm):
 
 
 class InstanceTerm(SemanticTerm):
-    """1 - cos of the embeddings of objects: mask times picture, cropped to the mask's box, resized.
+    """1 - cos of the embeddings of objects: mask times image, cropped to the mask's box, resized.
 
     The batch holds "masks" uint8 [K, H, W], "owners" int64 [K] (the sample each belongs to) and "boxes" int64
     [K, 4] (top, left, bottom, right; not empty). A sample's value is the mean over its objects; one without
@@ -121,15 +121,15 @@ class InstanceTerm(SemanticTerm):
         objects = [(k, place[o]) for k, o in enumerate(batch["owners"].tolist()) if o in place]
         masks = batch["masks"].to(x.device, non_blocking=True)
         boxes = batch["boxes"].tolist()
-        pictures = []
+        images = []
         for v in (x_hat, x):
             cut = []
             for k, i in objects:
                 top, left, bottom, right = boxes[k]
                 masked = v[i, :, top:bottom, left:right] * masks[k, top:bottom, left:right]
                 cut.append(self.teacher.resize(masked[None], self.size))
-            pictures.append(torch.cat(cut))
-        distances = cosine_distance(*compare(self.teacher, *pictures)[1])
+            images.append(torch.cat(cut))
+        distances = cosine_distance(*compare(self.teacher, *images)[1])
         owner = torch.tensor([i for _, i in objects])
         count = torch.bincount(owner, minlength=len(index)).to(x.device, non_blocking=True)
         return torch.zeros(len(index), device=x.device).index_add(0, owner.to(x.device), distances) / count

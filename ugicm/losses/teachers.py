@@ -1,7 +1,7 @@
-"""Frozen networks whose features say what a machine sees in a picture.
+"""Frozen networks whose features say what a machine sees in an image.
 
-One interface for all: pictures in [0, 1] -> intermediate feature maps and an embedding. A teacher never changes
-and never receives gradients; they pass through it to the picture.
+One interface for all: images in [0, 1] -> intermediate feature maps and an embedding. A teacher never changes
+and never receives gradients; they pass through it to the image.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ugicm.checkpoints.state_dict import LITE0, lite0_path, load_state, read_state
 from ugicm.config import TeacherConfig
 from ugicm.errors import CheckpointError, ConfigError, first_line
-from ugicm.foreign_weights import LITE0, lite0_path, load_state, read_state
 
 
 class Teacher(nn.Module):
-    """A frozen network on pictures of its own size and normalisation, both done differentiably.
+    """A frozen network on images of its own size and normalization, both done differentiably.
 
     Args:
-        network: pictures [B, 3, H, W] -> embedding [B, D].
-        own_size: side of the pictures it was trained on.
-        size: side pictures are resized to; None: ``own_size``; 0: they stay as they are.
-        mean, std: of the three colours, for pictures in [0, 1].
+        network: images [B, 3, H, W] -> embedding [B, D].
+        own_size: side of the images it was trained on.
+        size: side images are resized to; None: ``own_size``; 0: they stay as they are.
+        mean, std: of the three colors, for images in [0, 1].
         layers: names of submodules of ``network`` whose outputs are the feature maps.
         interpolation: "bicubic" or "bilinear", antialiased.
         jitter: see :meth:`vary`.
     """
 
-    NORMALISATIONS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
+    NORMALIZATIONS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
 
     def __init__(
         self,
@@ -55,9 +55,9 @@ class Teacher(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self._seen: dict[str, Tensor] = {}
         self.jitter = jitter
-        self._factors: dict[str, Tensor] | None = None  # of every normalised layer met so far
+        self._factors: dict[str, Tensor] | None = None  # of every normalized layer met so far
         for name, module in network.named_modules() if jitter else ():
-            if isinstance(module, self.NORMALISATIONS):
+            if isinstance(module, self.NORMALIZATIONS):
                 module.register_forward_hook(self._scale(name, _channels(module)))
         modules = dict(network.named_modules())
         for name in layers:
@@ -86,8 +86,8 @@ class Teacher(nn.Module):
         return hook
 
     def vary(self, on: bool = True) -> None:
-        """From now on be another, similar network: every channel after a normalisation is scaled by a factor drawn
-        from 1 - ``jitter`` ... 1 + ``jitter``, the same for all pictures until the next call. ``on=False``: itself.
+        """From now on be another, similar network: every channel after a normalization is scaled by a factor drawn
+        from 1 - ``jitter`` ... 1 + ``jitter``, the same for all images until the next call. ``on=False``: itself.
 
         What pleases many such networks pleases networks of other kinds, too (Li et al., "Learning Transferable
         Adversarial Examples via Ghost Networks", AAAI 2020, who want to deceive them; here they are to be helped).
@@ -105,7 +105,7 @@ class Teacher(nn.Module):
         return F.interpolate(x.float(), (size, size), mode=self.interpolation, antialias=True)
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Pictures [B, 3, H, W] in [0, 1] -> (maps in the order of ``layers``, [B, C, h, w] or [B, L, C], and
+        """Images [B, 3, H, W] in [0, 1] -> (maps in the order of ``layers``, [B, C, h, w] or [B, L, C], and
         embedding [B, D])."""
         x = self.resize(x, self.size)
         embedding = self.network((x - self.mean) / self.std)
@@ -115,13 +115,13 @@ class Teacher(nn.Module):
         return maps, embedding
 
 
-def _channels(normalisation: nn.Module) -> int:
-    """The dimension of the channels in what a normalisation gives.
+def _channels(normalization: nn.Module) -> int:
+    """The dimension of the channels in what a normalization gives.
 
     The class tells, not the shape: a map may be as wide as it has channels. Layer norms over the channels of
     [B, C, H, W] are subclasses, called LayerNorm2d and alike by timm and torchvision.
     """
-    last = isinstance(normalisation, nn.LayerNorm) and "2d" not in type(normalisation).__name__
+    last = isinstance(normalization, nn.LayerNorm) and "2d" not in type(normalization).__name__
     return -1 if last else 1
 
 

@@ -2,7 +2,7 @@
 
 UG-ICM ("Unified Coding for Both Human Perception and Generalized Machine Analytics with CLIP Supervision", AAAI 2025):
 the preference is embedded once and shifts the features of every residual block of the synthesis. Here it may also
-vary over the picture (a preference map).
+vary over the image (a preference map).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAP_STEPS = 255  # a preference map is rounded to multiples of 1 / MAP_STEPS
 class Condition:
     """The embedded preference of a batch, ready to be projected by any layer.
 
-    Either one vector a picture, or (``level_map`` given) a table of vectors for the levels of a preference
+    Either one vector an image, or (``level_map`` given) a table of vectors for the levels of a preference
     map, and which level each pixel has: a projection is then a product with at most 256 rows and a gather.
     """
 
@@ -55,7 +55,7 @@ class Condition:
     def project(self, linear: nn.Linear, size: tuple[int, int]) -> Tensor:
         """Apply ``linear`` (D -> O) to the embedding, for features of ``size`` (h, w).
 
-        Returns [B, O, 1, 1] for one preference a picture, [B, O, h, w] for a map.
+        Returns [B, O, 1, 1] for one preference an image, [B, O, h, w] for a map.
         """
         projected = linear(self.vectors)
         if self.level_map is None:
@@ -64,8 +64,8 @@ class Condition:
         if projected.dim() == 2:
             gathered = projected[index]
         else:
-            picture = torch.arange(len(index), device=index.device)[:, None, None]
-            gathered = projected[picture, index]
+            image = torch.arange(len(index), device=index.device)[:, None, None]
+            gathered = projected[image, index]
         return gathered.permute(0, 3, 1, 2)
 
     def _indices(self, size: tuple[int, int]) -> Tensor:
@@ -80,7 +80,7 @@ class Condition:
 class PreferenceEmbedding(nn.Module):
     """Preference beta -> vector: beta, sin(2^k beta), cos(2^k beta) for k < ``frequencies``, then two layers.
 
-    ``extra`` more numbers a picture (for example its quality) can be appended to the features.
+    ``extra`` more numbers an image (for example its quality) can be appended to the features.
     """
 
     def __init__(self, frequencies: int = 10, width: int = 512, extra: int = 0):
@@ -94,7 +94,7 @@ class PreferenceEmbedding(nn.Module):
         """beta [B] in [0, 1] and, where the embedding takes them, extra [B, E] -> [B, width]."""
         if (extra is None) != (self.extra == 0):
             raise ValueError(
-                f"the preference embedding takes {self.extra} extra numbers a picture, got "
+                f"the preference embedding takes {self.extra} extra numbers an image, got "
                 f"{'none' if extra is None else list(extra.shape)}"
             )
         beta = beta.to(self.fc1.weight.dtype)
@@ -105,10 +105,10 @@ class PreferenceEmbedding(nn.Module):
         return F.relu(self.fc2(F.relu(self.fc1(torch.cat(features, dim=1)))))
 
     def condition(self, beta: Tensor, extra: Tensor | None = None) -> Condition:
-        """Embed one preference a picture, beta [B], or a preference map, beta [B, 1, H, W]; values in [0, 1].
+        """Embed one preference an image, beta [B], or a preference map, beta [B, 1, H, W]; values in [0, 1].
 
         A map is area-averaged to the resolution of each layer and rounded to steps of 1/255. A constant map
-        at such a step gives the same picture as the number. Best left on the CPU: a GPU has to be waited for to know
+        at such a step gives the same image as the number. Best left on the CPU: a GPU has to be waited for to know
         what it holds. Raises ValueError for any other shape.
         """
         like = self.fc1.weight
@@ -126,9 +126,9 @@ class PreferenceEmbedding(nn.Module):
         level_map = level_map.to(like.device)
         if extra is None:
             return Condition(levels, self(levels), level_map, lowest, human)
-        pictures, rows = len(extra), len(levels)
-        vectors = self(levels.repeat(pictures), extra.repeat_interleave(rows, dim=0))
-        return Condition(levels, vectors.unflatten(0, (pictures, rows)), level_map, lowest, human)
+        images, rows = len(extra), len(levels)
+        vectors = self(levels.repeat(images), extra.repeat_interleave(rows, dim=0))
+        return Condition(levels, vectors.unflatten(0, (images, rows)), level_map, lowest, human)
 
 
 class PCDM(nn.Module):
@@ -159,7 +159,7 @@ class PCDM(nn.Module):
 
 
 class ResidualSynthesis(nn.Module):
-    """g_s: y_hat [B, M, H/16, W/16] and the embedded preference -> picture [B, 3, H, W], not clamped.
+    """g_s: y_hat [B, M, H/16, W/16] and the embedded preference -> image [B, 3, H, W], not clamped.
 
     ``stem_width`` is the width of the first block: N in the released network, M in later MLIC++ ones.
     """
@@ -177,4 +177,4 @@ class ResidualSynthesis(nn.Module):
         for up, block in zip(self.ups, self.blocks[1:], strict=True):
             h, room = up(h)
             h = block(h, condition, reuse=True, room=room)
-        return full_precision(self.head, h)  # bfloat16 cannot hold 256 levels of a colour
+        return full_precision(self.head, h)  # bfloat16 cannot hold 256 levels of a color

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ugicm.models.checkerboard import ANCHOR, REST, keep, pack, unpack
+from ugicm.entropy.checkerboard import ANCHOR, REST, keep, pack, unpack
 from ugicm.models.layers import Conv2d, DepthwiseConv3x3, Pointwise, conv3x3_stack, pointwise_stack
 
 HEAD_WIDTH = 32  # channels of a head in the attention over finished slices
@@ -65,7 +65,7 @@ class LatentResidualPrediction(nn.Module):
 def linear_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """Attention whose cost is linear in the positions: query [B, D, n], key and value [B, D, m] -> [B, D, n].
 
-    Keys are normalised over positions, queries over the channels of a head (Shen et al., "Efficient
+    Keys are normalized over positions, queries over the channels of a head (Shen et al., "Efficient
     Attention", WACV 2021).
     """
     query, key, value = (t.unflatten(1, (heads, -1)) for t in (query, key, value))
@@ -135,7 +135,7 @@ class LocalContext(nn.Module):
     anchor [B, C, H, W], zero on non-anchors -> [B, 2C, H, W], computed on the non-anchors (the only ones that
     use it) and zero elsewhere.
 
-    In every window, all positions attend to all. Pairs of two anchors inside the picture score as they are,
+    In every window, all positions attend to all. Pairs of two anchors inside the image score as they are,
     all others get -100, so that anchors see anchors only; for the other positions this cancels, and they see
     the whole window.
     """

@@ -78,8 +78,8 @@ def _convolve(x: Tensor, weight: Tensor, out: Tensor) -> None:
     step_down = min(all_rows, max(1, tiles // step_right))
     transformed_filters = take("filters", (TILE**2, channels, outputs), x.dtype)
     torch.mm(filters, weight.permute(2, 3, 1, 0).reshape(taps**2, -1), out=transformed_filters.flatten(1))
-    for picture in range(batch):
-        source = x[picture].permute(1, 2, 0)
+    for image in range(batch):
+        source = x[image].permute(1, 2, 0)
         for row in range(0, all_rows, step_down):
             for column in range(0, all_columns, step_right):
                 rows, columns = min(step_down, all_rows - row), min(step_right, all_columns - column)
@@ -94,7 +94,7 @@ def _convolve(x: Tensor, weight: Tensor, out: Tensor) -> None:
                 values = take("values", (side, side, *shape[2:]), x.dtype)
                 torch.bmm(inverse.expand(side, -1, -1), half.flatten(2), out=values.flatten(2))
                 block = values.view(side, side, rows, columns, outputs).permute(2, 1, 3, 0, 4)
-                place = out[picture, top : top + rows * side, left : left + columns * side]
+                place = out[image, top : top + rows * side, left : left + columns * side]
                 place.copy_(block.reshape(rows * side, columns * side, outputs)[: place.shape[0], : place.shape[1]])
 
 

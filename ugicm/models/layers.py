@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ugicm.compressai_parts import GDN, conv1x1
+from ugicm.entropy.factorized import GDN, conv1x1
 from ugicm.models import float64_convolution, winograd
 
 __all__ = [
@@ -74,15 +74,15 @@ class Pointwise(nn.Conv2d):
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """As ``F.conv2d`` for kernels of 1x1.
 
-    With one thread and fewer than 16 pictures PyTorch does not ask oneDNN but MKL, which is half as fast on AMD's
-    processors. So it is given 16 pictures or a few more, of one row, which are the same positions.
+    With one thread and fewer than 16 images PyTorch does not ask oneDNN but MKL, which is half as fast on AMD's
+    processors. So it is given 16 images or a few more, of one row, which are the same positions.
     """
     batch, channels, height, width = x.shape
     if x.device.type == "cpu" and batch < 16 and torch.get_num_threads() == 1 and not torch.is_grad_enabled():
         positions = batch * height * width
-        pictures = next((n for n in range(16, 32) if positions % n == 0), None)
-        if pictures:
-            rows = x.permute(0, 2, 3, 1).reshape(pictures, 1, -1, channels).permute(0, 3, 1, 2)
+        images = next((n for n in range(16, 32) if positions % n == 0), None)
+        if images:
+            rows = x.permute(0, 2, 3, 1).reshape(images, 1, -1, channels).permute(0, 3, 1, 2)
             y = F.conv2d(rows, weight, bias).permute(0, 2, 3, 1)
             return y.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
     return F.conv2d(x, weight, bias)
@@ -104,7 +104,7 @@ class BandGDN:
 
     def __call__(self, band: Tensor) -> Tensor:
         for rows in band.split(max(1, self.POSITIONS // band.shape[1])):
-            norm = pointwise(winograd.as_picture(rows.square()), self.gamma, self.beta)[0].permute(1, 2, 0)
+            norm = pointwise(winograd.as_image(rows.square()), self.gamma, self.beta)[0].permute(1, 2, 0)
             rows.mul_(norm.sqrt_() if self.inverse else norm.rsqrt_())
         return band
 
@@ -153,14 +153,14 @@ def residual_by_bands(
     for band in block.conv1.convolve(x, out=h):
         gelu_(band.values)
         if shifts is not None:
-            band.values += shifts[0][band.picture]
+            band.values += shifts[0][band.image]
     y = block.skip(x)
     if y is x and not reuse:
         y = x.clone()
     for band in block.conv2.convolve(h):
         gelu_(band.values)
         if shifts is not None:
-            band.values += shifts[1][band.picture]
+            band.values += shifts[1][band.image]
         band.place(y).add_(band.values)
     return y
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ugicm.config import ModelConfig
-from ugicm.models.checkerboard import REST, Part, keep, pack
+from ugicm.entropy.checkerboard import REST, Part, keep, pack
+from ugicm.entropy.model import SliceEntropyModel
 from ugicm.models.context import (
     ChannelContext,
     EntropyParameters,
@@ -18,7 +19,6 @@ from ugicm.models.context import (
     LatentResidualPrediction,
     LocalContext,
 )
-from ugicm.models.entropy_model import SliceEntropyModel
 
 
 class AttentionSlices(SliceEntropyModel):

@@ -1,7 +1,7 @@
 """Continuous quality in one checkpoint: per-channel gains on the latent.
 
 The latent is multiplied by a gain before it is rounded and divided by it after, so a gain is the inverse of a
-quantisation step. Gains are trained at a few points of quality and interpolated in the logarithm between them
+quantization step. Gains are trained at a few points of quality and interpolated in the logarithm between them
 (gain units: Cui et al., "Asymmetric Gained Deep Image Compression With Continuous Rate Adaptation", CVPR 2021).
 """
 

@@ -1,6 +1,6 @@
-"""Pictures for machines are sharpened a little.
+"""Images for machines are sharpened a little.
 
-Classifiers prefer sharp pictures, and a codec with squared error in its loss makes soft ones, the softer the lower the
+Classifiers prefer sharp images, and a codec with squared error in its loss makes soft ones, the softer the lower the
 rate. What training leaves of that is made up for by unsharp masking, which needs no weights.
 """
 
@@ -21,10 +21,10 @@ def sharpen(x: Tensor, amount: Tensor) -> Tensor:
     """
 
     def unsharp(x: Tensor, rows: slice) -> Tensor:
-        colours = x.shape[1]
-        lines = x.permute(0, 2, 3, 1).flatten(2)  # [B, H, W * 3]: the memory of a picture in channels_last
-        blurred = _with_neighbours(_with_neighbours(lines, 1, 1)[:, rows], 2, colours) / 9
-        sharp = torch.lerp(*(v.unflatten(2, (-1, colours)) for v in (blurred, lines[:, rows])), weight)
+        colors = x.shape[1]
+        lines = x.permute(0, 2, 3, 1).flatten(2)  # [B, H, W * 3]: the memory of an image in channels_last
+        blurred = _with_neighbors(_with_neighbors(lines, 1, 1)[:, rows], 2, colors) / 9
+        sharp = torch.lerp(*(v.unflatten(2, (-1, colors)) for v in (blurred, lines[:, rows])), weight)
         return sharp.permute(0, 3, 1, 2)
 
     weight = 1 + amount.permute(0, 2, 3, 1)
@@ -33,7 +33,7 @@ def sharpen(x: Tensor, amount: Tensor) -> Tensor:
     return unsharp(x, slice(None))
 
 
-def _with_neighbours(x: Tensor, dim: int, step: int) -> Tensor:
+def _with_neighbors(x: Tensor, dim: int, step: int) -> Tensor:
     """x plus what lies ``step`` before and after along ``dim``; at the ends plus itself."""
     rest = x.shape[dim] - step
     total = x.clone()

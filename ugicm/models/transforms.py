@@ -4,7 +4,7 @@
 hyperprior's (Ballé et al., ICLR 2018; Minnen, Ballé, Toderici, NeurIPS 2018). Both decode with the
 conditional synthesis of :mod:`ugicm.models.conditional_decoder`.
 
-Shapes: picture x [B, 3, H, W] in [0, 1], H and W multiples of 64; latent y [B, M, H/16, W/16]; hyper latent
+Shapes: image x [B, 3, H, W] in [0, 1], H and W multiples of 64; latent y [B, M, H/16, W/16]; hyper latent
 z [B, N, H/64, W/64]; hyper context [B, 2M, H/16, W/16], the first half for scales, the second for means.
 """
 

@@ -39,31 +39,31 @@ Kernel = tuple[Tensor, Tensor | None]  # weight [O, C, 3, 3] and bias [O]
 
 @dataclass
 class Band:
-    """A convolution's outputs on some rows of one picture. ``values`` [rows, W, O] may be changed in place."""
+    """A convolution's outputs on some rows of one image. ``values`` [rows, W, O] may be changed in place."""
 
     values: Tensor
-    picture: int  # index in the batch
+    image: int  # index in the batch
     kernel: int  # index among the kernels
     rows: slice
 
     def place(self, out: Tensor) -> Tensor:
         """The same rows of ``out`` [B, O, H, W], as [rows, W, O]."""
-        return _rows_of(out, self.picture, self.rows)
+        return _rows_of(out, self.image, self.rows)
 
 
-def _rows_of(maps: Tensor, picture: int, rows: slice) -> Tensor:
+def _rows_of(maps: Tensor, image: int, rows: slice) -> Tensor:
     """Some rows of one of ``maps`` [B, C, H, W], as [rows, W, C]."""
-    return maps[picture, :, rows].permute(1, 2, 0)
+    return maps[image, :, rows].permute(1, 2, 0)
 
 
 def empty_like(x: Tensor, channels: int, scale: int = 1) -> Tensor:
-    """Uninitialised [B, channels, scale H, scale W] for x [B, C, H, W], channels last in memory."""
+    """Uninitialized [B, channels, scale H, scale W] for x [B, C, H, W], channels last in memory."""
     batch, _, height, width = x.shape
     return x.new_empty(batch, height * scale, width * scale, channels).permute(0, 3, 1, 2)
 
 
-def as_picture(band: Tensor) -> Tensor:
-    """[rows, W, C] -> [1, C, rows, W], recognisably channels last in memory (the batch's stride counts, too)."""
+def as_image(band: Tensor) -> Tensor:
+    """[rows, W, C] -> [1, C, rows, W], recognizably channels last in memory (the batch's stride counts, too)."""
     return band[None].permute(0, 3, 1, 2)
 
 
@@ -89,26 +89,26 @@ def convolve(x: Tensor, kernels: Sequence[Kernel], out: Tensor | None = None) ->
     widest = max(channels, *(len(weight) for weight, _ in kernels))
     positions = max(1, OUTPUTS * _VALUES // widest)
     transformed = [(_transform_filters(weight, i), _biases(bias)) for i, (weight, bias) in enumerate(kernels)]
-    for picture in range(batch):
-        source = _rows_of(x, picture, ALL_ROWS)
+    for image in range(batch):
+        source = _rows_of(x, image, ALL_ROWS)
         for rows in bands(height, width, OUTPUTS, positions):
             count = -(-(rows.stop - rows.start) // OUTPUTS)
             points = _transform_rows(_rows_around(source, rows.start - 1, count), count)
             for kernel, (filters, biases) in enumerate(transformed):
                 products = [
-                    F.conv2d(as_picture(point), at_point, bias, padding=(0, 1))[0].permute(1, 2, 0)
+                    F.conv2d(as_image(point), at_point, bias, padding=(0, 1))[0].permute(1, 2, 0)
                     for point, at_point, bias in zip(points, filters, biases, strict=True)
                 ]
-                place = None if out is None else _rows_of(out, picture, rows)
+                place = None if out is None else _rows_of(out, image, rows)
                 complete = rows.stop - rows.start == count * OUTPUTS
                 if complete and place is not None:
                     _sum_products(products, place)
-                    yield Band(place, picture, kernel, rows)
+                    yield Band(place, image, kernel, rows)
                     continue
                 values = take("values", (count * OUTPUTS, *products[0].shape[1:]), x.dtype)
                 _sum_products(products, values)
                 values = values[: rows.stop - rows.start]
-                yield Band(values if place is None else place.copy_(values), picture, kernel, rows)
+                yield Band(values if place is None else place.copy_(values), image, kernel, rows)
 
 
 def _transform_filters(weight: Tensor, kernel: int) -> list[Tensor]:

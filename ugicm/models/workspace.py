@@ -18,7 +18,7 @@ _buffers = _Buffers()
 
 
 def take(name: object, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Uninitialised memory of this thread on the CPU, valid until the same name and type are taken again."""
+    """Uninitialized memory of this thread on the CPU, valid until the same name and type are taken again."""
     size = math.prod(shape)
     buffer = _buffers.kept.get((name, dtype))
     if buffer is None or buffer.numel() < size:

@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ugicm.arguments import pick_device
 from ugicm.errors import ConfigError
 from ugicm.training.log import Meter
-from ugicm.usage import pick_device
 
 LAST_MOMENT = 0.2  # seconds for PyTorch's threads, which have nothing more to do
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ugicm.files import replacing
+from ugicm.atomic import replacing
 
 
 class Records:
@@ -79,8 +79,8 @@ class Records:
         numbers = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
         self.say(f"step {step}/{self.steps}  {numbers}  {pace:.3f} s/step  {left // 3600}:{left // 60 % 60:02d} h left")
 
-    def pictures(self, name: str, step: int, grid: Tensor) -> None:
-        """A picture [3, H, W] in [0, 1] for TensorBoard."""
+    def images(self, name: str, step: int, grid: Tensor) -> None:
+        """An image [3, H, W] in [0, 1] for TensorBoard."""
         if self.active:
             self._board.add_image(name, grid, step)
 

@@ -15,23 +15,24 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
-from ugicm.checkpoint import load_state, model_state, save_model
+from ugicm.atomic import obstacle, replacing
+from ugicm.checkpoints.native import load_state, model_state, save_model
+from ugicm.checkpoints.released import load_any
 from ugicm.config import ModelConfig, TrainConfig, from_dict, to_dict
 from ugicm.data.images import (
     StepBatches,
     TrainingSamples,
-    centre_crops,
+    center_crops,
     collate,
-    find_pictures,
+    find_images,
     open_sources,
 )
+from ugicm.entropy.model import TABLES
 from ugicm.errors import ConfigError, UgicmError, first_line, first_of
-from ugicm.files import obstacle, replacing
 from ugicm.losses.objective import Objective
-from ugicm.models.codec import UGICM
-from ugicm.models.entropy_model import TABLES
-from ugicm.released import load_any
-from ugicm.training import checkpoint, distributed, optim, precision, validation
+from ugicm.models.ugicm import UGICM
+from ugicm.training import distributed, optim, precision, validation
+from ugicm.training import state as run_state
 from ugicm.training.log import Meter, Records, Stopwatch
 
 SCALES = "parser.gaussian.scale_table"
@@ -87,7 +88,7 @@ def build_model(config: TrainConfig) -> tuple[UGICM, str]:
 
 
 def seed_step(seed: int, step: int, part: int, rank: int) -> None:
-    """Make PyTorch's random numbers (quantisation noise) a function of where in the training we are."""
+    """Make PyTorch's random numbers (quantization noise) a function of where in the training we are."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, part, rank]).generate_state(1, np.uint64)[0]) >> 1)
 
 
@@ -128,19 +129,19 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
     device, folder = world.device, Path(config.run.dir)
     if why := obstacle(folder):  # it is made later, when nothing else is amiss
         raise ConfigError(f"run.dir: {folder}: cannot be written to: {why}; choose another run.dir")
-    there = [name for name in (checkpoint.STATE, checkpoint.MODEL, checkpoint.BEST) if (folder / name).exists()]
+    there = [name for name in (run_state.STATE, run_state.MODEL, run_state.BEST) if (folder / name).exists()]
     if not resume and there:
-        how = "continue it with --resume, or choose" if checkpoint.STATE in there else "choose"
+        how = "continue it with --resume, or choose" if run_state.STATE in there else "choose"
         raise ConfigError(f"{folder}: holds a run already ({', '.join(there)}); {how} another run.dir")
-    state = checkpoint.load_state(folder) if resume else None
+    state = run_state.load_state(folder) if resume else None
 
     torch.manual_seed(config.run.seed)
     if state is None:
         model, origin = build_model(config)
     else:
-        model = UGICM(from_dict(ModelConfig, state["model_config"], f"{folder / checkpoint.STATE}: model"))
+        model = UGICM(from_dict(ModelConfig, state["model_config"], f"{folder / run_state.STATE}: model"))
         origin = state["origin"]
-        load_state(model, state["model"], str(folder / checkpoint.STATE))
+        load_state(model, state["model"], str(folder / run_state.STATE))
     if config.quality.fixed is None and not model.has_quality:
         raise ConfigError("quality must be fixed: the model has one rate (quality_points: 0)")
     frozen = optim.freeze(model, config.freeze)
@@ -153,8 +154,8 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
     if average_model is not None and config.precision.channels_last:
         average_model.to(memory_format=torch.channels_last)
     average = optim.Average(average_model, model, config.optim.ema) if average_model is not None else None
-    optimiser, aux_optimiser = optim.build_optimisers(model, config.optim)
-    weights = [p for group in optimiser.param_groups for p in group["params"]]
+    optimizer, aux_optimizer = optim.build_optimizers(model, config.optim)
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
     trained = list(weights)
     objective = Objective(config.objective).to(device)
     if config.precision.channels_last:
@@ -163,32 +164,32 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
     if objective.log_scales is not None:
         factor = config.objective.balance_lr / config.optim.lr
         trained.append(objective.log_scales)
-        optimiser.add_param_group({"params": [objective.log_scales], "scale": factor, "weight_decay": 0.0})
+        optimizer.add_param_group({"params": [objective.log_scales], "scale": factor, "weight_decay": 0.0})
 
     val = config.validation
-    pictures = open_sources(config.data.train, config.data, device, find_pictures(val.path) if val.path else None)
-    val_files = pictures.held_out
+    images = open_sources(config.data.train, config.data, device, find_images(val.path) if val.path else None)
+    val_files = images.held_out
     if val.every and not val_files:
-        raise ConfigError("validation: no pictures; set data.holdout or validation.path, or validation.every: 0")
-    val_pictures = centre_crops(val_files, val.crop) if val.every and world.main else None
+        raise ConfigError("validation: no images; set data.holdout or validation.path, or validation.every: 0")
+    val_images = center_crops(val_files, val.crop) if val.every and world.main else None
 
     # ---- where to begin -----------------------------------------------------------------------------------------
     step, best, minutes_before = 0, None, 0.0
     owed = True  # whether a validation is due before the next step: at the very start, or where a stop came before it
     if state is not None:
-        difference = checkpoint.first_difference(state["config"], checkpoint.comparable(config), checkpoint.defaults())
-        if difference is None and state["pictures"] != pictures.digest:
-            difference = "data: other pictures (with another data.cache, other broken ones may be left out)"
+        difference = run_state.first_difference(state["config"], run_state.comparable(config), run_state.defaults())
+        if difference is None and state["images"] != images.digest:
+            difference = "data: other images (with another data.cache, other broken ones may be left out)"
         if difference:
             raise ConfigError(
                 f"{folder}: cannot resume with another configuration: {difference}; to begin anew from its weights, "
-                f"use init_from: {folder / checkpoint.MODEL}"
+                f"use init_from: {folder / run_state.MODEL}"
             )
-        optimiser.load_state_dict(state["optimiser"])
-        if aux_optimiser is not None:
-            aux_optimiser.load_state_dict(state["aux_optimiser"])
+        optimizer.load_state_dict(state["optimizer"])
+        if aux_optimizer is not None:
+            aux_optimizer.load_state_dict(state["aux_optimizer"])
         if average is not None:
-            load_state(average.model, state["average"], str(folder / checkpoint.STATE))
+            load_state(average.model, state["average"], str(folder / run_state.STATE))
             average.updates = state["average_updates"]
         if objective.log_scales is not None:
             objective.log_scales.data.copy_(state["log_scales"])
@@ -196,10 +197,10 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
         owed = state.get("owed", step == 0)
         del state
     batches = StepBatches(config.data.batch, config.optim.accumulate, world.rank, world.size, step, config.optim.steps)
-    samples = TrainingSamples(config.data, config.quality, config.beta, config.run.seed, pictures)
+    samples = TrainingSamples(config.data, config.quality, config.beta, config.run.seed, images)
     loader = DataLoader(
         samples, batch_sampler=batches, num_workers=config.data.workers, collate_fn=collate,
-        pin_memory=device.type == "cuda" and pictures.store.cache != "device",
+        pin_memory=device.type == "cuda" and images.store.cache != "device",
         prefetch_factor=4 if config.data.workers else None, worker_init_fn=_ignore_signals,
     )  # fmt: skip
     if world.main:
@@ -207,16 +208,16 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
         with replacing(folder / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
     records = Records(folder, step, config.optim.steps, world.main)
-    about = {k: v for k, v in checkpoint.provenance(step).items() if k != "step"}
+    about = {k: v for k, v in run_state.provenance(step).items() if k != "step"}
     records.event(
         "start", step, command=command, device=str(device), processes=world.size, threads=torch.get_num_threads(),
-        trainable=sum(p.numel() for p in trained), pictures=len(pictures.store), validation_pictures=len(val_files),
+        trainable=sum(p.numel() for p in trained), images=len(images.store), validation_images=len(val_files),
         weights=origin, **about,
     )  # fmt: skip
     records.say(
         f"{origin}\n{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, "
-        f"{sum(p.numel() for p in trained) / 1e6:.2f} M trained; {len(pictures.store)} pictures "
-        f"(cache: {pictures.store.cache}), {len(val_files)} for validation; {device}, from step {step}"
+        f"{sum(p.numel() for p in trained) / 1e6:.2f} M trained; {len(images.store)} images "
+        f"(cache: {images.store.cache}), {len(val_files)} for validation; {device}, from step {step}"
     )
 
     saved = step or None
@@ -233,16 +234,16 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
         saved = step
         if not world.main:
             return
-        checkpoint.save_state(folder, {
+        run_state.save_state(folder, {
             "step": step, "owed": owed, "minutes": minutes(), "best": best,
-            "config": checkpoint.comparable(config), "pictures": pictures.digest, "origin": origin,
-            "model_config": to_dict(model.config), "model": model_state(model), "optimiser": optimiser.state_dict(),
-            "aux_optimiser": aux_optimiser.state_dict() if aux_optimiser else None,
+            "config": run_state.comparable(config), "images": images.digest, "origin": origin,
+            "model_config": to_dict(model.config), "model": model_state(model), "optimizer": optimizer.state_dict(),
+            "aux_optimizer": aux_optimizer.state_dict() if aux_optimizer else None,
             "average": model_state(average.model) if average else None,
             "average_updates": average.updates if average else 0,
             "log_scales": None if objective.log_scales is None else objective.log_scales.detach(),
         })  # fmt: skip
-        save_model(folder / checkpoint.MODEL, current(), {**checkpoint.provenance(step), "training": origin})
+        save_model(folder / run_state.MODEL, current(), {**run_state.provenance(step), "training": origin})
 
     def run_validation() -> None:
         nonlocal best, owed
@@ -251,7 +252,7 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
             unprepared = current()
             ready = validation.snapshot(unprepared, unprepared, device).prepare_for_coding()
             qualities, betas = validation.points(config)
-            rows = validation.validate(ready, objective, val_pictures, qualities, betas)
+            rows = validation.validate(ready, objective, val_images, qualities, betas)
             means = validation.averages(rows)
             flat = {
                 f"q{row['quality']:g}/b{row['beta']:g}/{name}": value
@@ -259,8 +260,8 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
             }  # fmt: skip
             records.event("validation", step, minutes=minutes(), **means, **flat)
             if val.strip:
-                grid = validation.strip(ready, val_pictures[: val.strip], qualities[len(qualities) // 2])
-                records.pictures("validation", step, grid)
+                grid = validation.strip(ready, val_images[: val.strip], qualities[len(qualities) // 2])
+                records.images("validation", step, grid)
             shown = {k: means[k] for k in ("loss", "bpp", "psnr")}
             records.say(f"validation at {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()))
             if val.metric not in means:
@@ -269,11 +270,11 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
             if best is None or score < best:
                 best = score
                 described = {
-                    **checkpoint.provenance(step),
+                    **run_state.provenance(step),
                     "training": origin,
                     val.metric: f"{means[val.metric]:.6g}",
                 }
-                save_model(folder / checkpoint.BEST, unprepared, described)
+                save_model(folder / run_state.BEST, unprepared, described)
         world.barrier()
 
     told = ""  # why this process was told to stop, which others may not know
@@ -297,7 +298,7 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 terms = ", ".join(f"{k} {v:.4g}" for k, v in meter.means().items() if "/" not in k)
                 good = "nothing was saved yet" if saved is None else (
-                    f"the last good weights, of step {saved}: init_from: {folder / checkpoint.MODEL}"
+                    f"the last good weights, of step {saved}: init_from: {folder / run_state.MODEL}"
                 )  # fmt: skip
                 raise NonFiniteError(
                     f"not finite at step {at}: loss {loss:.4g}, gradient norm {norm:.4g}; terms: {terms}. "
@@ -317,8 +318,8 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
         watch.reset()
         while step < config.optim.steps:
             optim.train_mode(model, frozen)
-            optim.set_learning_rate(optimiser, optim.learning_rate(config.optim, step))
-            optimiser.zero_grad(set_to_none=True)
+            optim.set_learning_rate(optimizer, optim.learning_rate(config.optim, step))
+            optimizer.zero_grad(set_to_none=True)
             total = torch.zeros((), device=device)
             watch.lap("other")
             for part in range(config.optim.accumulate):
@@ -351,16 +352,16 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
                 check_finite()
             meter.add("loss", total)
             meter.add("gradient_norm", norm)
-            optimiser.step()
-            if aux_optimiser is not None:
-                aux_optimiser.zero_grad(set_to_none=True)
+            optimizer.step()
+            if aux_optimizer is not None:
+                aux_optimizer.zero_grad(set_to_none=True)
                 aux = model.aux_loss()
                 aux.backward()
-                aux_optimiser.step()
+                aux_optimizer.step()
                 meter.add("aux", aux.detach())
             if average is not None:
                 average.update()
-            watch.lap("optimiser")
+            watch.lap("optimizer")
 
             # ---- records ------------------------------------------------------------------------------------
             interval_steps += 1
@@ -383,7 +384,7 @@ def _train(config: TrainConfig, resume: bool, command: str, world: distributed.W
                 seconds = time.monotonic() - interval_start
                 pace = interval_steps * config.data.batch / seconds
                 shares = {f"time/{k}": v for k, v in watch.shares().items()}
-                rate = optimiser.param_groups[0]["lr"] / optimiser.param_groups[0]["scale"]
+                rate = optimizer.param_groups[0]["lr"] / optimizer.param_groups[0]["scale"]
                 records.event("train", step, lr=rate, samples_per_s=pace, **means, **shares)
                 records.summary(step, {k: v for k, v in means.items() if "/" not in k and k != "aux"})
                 meter, interval_start, interval_steps = Meter(), time.monotonic(), 0

@@ -1,4 +1,4 @@
-"""Optimisers, learning-rate schedules and averaged weights."""
+"""Optimizers, learning-rate schedules and averaged weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ugicm.config import OptimConfig
 from ugicm.errors import ConfigError
 
-QUANTILES = "quantiles"  # of CompressAI's EntropyBottleneck: trained by a loss and an optimiser of their own
+QUANTILES = "quantiles"  # of CompressAI's EntropyBottleneck: trained by a loss and an optimizer of their own
 
 
 def freeze(model: nn.Module, names: Iterable[str]) -> list[nn.Module]:
@@ -59,14 +59,14 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
     ]
 
 
-def build_optimisers(
+def build_optimizers(
     model: nn.Module, config: OptimConfig
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
-    """(main optimiser, auxiliary optimiser of the quantiles: None where these are frozen)."""
+    """(main optimizer, auxiliary optimizer of the quantiles: None where these are frozen)."""
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.name]
-    optimiser = kind(parameter_groups(model, config), lr=config.lr, betas=tuple(config.betas), fused=True)
+    optimizer = kind(parameter_groups(model, config), lr=config.lr, betas=tuple(config.betas), fused=True)
     quantiles = [p for name, p in model.named_parameters() if name.endswith(QUANTILES) and p.requires_grad]
-    return optimiser, torch.optim.Adam(quantiles, lr=config.aux_lr) if quantiles else None
+    return optimizer, torch.optim.Adam(quantiles, lr=config.aux_lr) if quantiles else None
 
 
 def learning_rate(config: OptimConfig, step: int) -> float:
@@ -81,9 +81,9 @@ def learning_rate(config: OptimConfig, step: int) -> float:
     return config.final_lr + (config.lr - config.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set ``lr`` times each group's factor."""
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = lr * group["scale"]
 
 

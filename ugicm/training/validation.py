@@ -1,4 +1,4 @@
-"""Validation: the arithmetic of real streams on fixed pictures at fixed qualities and preferences."""
+"""Validation: the arithmetic of real streams on fixed images at fixed qualities and preferences."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ugicm.checkpoint import blank_model, load_state, model_state
+from ugicm.checkpoints.native import blank_model, load_state, model_state
 from ugicm.config import TrainConfig
 from ugicm.losses.distortion import psnr
 from ugicm.losses.objective import Objective
-from ugicm.models.codec import UGICM
+from ugicm.models.ugicm import UGICM
 
 HIGHER_IS_BETTER = {"psnr"}
-CHUNK = 8  # pictures at a time
+CHUNK = 8  # images at a time
 
 
 def snapshot(model: UGICM, weights: UGICM, device: torch.device) -> UGICM:
@@ -34,22 +34,22 @@ def points(config: TrainConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 @torch.no_grad()
 def validate(
-    model: UGICM, objective: Objective, pictures: Tensor, qualities: Sequence[float], betas: Sequence[float]
+    model: UGICM, objective: Objective, images: Tensor, qualities: Sequence[float], betas: Sequence[float]
 ) -> list[dict[str, float]]:
-    """Mean values over the pictures at every quality and preference.
+    """Mean values over the images at every quality and preference.
 
     Args:
         model: after :meth:`UGICM.prepare_for_coding`, so that rates are what streams cost.
-        pictures: uint8 [n, 3, S, S] on the CPU.
+        images: uint8 [n, 3, S, S] on the CPU.
 
-    Returns: one dict per point: "quality", "beta", "bpp", "psnr" (dB, 8-bit pictures), "loss" and every term of
-    the objective that has a weight there (mean over the pictures that have it).
+    Returns: one dict per point: "quality", "beta", "bpp", "psnr" (dB, 8-bit images), "loss" and every term of
+    the objective that has a weight there (mean over the images that have it).
     """
     device = next(model.g_s.parameters()).device
     objective.eval()
     table: dict[tuple[float, float], dict[str, list[float]]] = {}
-    for start in range(0, len(pictures), CHUNK):
-        x = pictures[start : start + CHUNK].to(device).float() / 255
+    for start in range(0, len(images), CHUNK):
+        x = images[start : start + CHUNK].to(device).float() / 255
         for q in qualities:
             quality = torch.full((len(x),), q)
             on_device = quality.to(device) if model.has_quality else None
@@ -84,10 +84,10 @@ def averages(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def strip(model: UGICM, pictures: Tensor, quality: float) -> Tensor:
-    """[3, n·S, 4·S] in [0, 1]: every picture, and its reconstruction at preference 0, 0.5 and 1."""
+def strip(model: UGICM, images: Tensor, quality: float) -> Tensor:
+    """[3, n·S, 4·S] in [0, 1]: every image, and its reconstruction at preference 0, 0.5 and 1."""
     device = next(model.g_s.parameters()).device
-    x = pictures.to(device).float() / 255
+    x = images.to(device).float() / 255
     n = len(x)
     on_device = torch.full((n,), quality, device=device) if model.has_quality else None
     out = model(x, torch.zeros(n, device=device), on_device)

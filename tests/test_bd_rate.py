@@ -1,0 +1,149 @@
+"""Bjøntegaard deltas: against hand calculation, against the package bjontegaard, and where they do not exist."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ugicm.evaluation.bd_rate import bd_rate, bd_rate_interval, bd_score
+from ugicm.report.comparison import comparable, compare
+
+RATE = np.array([0.1, 0.2, 0.4, 0.8])
+PSNR = np.array([26.0, 28.5, 31.0, 34.0])
+
+
+@pytest.mark.parametrize("method", ["pchip", "isotonic"])
+def test_a_curve_that_needs_twice_the_rate(method):
+    delta = bd_rate(RATE, PSNR, 2 * RATE, PSNR, method)
+    assert delta.value == pytest.approx(100)
+    assert bd_rate(2 * RATE, PSNR, RATE, PSNR, method).value == pytest.approx(-50)
+    assert (delta.low, delta.high, delta.share) == (26.0, 34.0, 1.0)
+
+
+@pytest.mark.parametrize("method", ["pchip", "isotonic"])
+def test_a_curve_that_scores_a_decibel_more(method):
+    delta = bd_score(RATE, PSNR, RATE, PSNR + 1, method)
+    assert delta.value == pytest.approx(1)
+    assert (delta.low, delta.high) == pytest.approx((0.1, 0.8))
+
+
+def test_points_may_come_in_any_order():
+    order = [2, 0, 3, 1]
+    assert bd_rate(RATE, PSNR, 1.3 * RATE[order], PSNR[order]).value == pytest.approx(30)
+
+
+def test_agrees_with_the_package_bjontegaard():
+    bjontegaard = pytest.importorskip("bjontegaard")
+    rate, psnr = np.array([0.12, 0.21, 0.35, 0.7]), np.array([27.0, 29.2, 30.9, 33.7])
+    expected = bjontegaard.bd_rate(RATE, PSNR, rate, psnr, method="pchip", require_matching_points=False, min_overlap=0)
+    assert bd_rate(RATE, PSNR, rate, psnr).value == pytest.approx(expected, rel=1e-3)
+    expected = bjontegaard.bd_psnr(RATE, PSNR, rate, psnr, method="pchip", require_matching_points=False, min_overlap=0)
+    assert bd_score(RATE, PSNR, rate, psnr).value == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_noisy_curve_by_hand():
+    # 60 70 68 80 pools to 60 69 69 80. Against a straight line through (rate 1, 60) and (rate 8, 80), in log2 rate:
+    # reference 3/20 per point; test: 60..69 over one doubling, then 69..80 over one doubling that starts at rate 4.
+    rate, noisy = [1, 2, 4, 8], [60, 70, 68, 80]
+    delta = bd_rate([1, 8], [60, 80], rate, noisy, "isotonic")
+    test = 9 * 0.5 + 11 * 2.5
+    reference = 20 * 1.5
+    assert delta.value == pytest.approx(100 * (2 ** ((test - reference) / 20) - 1))
+    assert delta.note == "test curve made monotone"
+
+
+def test_only_the_scores_that_both_reach_count():
+    # Above 31 dB the reference has nothing: that part of the test curve must not matter.
+    long = bd_rate(RATE[:3], PSNR[:3], 2 * RATE, PSNR, "isotonic")
+    assert (long.value, long.low, long.high) == (pytest.approx(100), 26.0, 31.0)
+    assert long.share == pytest.approx(5 / 8)
+
+
+def test_no_overlap_is_no_number():
+    delta = bd_rate(RATE, PSNR, RATE, PSNR + 20)
+    assert delta.value is None and delta.note == "no overlap"
+    assert bd_score(RATE, PSNR, 100 * RATE, PSNR).note == "no overlap"
+
+
+def test_a_narrow_overlap_is_marked():
+    assert "narrow overlap" in bd_rate(RATE, PSNR, RATE, PSNR + 7).note
+
+
+def test_curves_without_a_delta():
+    assert "one point" in bd_rate([0.1], [30], RATE, PSNR).note
+    falling = bd_rate(RATE, PSNR, RATE, PSNR[::-1])
+    assert falling.value is None and "does not rise" in falling.note
+    flat = bd_rate(RATE, PSNR, RATE, [50, 50, 50, 50], "isotonic")
+    assert flat.value is None and flat.note.startswith("no overlap")
+    for rate, score in ((RATE, PSNR[:3]), ([0, 1, 2, 3], PSNR), (RATE, [np.nan] * 4), ([], [])):
+        with pytest.raises(ValueError):
+            bd_rate(rate, score, RATE, PSNR)
+
+
+def test_the_interval_covers_the_truth_and_narrows():
+    generator = np.random.default_rng(1)
+
+    def curves(images):
+        hardness = generator.normal(size=images)
+        rate = np.outer(RATE, np.exp(0.2 * hardness))
+        score = np.clip(
+            np.array([60, 70, 78, 82])[:, None] - 10 * hardness + generator.normal(size=(4, images)), 0, 100
+        )
+        return rate, score, 1.5 * rate, score
+
+    few, many = (bd_rate_interval(*curves(n), resamples=100) for n in (30, 400))
+    for delta in (few, many):
+        assert delta.interval[0] <= delta.value <= delta.interval[1]
+        assert delta.value == pytest.approx(50)  # paired images: what makes an image hard cancels
+    rate, score, rate_b, _ = curves(60)
+    noisy = score + generator.normal(scale=15, size=score.shape)
+    wide = bd_rate_interval(rate, score, rate_b, noisy, resamples=100)
+    assert wide.interval[1] - wide.interval[0] > 1
+    assert bd_rate_interval(rate, score, rate_b, noisy, resamples=100) == wide  # same seed, same numbers
+    with pytest.raises(ValueError, match="same images"):
+        bd_rate_interval(rate, score, rate_b[:, 1:], score[:, 1:])
+
+
+def test_the_interval_is_the_middle_95_percent_of_resampled_images():
+    rng = np.random.default_rng(5)
+    rate = np.array([[0.2], [0.4], [0.8]]) * rng.uniform(0.5, 1.5, 12)
+    score = np.array([[1.0], [2.0], [3.0]]) + rng.uniform(-0.3, 0.3, (3, 12))
+    other = rate * rng.uniform(0.7, 1.0, 12)
+    found = bd_rate_interval(rate, score, other, score, resamples=50, seed=3)
+    generator = np.random.default_rng(3)
+    picks = [generator.integers(0, 12, 12) for _ in range(50)]
+    values = [bd_rate(*(v[:, p].mean(1) for v in (rate, score, other, score)), "isotonic").value for p in picks]
+    assert found.interval == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])))
+
+
+def test_curves_that_overlap_for_few_images_have_no_interval():
+    rate = np.array([[0.2] * 20, [0.8] * 20])
+    score_a, score_b = np.array([[0.0] * 20, [1.0] * 20]), np.array([[0.0] * 5 + [1.2] * 15, [2.0] * 20])
+    found = bd_rate_interval(rate, score_a, rate, score_b)
+    assert found.value is not None and found.interval is None
+
+
+def test_scores_are_compared_on_scales_that_rise():
+    assert comparable(0.9, "ms-ssim-rgb") == pytest.approx(10)
+    assert comparable(1.0, "ms-ssim-rgb") is None and comparable(None, "psnr-rgb") is None
+    assert (comparable(0.3, "lpips", falling=True), comparable(31.0, "psnr-rgb")) == (-0.3, 31.0)
+
+
+@pytest.mark.parametrize(("noisy", "falling"), [(True, False), (False, False), (False, True)])
+def test_noisy_scores_are_made_monotone_and_falling_ones_turned(noisy, falling):
+    evaluator = SimpleNamespace(
+        name="e", headline=("m",), falling=("m",) if falling else (), noisy=noisy, title=lambda metric: metric,
+        contributions=lambda metric, records: None,
+    )  # fmt: skip
+    scores = [1.0, 3.0, 2.5, 4.0] if noisy else [1.0, 2.0, 3.0, 4.0]
+
+    def curve(name, factor):
+        points = [SimpleNamespace(bpp=factor * 2.0**i, scores={"m": -s if falling else s}, records={"e": {}})
+                  for i, s in enumerate(scores)]  # fmt: skip
+        return SimpleNamespace(name=name, points=points)
+
+    rows = compare(SimpleNamespace(evaluators=[evaluator], items=[]), [curve("a", 1.0), curve("b", 2.0)])
+    rates = {(row["reference"], row["test"]): row["rate"]["value"] for row in rows}
+    assert rates == {("a", "b"): pytest.approx(100), ("b", "a"): pytest.approx(-50)}

@@ -1,0 +1,126 @@
+"""The file format: every fault is a StreamError that says which."""
+
+import zlib
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ugicm
+from ugicm import bitstream
+from ugicm.bitstream import Stream, parse
+from ugicm.tiling import Box
+
+EXAMPLE = Stream(768, 512, b"abc", bitstream.quantize_quality(0.5), 0, (0xBEEF,), (b"payload",))
+
+
+def with_checksum(body: bytes) -> bytes:
+    return body + zlib.crc32(body).to_bytes(4, "little")
+
+
+@given(
+    width=st.integers(1, 2**13),
+    height=st.integers(1, 2**13),
+    fingerprint=st.binary(min_size=3, max_size=3),
+    quality=st.floats(0, 1),
+    digest=st.integers(0, 0xFFFF),
+    payload=st.binary(max_size=300),
+)
+def test_every_field_survives(width, height, fingerprint, quality, digest, payload):
+    written = Stream(width, height, fingerprint, bitstream.quantize_quality(quality), 0, (digest,), (payload,))
+    data = written.pack()
+    assert parse(data) == written
+    assert len(data) - len(payload) <= 32
+    assert abs(written.quality - quality) <= 0.5 / 65535 + 1e-12
+
+
+@given(width=st.integers(1, 500), height=st.integers(1, 500), tile=st.sampled_from([64, 128, 192]))
+def test_tiles_cover_the_padded_image_once(width, height, tile):
+    count = -(-width // tile) * -(-height // tile)
+    strings = tuple(bytes([i % 256]) * (i % 5) for i in range(count))
+    written = Stream(width, height, b"abc", 0.0, tile, tuple(range(count)), strings)
+    assert parse(written.pack()) == written
+    assert sum(box.width * box.height for box in written.tiles) == written.padded.width * written.padded.height
+    assert all(side % 64 == 0 for box in written.tiles for side in (box.width, box.height))
+
+
+def test_inside_counts_what_shows_the_image():
+    padded, tile = bitstream.padded_box(300, 130), Box(256, 128, 320, 192)
+    assert bitstream.inside_of(padded, 300, 130) == (9, 19)  # of 12 x 20
+    assert bitstream.inside_of(padded, 301, 128) == (9, 20)  # the last pixels lean on the next position
+    assert bitstream.inside_of(tile, 300, 130) == (1, 3)
+    assert bitstream.inside_of(padded, 320, 177) is None and bitstream.inside_of(Box(0, 0, 64, 64), 300, 130) is None
+    counts = [Stream(301, 128, b"abc", 0.5, 0, (0,), (b"",), version).inside(padded) for version in (1, 2, 3)]
+    assert counts == [None, (8, 19), (9, 20)]
+
+
+def test_the_limit_is_of_padded_pixels_and_inclusive(monkeypatch):
+    monkeypatch.setattr(bitstream, "MAX_PIXELS", 128 * 64)
+    assert bitstream.too_large(65, 1) is None and bitstream.too_large(128, 64) is None
+    assert bitstream.too_large(129, 1) is not None and bitstream.too_large(1, 129) is not None
+
+
+def test_boxes_that_touch_do_not_meet():
+    box = Box(64, 64, 128, 128)
+    assert box.meets(Box(127, 127, 200, 200)) and box.meets(Box(0, 0, 65, 65))
+    for other in (Box(128, 64, 192, 128), Box(0, 64, 64, 128), Box(64, 128, 128, 192), Box(64, 0, 128, 64)):
+        assert not box.meets(other)
+
+
+def test_header_never_exceeds_32_bytes():
+    largest = Stream(2**32 - 1, 2**32 - 1, b"abc", 1.0, 0, (0xFFFF,), (b"",))
+    assert len(largest.pack()) + 4 <= 32  # four more bytes for the longest payload length
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "not a ugicm stream: empty"),
+        (b"\x89PNG\r\n\x1a\n", "not a ugicm stream"),
+        (b"UGI", "truncated"),
+        (b"UGI\x01abc", "truncated"),
+        (b"UGI\x04" + EXAMPLE.pack()[4:], "unknown format version 4; this program reads versions 1, 2, 3"),
+        (EXAMPLE.pack()[:-1], "truncated stream: 27 of 28 bytes"),
+        (EXAMPLE.pack() + b"x", "1 bytes after its end"),
+        (EXAMPLE.pack().replace(b"payload", b"pAyload"), "checksum"),
+        (with_checksum(b"UGI\x01abc" + b"\x80" * 9 + bytes(30)), "does not end"),
+        (with_checksum(b"UGI\x01abc\x00\x05" + bytes(9)), "0x5"),
+        (with_checksum(b"UGI\x01abc" + b"\x81\x80\x80\x80\x80\x00" + bytes(30)), "does not end"),
+    ],
+)
+def test_each_fault_is_named(data, says):
+    with pytest.raises(ugicm.StreamError, match=says):
+        parse(data)
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ({"digests": (65536,)}, "digest is 65536, must be from 0 to 65535"),
+    ({"width": 0}, "width is 0, must be from 1 to 4294967295"),
+    ({"height": 2**32}, "height is 4294967296, must be from 1 to"),
+    ({"quality": 1.1}, "quality is 1.1, must be from 0 to 1"),
+    ({"tile": 100}, "tile modulo 64 is 36, must be from 0 to 0"),
+    ({"tile": 256 * 64}, "tile is 16384, must be from 0 to 16320"),
+    ({"fingerprint": b"ab"}, "fingerprint length is 2, must be from 3 to 3"),
+    ({"strings": (b"", b"")}, "number of strings is 2, must be from 1 to 1"),
+])  # fmt: skip
+def test_a_field_that_does_not_fit_says_so(change, says):
+    with pytest.raises(ValueError, match=f"^{says}"):
+        replace(EXAMPLE, **change).pack()
+
+
+@given(data=st.binary(max_size=60), prefix=st.sampled_from([b"", b"UGI", b"UGI\x01", b"UGI\x02"]))
+def test_arbitrary_bytes_never_raise_anything_else(data, prefix):
+    for candidate in (prefix + data, with_checksum(prefix + data)):
+        try:
+            parse(candidate)
+        except ugicm.StreamError:
+            pass
+
+
+@given(position=st.integers(0, len(EXAMPLE.pack()) - 1), bit=st.integers(0, 7))
+def test_any_flipped_bit_is_noticed(position, bit):
+    data = bytearray(EXAMPLE.pack())
+    data[position] ^= 1 << bit
+    with pytest.raises(ugicm.StreamError):
+        parse(bytes(data))

