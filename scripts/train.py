@@ -1,12 +1,17 @@
 #!/usr/bin/env python3
-"""Train a codec.
+"""Train a codec from a YAML configuration.
 
     python scripts/train.py -c configs/smoke.yaml
     python scripts/train.py -c configs/smoke.yaml --set run.dir=/tmp/run optim.lr=1e-4
     python scripts/train.py -c configs/smoke.yaml --resume
     torchrun --nproc_per_node=4 scripts/train.py -c configs/paper/mlicpp_stage1_rate2.yaml
 
-Exit status: 0 trained or stopped cleanly with a checkpoint, 1 failed while training, 2 unusable input.
+Each configuration says at its top which data it needs, by default in the folder data/ of the repository. For other
+data override data.train with a list of folders, or of folders with COCO annotations of instances:
+    --set 'data.train=[FOLDER, FOLDER]'
+    --set 'data.train=[{path: FOLDER, instances: FILE.json}]'
+
+Exit status: 0 trained, or stopped with a checkpoint; 1 failed during training; 2 invalid input.
 """
 
 from __future__ import annotations
@@ -14,20 +19,20 @@ from __future__ import annotations
 import shlex
 import sys
 
-from ugicm.arguments import Parser, guarded
+from ugicm.arguments import ArgumentParser, run_command
 from ugicm.config import load_config
 
 
 def main() -> int:
-    """Returns the exit status."""
-    return guarded(_train)
+    """Run the command and return its exit status."""
+    return run_command(_train)
 
 
 def _train() -> int:
-    parser = Parser(description=__doc__)
-    parser.add_argument("-c", "--config", required=True, help="yaml file, see configs/")
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("-c", "--config", required=True, help="YAML file, see configs/")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys")
-    parser.add_argument("--resume", action="store_true", help="continue the run in run.dir exactly where it stopped")
+    parser.add_argument("--resume", action="store_true", help="continue the run in run.dir from its checkpoint")
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.set)
     from ugicm.training.loop import train

