@@ -1,4 +1,4 @@
-"""Golden bitstreams and images in ``tests/golden/``: what they are, and how they are rewritten.
+"""Golden bitstreams and images in ``tests/golden/``, and how to rewrite them.
 
 ``inputs/`` holds small images. Each was compressed at every quality into ``bitstreams/``, and each bitstream was
 decompressed for both preferences into ``images/``. ``expected.json`` holds digests of the latents, and byte counts and
@@ -42,7 +42,7 @@ def latent_digest(codec: ugicm.Codec, data: bytes) -> str:
     """Return the SHA-256 of y_hat as float32 bytes."""
     from ugicm import bitstream
 
-    y_hat = codec.parse(bitstream.parse(data)).float().contiguous().numpy()
+    y_hat = codec.entropy_decode(bitstream.parse(data)).float().contiguous().numpy()
     return hashlib.sha256(y_hat.tobytes()).hexdigest()
 
 

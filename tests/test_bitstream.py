@@ -1,4 +1,4 @@
-"""The file format: every fault is a StreamError that says which."""
+"""The file format: round trips, limits, and a StreamError that names each fault."""
 
 import zlib
 from dataclasses import replace
@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 import ugicm
 from ugicm import bitstream
-from ugicm.bitstream import Stream, parse
+from ugicm.bitstream import Bitstream, parse
 from ugicm.tiling import Box
 
-EXAMPLE = Stream(768, 512, b"abc", bitstream.quantize_quality(0.5), 0, (0xBEEF,), (b"payload",))
+EXAMPLE = Bitstream(768, 512, b"abc", bitstream.quantize_quality(0.5), 0, (0xBEEF,), (b"payload",))
 
 
 def with_checksum(body: bytes) -> bytes:
@@ -27,8 +27,8 @@ def with_checksum(body: bytes) -> bytes:
     digest=st.integers(0, 0xFFFF),
     payload=st.binary(max_size=300),
 )
-def test_every_field_survives(width, height, fingerprint, quality, digest, payload):
-    written = Stream(width, height, fingerprint, bitstream.quantize_quality(quality), 0, (digest,), (payload,))
+def test_pack_and_parse_round_trip(width, height, fingerprint, quality, digest, payload):
+    written = Bitstream(width, height, fingerprint, bitstream.quantize_quality(quality), 0, (digest,), (payload,))
     data = written.pack()
     assert parse(data) == written
     assert len(data) - len(payload) <= 32
@@ -39,57 +39,58 @@ def test_every_field_survives(width, height, fingerprint, quality, digest, paylo
 def test_tiles_cover_the_padded_image_once(width, height, tile):
     count = -(-width // tile) * -(-height // tile)
     strings = tuple(bytes([i % 256]) * (i % 5) for i in range(count))
-    written = Stream(width, height, b"abc", 0.0, tile, tuple(range(count)), strings)
+    written = Bitstream(width, height, b"abc", 0.0, tile, tuple(range(count)), strings)
     assert parse(written.pack()) == written
     assert sum(box.width * box.height for box in written.tiles) == written.padded.width * written.padded.height
     assert all(side % 64 == 0 for box in written.tiles for side in (box.width, box.height))
 
 
-def test_inside_counts_what_shows_the_image():
+def test_coded_extent_counts_positions_that_show_the_image():
     padded, tile = bitstream.padded_box(300, 130), Box(256, 128, 320, 192)
-    assert bitstream.inside_of(padded, 300, 130) == (9, 19)  # of 12 x 20
-    assert bitstream.inside_of(padded, 301, 128) == (9, 20)  # the last pixels lean on the next position
-    assert bitstream.inside_of(tile, 300, 130) == (1, 3)
-    assert bitstream.inside_of(padded, 320, 177) is None and bitstream.inside_of(Box(0, 0, 64, 64), 300, 130) is None
-    counts = [Stream(301, 128, b"abc", 0.5, 0, (0,), (b"",), version).inside(padded) for version in (1, 2, 3)]
-    assert counts == [None, (8, 19), (9, 20)]
+    assert bitstream.coded_extent(padded, 300, 130) == (9, 19)  # of 12 x 20
+    assert bitstream.coded_extent(padded, 301, 128) == (9, 20)  # the next position influences the last pixels
+    assert bitstream.coded_extent(tile, 300, 130) == (1, 3)
+    assert bitstream.coded_extent(padded, 320, 177) is None
+    assert bitstream.coded_extent(Box(0, 0, 64, 64), 300, 130) is None
+    assert Bitstream(301, 128, b"abc", 0.5, 0, (0,), (b"",)).extent(padded) == (9, 20)
 
 
-def test_the_limit_is_of_padded_pixels_and_inclusive(monkeypatch):
+def test_too_large_counts_padded_pixels_inclusively(monkeypatch):
     monkeypatch.setattr(bitstream, "MAX_PIXELS", 128 * 64)
     assert bitstream.too_large(65, 1) is None and bitstream.too_large(128, 64) is None
     assert bitstream.too_large(129, 1) is not None and bitstream.too_large(1, 129) is not None
 
 
-def test_boxes_that_touch_do_not_meet():
+def test_box_meets_only_if_pixels_overlap():
     box = Box(64, 64, 128, 128)
     assert box.meets(Box(127, 127, 200, 200)) and box.meets(Box(0, 0, 65, 65))
     for other in (Box(128, 64, 192, 128), Box(0, 64, 64, 128), Box(64, 128, 128, 192), Box(64, 0, 128, 64)):
         assert not box.meets(other)
 
 
-def test_header_never_exceeds_32_bytes():
-    largest = Stream(2**32 - 1, 2**32 - 1, b"abc", 1.0, 0, (0xFFFF,), (b"",))
+def test_header_takes_at_most_32_bytes():
+    largest = Bitstream(2**32 - 1, 2**32 - 1, b"abc", 1.0, 0, (0xFFFF,), (b"",))
     assert len(largest.pack()) + 4 <= 32  # four more bytes for the longest payload length
 
 
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"", "not a ugicm stream: empty"),
-        (b"\x89PNG\r\n\x1a\n", "not a ugicm stream"),
+        (b"", "not a ugicm bitstream: it is empty"),
+        (b"\x89PNG\r\n\x1a\n", "not a ugicm bitstream"),
         (b"UGI", "truncated"),
-        (b"UGI\x01abc", "truncated"),
-        (b"UGI\x04" + EXAMPLE.pack()[4:], "unknown format version 4; this program reads versions 1, 2, 3"),
-        (EXAMPLE.pack()[:-1], "truncated stream: 27 of 28 bytes"),
+        (b"UGI\x03abc", "truncated"),
+        (b"UGI\x01" + EXAMPLE.pack()[4:], "unsupported version of the bitstream: 1"),
+        (b"UGI\x04" + EXAMPLE.pack()[4:], "unsupported version of the bitstream: 4; this program reads version 3"),
+        (EXAMPLE.pack()[:-1], "truncated bitstream: 27 of 28 bytes"),
         (EXAMPLE.pack() + b"x", "1 bytes after its end"),
         (EXAMPLE.pack().replace(b"payload", b"pAyload"), "checksum"),
-        (with_checksum(b"UGI\x01abc" + b"\x80" * 9 + bytes(30)), "does not end"),
-        (with_checksum(b"UGI\x01abc\x00\x05" + bytes(9)), "0x5"),
-        (with_checksum(b"UGI\x01abc" + b"\x81\x80\x80\x80\x80\x00" + bytes(30)), "does not end"),
+        (with_checksum(b"UGI\x03abc" + b"\x80" * 9 + bytes(30)), "a varint of more than 5 bytes"),
+        (with_checksum(b"UGI\x03abc\x00\x05" + bytes(9)), "0x5"),
+        (with_checksum(b"UGI\x03abc" + b"\x81\x80\x80\x80\x80\x00" + bytes(30)), "a varint of more than 5 bytes"),
     ],
 )
-def test_each_fault_is_named(data, says):
+def test_parse_names_each_fault(data, says):
     with pytest.raises(ugicm.StreamError, match=says):
         parse(data)
 
@@ -104,13 +105,13 @@ def test_each_fault_is_named(data, says):
     ({"fingerprint": b"ab"}, "fingerprint length is 2, must be from 3 to 3"),
     ({"strings": (b"", b"")}, "number of strings is 2, must be from 1 to 1"),
 ])  # fmt: skip
-def test_a_field_that_does_not_fit_says_so(change, says):
+def test_pack_names_a_field_out_of_range(change, says):
     with pytest.raises(ValueError, match=f"^{says}"):
         replace(EXAMPLE, **change).pack()
 
 
-@given(data=st.binary(max_size=60), prefix=st.sampled_from([b"", b"UGI", b"UGI\x01", b"UGI\x02"]))
-def test_arbitrary_bytes_never_raise_anything_else(data, prefix):
+@given(data=st.binary(max_size=60), prefix=st.sampled_from([b"", b"UGI", b"UGI\x03"]))
+def test_parse_raises_only_stream_errors(data, prefix):
     for candidate in (prefix + data, with_checksum(prefix + data)):
         try:
             parse(candidate)
@@ -119,7 +120,7 @@ def test_arbitrary_bytes_never_raise_anything_else(data, prefix):
 
 
 @given(position=st.integers(0, len(EXAMPLE.pack()) - 1), bit=st.integers(0, 7))
-def test_any_flipped_bit_is_noticed(position, bit):
+def test_parse_detects_any_flipped_bit(position, bit):
     data = bytearray(EXAMPLE.pack())
     data[position] ^= 1 << bit
     with pytest.raises(ugicm.StreamError):

@@ -1,15 +1,15 @@
-"""Packing the two halves of a checkerboard."""
+"""Packing of the two halves of a checkerboard."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from ugicm.entropy.checkerboard import ANCHOR, REST, keep, pack, pack_neighbors, unpack
+from ugicm.entropy.checkerboard import ANCHOR, NON_ANCHOR, keep, pack, pack_neighbors, unpack
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("part", [ANCHOR, REST])
-def test_unpack_undoes_pack(part, memory_format):
+@pytest.mark.parametrize("part", [ANCHOR, NON_ANCHOR])
+def test_unpack_inverts_pack(part, memory_format):
     x = torch.randn(2, 3, 6, 8).contiguous(memory_format=memory_format)
     packed, kept = pack(x, part), keep(x, part)
     raster = [x[..., row, column] for row in range(6) for column in range(8) if (row + column) % 2 == part.value]
@@ -19,15 +19,17 @@ def test_unpack_undoes_pack(part, memory_format):
     assert all(result.is_contiguous(memory_format=memory_format) for result in (packed, kept, unpacked))
 
 
-def test_anchors_are_where_row_plus_column_is_odd():
+def test_anchors_have_odd_row_plus_column():
     row, column = torch.meshgrid(torch.arange(4), torch.arange(6), indexing="ij")
     odd = ((row + column) % 2 == 1).float()
     assert torch.equal(keep(torch.ones(1, 1, 4, 6), ANCHOR)[0, 0], odd)
-    assert torch.equal(keep(torch.ones(1, 1, 4, 6), REST)[0, 0], 1 - odd)
+    assert torch.equal(keep(torch.ones(1, 1, 4, 6), NON_ANCHOR)[0, 0], 1 - odd)
 
 
-@pytest.mark.parametrize(("part", "other", "reach"), [(REST, ANCHOR, 1), (REST, ANCHOR, 2), (ANCHOR, REST, 2)])
-def test_neighbors_and_a_pointwise_layer_are_a_masked_convolution(part, other, reach):
+@pytest.mark.parametrize(
+    ("part", "other", "reach"), [(NON_ANCHOR, ANCHOR, 1), (NON_ANCHOR, ANCHOR, 2), (ANCHOR, NON_ANCHOR, 2)]
+)
+def test_pack_neighbors_makes_a_masked_convolution(part, other, reach):
     torch.manual_seed(0)
     x = torch.randn(2, 3, 6, 8, dtype=torch.float64)
     taps = pack_neighbors(x, part, reach)

@@ -1,4 +1,4 @@
-"""Fixed-point convolutions are exact: no order of summation can change them."""
+"""Exactness of fixed-point convolutions: the order of summation does not change them."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def exact_layer(kernel, channels=48, seed=0):
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_results_equal_integer_arithmetic(kernel):
+def test_convolution_equals_integer_arithmetic(kernel):
     layer = exact_layer(kernel)
     x = to_grid(100 * torch.randn(1, 48, 5, 6, dtype=torch.float64))
     integers = np.round(x.numpy() / ACTIVATION_STEP).astype(np.int64)
@@ -42,7 +42,7 @@ def test_results_equal_integer_arithmetic(kernel):
 
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_any_order_of_channels_gives_the_same_bits(kernel, threads):
+def test_convolution_does_not_depend_on_order_and_threads(kernel, threads):
     layer, x = exact_layer(kernel), to_grid(100 * torch.randn(1, 48, 16, 16, dtype=torch.float64))
     expected = layer(x)
     order = torch.randperm(48)
@@ -57,14 +57,14 @@ def test_any_order_of_channels_gives_the_same_bits(kernel, threads):
         torch.set_num_threads(before)
 
 
-def test_floating_point_training_stays_close():
+def test_floating_point_convolution_is_close():
     layer, trained = exact_layer(3), FixedPointConv2d(48, 8, 3)
     trained.load_state_dict({k: v.float() for k, v in layer.state_dict().items()})
     x = torch.randn(1, 48, 8, 8)
     torch.testing.assert_close(trained(x).double(), layer(on_grid(x.double())), rtol=0, atol=1e-2)
 
 
-def test_weights_too_large_for_exact_sums_are_refused():
+def test_round_weights_rejects_too_large_weights():
     layer = FixedPointConv2d(4, 4).double()
     with torch.no_grad():
         layer.weight.fill_(1e6)
@@ -73,7 +73,7 @@ def test_weights_too_large_for_exact_sums_are_refused():
 
 
 @pytest.mark.parametrize("part", ["weight", "bias"])
-def test_sums_are_bounded_by_weights_and_bias(part):
+def test_round_weights_limits_weights_and_bias(part):
     layer = FixedPointConv2d(1, 1).double().requires_grad_(False)
     layer.weight.zero_()
     layer.bias.zero_()
@@ -85,7 +85,7 @@ def test_sums_are_bounded_by_weights_and_bias(part):
     layer.round_weights()
 
 
-def test_biases_are_on_the_grid_of_the_sums():
+def test_round_weights_rounds_biases_to_the_grid_of_sums():
     layer = FixedPointConv2d(1, 1).double().requires_grad_(False)
     unit = WEIGHT_STEP * ACTIVATION_STEP
     layer.bias.fill_(3.125 * unit)
@@ -94,7 +94,7 @@ def test_biases_are_on_the_grid_of_the_sums():
 
 
 @torch.no_grad()
-def test_all_that_enters_a_convolution_is_on_the_grid():
+def test_inputs_of_convolutions_are_on_the_grid():
     model = small_model("compact").prepare_for_coding()
     met = []
 
@@ -102,18 +102,18 @@ def test_all_that_enters_a_convolution_is_on_the_grid():
         met.append(layer)
         assert torch.equal(on_grid(inputs[0]), inputs[0])
 
-    layers = [m for m in model.parser.modules() if isinstance(m, FixedPointConv2d)]
+    layers = [m for m in model.entropy_model.modules() if isinstance(m, FixedPointConv2d)]
     for layer in layers:
         layer.register_forward_pre_hook(check)
     x = torch.rand(1, 3, 128, 64, generator=torch.Generator().manual_seed(1))
     strings, _ = model.compress(x, torch.tensor([0.7]))
     assert set(met) == set(layers)
     met.clear()
-    model.decompress(strings, (128, 64))
+    model.entropy_decode(strings, (128, 64))
     assert set(met) == set(layers)
 
 
-def test_activation_rounds_ties_to_even_and_keeps_to_the_limit():
+def test_activation_rounds_half_to_even_and_clamps():
     x = torch.tensor([1.5, 2.5, -8 * 1.5, 1e9, -1e9, 1e300], dtype=torch.float64) * ACTIVATION_STEP
     expected = torch.tensor([2, 2, -2, 2.0**26, -(2.0**26), 2.0**26], dtype=torch.float64) * ACTIVATION_STEP
     assert torch.equal(activation(x.clone()), expected)

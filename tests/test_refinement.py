@@ -1,4 +1,4 @@
-"""Latents adapted to one image."""
+"""Latent refinement."""
 
 from importlib import resources
 
@@ -11,8 +11,8 @@ from small_models import small_model
 import ugicm
 from ugicm import images, refinement
 from ugicm.codec import Codec
-from ugicm.config import ModelConfig
-from ugicm.entropy.rans import LikelihoodCoder
+from ugicm.config import CompactConfig
+from ugicm.entropy.likelihood import LikelihoodCoder
 from ugicm.refinement import RelaxedCoder
 
 
@@ -23,10 +23,10 @@ def shipped():
 
 @pytest.fixture(scope="module")
 def photo():
-    return cut_out(120, 112)
+    return crop(120, 112)
 
 
-def cut_out(width, height):
+def crop(width, height):
     with resources.as_file(resources.files("ugicm") / "samples" / "kodim23.png") as path:
         return images.open_rgb(path).crop((200, 100, 200 + width, 100 + height))
 
@@ -36,8 +36,8 @@ def squared_error(image, other):
 
 
 @pytest.mark.parametrize("quality", [0.1, 0.7])
-def test_fewer_bits_for_the_same_error(shipped, photo, quality):
-    """At the exchange of bits for error that the model itself offers around this quality."""
+def test_refinement_lowers_bits_at_equal_error(shipped, photo, quality):
+    """The exchange rate of bits and error is that of the model around this quality."""
     def point(quality, effort=0):
         data = shipped.compress(photo, quality, effort=effort)
         return 8 * len(data), squared_error(photo, shipped.decompress(data))
@@ -50,11 +50,11 @@ def test_fewer_bits_for_the_same_error(shipped, photo, quality):
 
 
 @pytest.mark.parametrize("backbone", ["compact", "mlicpp", "bmshj2018"])
-def test_every_form_reads_refined_streams(backbone):
+def test_refined_bitstreams_decode_with_every_backbone(backbone):
     codec = Codec(small_model(backbone))
     before = {name: tensor.clone() for name, tensor in codec.model.state_dict().items()}
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (70, 100, 3), dtype=np.uint8))
-    plain = codec.compress(image)  # leaves what it caches made in inference mode
+    plain = codec.compress(image)  # fills caches in inference mode
     refined = codec.compress(image, effort=2)
     assert codec.decompress(refined).size == (100, 70)
     assert refined == codec.compress(image, effort=2)
@@ -62,12 +62,12 @@ def test_every_form_reads_refined_streams(backbone):
     assert all(torch.equal(tensor, before[name]) for name, tensor in codec.model.state_dict().items())
 
 
-def test_large_images_are_refined_by_windows(shipped, monkeypatch):
-    photo = cut_out(190, 130)  # windows of 64 do not see all of it
+def test_large_images_are_refined_in_windows(shipped, monkeypatch):
+    photo = crop(190, 130)  # larger than a window of 64 and its halo
     whole = shipped.compress(photo, 0.6, effort=4)
     plain = squared_error(photo, shipped.decompress(shipped.compress(photo, 0.6)))
     monkeypatch.setattr(refinement, "WINDOW", 64)
-    monkeypatch.setattr(ModelConfig, "halo", 64)
+    monkeypatch.setattr(CompactConfig, "halo", 64)
     tiled = shipped.compress(photo, 0.6, tile=128, effort=4)
     pieces = shipped.compress(photo, 0.6, effort=4)
     assert pieces != whole
@@ -76,33 +76,33 @@ def test_large_images_are_refined_by_windows(shipped, monkeypatch):
         assert squared_error(photo, shipped.decompress(data)) < plain
 
 
-def test_a_result_that_is_worse_is_not_taken(shipped, photo, monkeypatch):
-    monkeypatch.setattr(refinement, "RATE", 3.0)
+def test_worse_results_are_discarded(shipped, photo, monkeypatch):
+    monkeypatch.setattr(refinement, "LEARNING_RATE", 3.0)
     assert shipped.compress(photo, 0.5, effort=2) == shipped.compress(photo, 0.5)
 
 
-def test_hard_rounding_costs_what_a_stream_does(shipped, photo):
+def test_relaxed_coder_approaches_likelihood_coder(shipped, photo):
     model = shipped.model
-    parser, inside = model.parser, (7, 8)
+    entropy_model, extent = model.entropy_model, (7, 8)
     with torch.inference_mode():
         y = model.analyze(images.pad_to(images.to_tensor(photo), 64), torch.tensor([0.5]))
-        z = model.h_a(y).to(parser.dtype)
-        z_hat = torch.round(z - parser.medians) + parser.medians
-        relaxed, exact = RelaxedCoder(parser, z_hat, 1e-9, inside), LikelihoodCoder(parser, inside)
-        hyper = parser.h_s(z_hat)
-        same = parser.slices(hyper, relaxed, y.double())
-        assert torch.allclose(same, parser.slices(hyper, exact, y.double()), atol=1e-4)
+        z = model.h_a(y).to(entropy_model.dtype)
+        z_hat = entropy_model.round_hyper(z)
+        relaxed, exact = RelaxedCoder(entropy_model, z_hat, 1e-9, extent), LikelihoodCoder(entropy_model, extent)
+        hyper = entropy_model.h_s(z_hat)
+        same = entropy_model.slices(hyper, relaxed, y.double())
+        assert torch.allclose(same, entropy_model.slices(hyper, exact, y.double()), atol=1e-4)
         assert float(relaxed.bits) == pytest.approx(float(-exact.y_likelihood.log2().sum()), rel=1e-4)
 
 
-def test_a_negative_effort(shipped, photo):
+def test_negative_effort_is_an_error(shipped, photo):
     with pytest.raises(ValueError, match="effort is -1"):
         shipped.compress(photo, effort=-1)
 
 
 @pytest.mark.parametrize("points", [((90, 4), (100, 5)), ((110, 5), (100, 5)), ((110, 6), (100, 5))])
-def test_nothing_is_done_where_bits_buy_nothing(shipped, photo, monkeypatch, points):
-    """Of finer and coarser steps on flat images: fewer bits for less error, more for the same or a larger one."""
+def test_refinement_needs_a_positive_slope(shipped, photo, monkeypatch, points):
+    """Finer quantization of a flat image may take fewer bits, or not reduce the error."""
     def rounded(problem, y, stretch=1.0):
         return tuple(torch.tensor(float(v)) for v in points[0 if stretch >= 1 else 1])
 

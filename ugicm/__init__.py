@@ -1,11 +1,11 @@
-"""One bitstream, decoded for human eyes or for machine vision, or anything between.
+"""Learned image codec: one bitstream, decoded for human or machine preference, or anything between.
 
 >>> import ugicm
 >>> codec = ugicm.load()
 >>> data = codec.compress(image, quality=0.5)
 >>> human, machine = codec.decompress(data, ["human", "machine"])
 
-Heavy libraries are imported when first needed, so that ``import ugicm`` is quick.
+Large libraries are imported when they are needed, so that ``import ugicm`` is fast.
 """
 
 from __future__ import annotations

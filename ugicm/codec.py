@@ -1,4 +1,4 @@
-"""Images to bytes and back: what :func:`ugicm.load` returns."""
+"""Images to bytes and back: the class that :func:`ugicm.load` returns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,35 +19,36 @@ from ugicm import bitstream, images
 from ugicm.checkpoints.native import check_readable, load_model
 from ugicm.checkpoints.released import load_any
 from ugicm.errors import StreamError
+from ugicm.preference import to_beta
 from ugicm.refinement import refine
 from ugicm.tiling import Y_STRIDE, Z_STRIDE, Box, cut
 
 if TYPE_CHECKING:
+    from ugicm.config import ModelConfig
     from ugicm.models.ugicm import UGICM
 
-PREFERENCES = {"human": 0.0, "machine": 1.0}
 SHIPPED = "compact.safetensors"
-ONE_RATE = 0.5  # what the header of a one-rate model's stream holds, and the quality that asks nothing of it
+ONE_RATE = 0.5  # quality in the header of a one-rate model's bitstream; asking for it gives no warning
 
-TILE = 1024  # images of more than TILED_FROM pixels, padded, are coded in tiles of this side
+TILE = 1024  # side of the tiles of images with more than TILED_FROM pixels, padded
 TILED_FROM = 2**22
-WINDOW = 4096  # analysis and synthesis see at most this side, and a halo around it, at once
+WINDOW = 4096  # analysis and synthesis process at most this side, and a halo around it, at once
 
 
 def load(checkpoint: str | os.PathLike | None = None, device: str | torch.device = "cpu", fast: bool = True) -> Codec:
     """Load a codec.
 
     Args:
-        checkpoint: None for the model shipped with the package; else the path of a ``.safetensors`` checkpoint of
-            ours, or of a released UG-ICM or MLIC++ ``.pth.tar``.
-        device: where to run, for example "cpu" or "cuda:0". Streams of one are read on every other.
-        fast: run most of the compact model's synthesis in bfloat16 where the device is quick at it. Streams are never
-            affected.
+        checkpoint: path of a native ``.safetensors`` checkpoint, or of a released UG-ICM or MLIC++ ``.pth.tar``; None
+            for the model shipped with the package.
+        device: device to run on, for example "cpu" or "cuda:0". Bitstreams do not depend on it.
+        fast: run most of the compact model's synthesis in bfloat16 on devices that are fast at it. Bitstreams do not
+            depend on it.
 
     Raises:
-        CheckpointError: the file is missing, damaged, of another kind, or would have to execute code to load.
+        CheckpointError: the file is missing, corrupt, of another kind, or would have to execute code to load.
     """
-    with _plain_defaults():
+    with _default_torch_settings():
         if checkpoint is None:
             with resources.as_file(resources.files("ugicm") / "weights" / SHIPPED) as path:
                 return Codec(load_model(path), device, fast)
@@ -56,7 +56,7 @@ def load(checkpoint: str | os.PathLike | None = None, device: str | torch.device
         return Codec(load_any(checkpoint), device, fast)
 
 
-def _whole(value: Any, name: str) -> int:
+def _to_integer(value: Any, name: str) -> int:
     try:
         return operator.index(value)
     except TypeError:
@@ -64,8 +64,8 @@ def _whole(value: Any, name: str) -> int:
 
 
 @contextlib.contextmanager
-def _plain_defaults() -> Iterator[None]:
-    """PyTorch's own default device and type, whatever the caller has set: a model's numbers do not depend on them."""
+def _default_torch_settings() -> Iterator[None]:
+    """Build models with PyTorch's original default device and type: the caller's would change their values."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -75,8 +75,8 @@ def _plain_defaults() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _undisturbed(method: Callable) -> Callable:
-    """Run a method of :class:`Codec` without gradients, and without the caller's autocast: it would change streams."""
+def _in_inference_mode(method: Callable) -> Callable:
+    """Run a method of :class:`Codec` without gradients and without the caller's autocast: it would change symbols."""
 
     @functools.wraps(method)
     def run(self: Codec, *args: Any, **kwargs: Any) -> Any:
@@ -87,7 +87,7 @@ def _undisturbed(method: Callable) -> Callable:
 
 
 def fast_dtype(device: torch.device) -> torch.dtype | None:
-    """bfloat16 where it is hardware on ``device``; None (float32) elsewhere."""
+    """Return bfloat16 if ``device`` has hardware for it, else None (float32)."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     # Without matrix units bfloat16 is slower than float32 on some processors, and costs up to 0.01 dB.
@@ -97,37 +97,51 @@ def fast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 class Codec:
-    """A model ready for use. Safe to share between threads: calls share the weights and keep no state, but for
-    scratch memory of each thread (about 135 MiB for the released form, none for the compact one). It can be pickled.
+    """A model ready for compression and decompression.
 
-    A process that was *forked* from one that has already computed with several threads hangs in PyTorch's OpenMP: call
-    ``torch.set_num_threads(1)`` there first, or start processes by spawn.
+    :meth:`compress` and :meth:`decompress` convert between images and bytes. Latents and image tensors are available,
+    too, for example as features of an analysis task:
+
+    >>> parsed = ugicm.bitstream.parse(data)
+    >>> y_hat = codec.entropy_decode(parsed)
+    >>> human, machine = codec.synthesize(parsed, y_hat, [torch.tensor([0.0]), torch.tensor([1.0])])  # Pillow images
+    >>> x_hat = codec.model.synthesize(y_hat, torch.tensor([1.0]), torch.tensor([parsed.quality]))
+
+    ``y_hat`` are the latents [1, M, H/16, W/16], M being ``codec.config.M``, H and W the size of the padded image. They
+    are float32 on :attr:`device`, unbounded, and scaled by ``codec.model.gain(quality)``, [1, M, 1, 1]: divide by it to
+    compare bitstreams of different qualities. ``x_hat`` is the padded image [1, 3, H, W], float32 on the same device,
+    in [0, 1] but not clamped.
+
+    A codec can be pickled and shared between threads: calls keep no state. A process that was *forked* from one that
+    has already computed with several threads hangs in PyTorch's OpenMP: call ``torch.set_num_threads(1)`` before
+    forking, or start processes by spawn.
 
     Attributes:
         model: the network, prepared for coding.
+        device: where the model runs.
         has_quality: whether ``quality`` has an effect; released checkpoints have one rate.
-        fingerprint: six hex digits; only streams that carry the same can be decoded.
+        fingerprint: six hexadecimal digits; only bitstreams with the same fingerprint can be decoded.
     """
 
     def __init__(self, model: UGICM, device: str | torch.device = "cpu", fast: bool = True):
-        self.model = model.prepare_for_coding()  # tables that are not there yet are made on the CPU
+        self.model = model.prepare_for_coding()  # builds missing CDF tables on the CPU
         self.model.to(memory_format=torch.channels_last)
         self._fast = fast
-        self._warned = False
+        self._warned = False  # that quality has no effect
         self.to(device)
 
     def to(self, device: str | torch.device) -> Codec:
         """Move to another device, in place. Returns self."""
         self.device = torch.device(device)
         self.model.to(self.device)
-        # The compact model keeps sums and colors in float32; the released networks do not, and lose 7e-3 of the
-        # image's range in bfloat16.
+        # The compact model keeps sums and colors in float32. The released networks do not, and bfloat16 would change
+        # their images by up to 7e-3 of the range.
         reduced = self._fast and self.config.backbone == "compact"
         self.model.synthesis_dtype = fast_dtype(self.device) if reduced else None
         return self
 
     @property
-    def config(self):
+    def config(self) -> ModelConfig:
         return self.model.config
 
     @property
@@ -138,7 +152,7 @@ class Codec:
     def fingerprint(self) -> str:
         return self.model.fingerprint.hex()
 
-    @_undisturbed
+    @_in_inference_mode
     def compress(
         self,
         image: Image.Image | str | os.PathLike,
@@ -147,33 +161,35 @@ class Codec:
         effort: int = 0,
         progress: bool = False,
     ) -> bytes:
-        """Compress an image (any Pillow mode, or a file's path) to the bytes of a ``.ugic`` file.
+        """Compress an image to the bytes of a ``.ugic`` file.
 
-        ``quality`` in [0, 1]: higher looks better and takes more bytes, on photographs. A one-rate model warns once
-        that it has no effect. ``tile``: side of independently coded tiles, a multiple of 64 up to 16320; 0 for one
-        piece; None chooses tiles of 1024 for images of more than 4 million pixels. ``effort``: steps of
-        :mod:`ugicm.refinement`, which adapts the latents to this image: fewer bits for what people see, longer to
-        write, no longer to read. ``progress`` shows a bar meanwhile.
+        Args:
+            image: a Pillow image of any mode, or the path of a file.
+            quality: from 0 (small) to 1 (good). A one-rate model ignores it, with a warning once.
+            tile: side of independently coded tiles, a multiple of 64 up to 16320 pixels; 0 for a single tile; None for
+                tiles of 1024 if the image has more than 4 million pixels.
+            effort: steps of latent refinement (:mod:`ugicm.refinement`): fewer bits, slower compression.
+            progress: show a progress bar of latent refinement.
 
         Raises:
-            ValueError: a quality outside [0, 1], a tile that is no multiple of 64, or a negative effort.
-            ImageError: a file that cannot be read as an image, or one with no pixels or more of them than
-                ``ugicm.bitstream.MAX_PIXELS``, which readers would refuse.
-            CheckpointError: the weights give latents that no stream can hold: not finite, or too large.
+            ValueError: a quality outside of [0, 1], a tile that is not a multiple of 64, or a negative effort.
+            ImageError: a file that cannot be read as an image, or an image with no pixels or more than
+                ``ugicm.bitstream.MAX_PIXELS``, which decoders would reject.
+            CheckpointError: the latents are not finite or too large for a bitstream.
         """
         image = images.open_rgb(image, bitstream.too_large)
-        quality, batched = self._quality(quality)
+        quality = self._checked_quality(quality)
         padded = bitstream.padded_box(*image.size)
-        effort = _whole(effort, "effort")
-        if tile is not None:
-            tile = _whole(tile, "tile")
-        else:
+        effort = _to_integer(effort, "effort")
+        if tile is None:
             tile = TILE if padded.width * padded.height > TILED_FROM else 0
+        tile = _to_integer(tile, "tile")
         if tile % Z_STRIDE or not 0 <= tile <= bitstream.LARGEST_TILE:
             raise ValueError(f"tile is {tile}, must be a multiple of {Z_STRIDE} from 0 to {bitstream.LARGEST_TILE}")
         if effort < 0:
             raise ValueError(f"effort is {effort}, must be 0 (none) or a number of steps")
         levels = images.to_levels(image, Z_STRIDE)
+        batched = self._batched(quality)
         y = self._analyze(levels, batched)
         z = self.model.hyper_analyze(y)
         if effort:
@@ -181,122 +197,126 @@ class Codec:
             y = refine(self.model, x, y, z, batched, effort, image.size, progress)
         strings, digests = [], []
         for box in cut(padded, tile):
-            inside = bitstream.inside_of(box, *image.size)
-            y_here, z_here = y[..., *box.slices(Y_STRIDE)], z[..., *box.slices(Z_STRIDE)]
-            (string,), (digest,) = self.model.write(y_here, z_here, inside)
+            y_tile, z_tile = y[..., *box.slices(Y_STRIDE)], z[..., *box.slices(Z_STRIDE)]
+            extent = bitstream.coded_extent(box, *image.size)
+            (string,), (digest,) = self.model.entropy_encode(y_tile, z_tile, extent)
             strings.append(string)
             digests.append(digest)
-        return bitstream.Stream(
+        return bitstream.Bitstream(
             *image.size, self.model.fingerprint, quality, tile, tuple(digests), tuple(strings)
         ).pack()
 
     def decompress(
         self, data: bytes, preference: Any = 0.0, region: tuple[int, int, int, int] | None = None
     ) -> Image.Image | list[Image.Image]:
-        """Decode a stream for one viewer, or for a list of them with the stream parsed once.
+        """Decode a bitstream for one preference, or for a list of preferences with a single entropy decoding.
 
-        ``preference``: a number from 0 (human) to 1 (machine), "human", "machine", or a map of the image's size
-        (float array [H, W] in [0, 1], or a Pillow image whose gray levels 0...255 stand for 0...1): machine where
-        it is bright. A list gives a list of images. ``region`` (x, y, width, height): only this part of the
-        image, at a cost near its area where the stream has tiles.
+        Args:
+            data: bytes of a ``.ugic`` file.
+            preference: a number from 0 (human) to 1 (machine), "human", "machine", or a map of the image's size: a
+                float array [H, W] in [0, 1], or a Pillow image whose gray levels 0...255 stand for 0...1. A list of
+                preferences gives a list of images.
+            region: (x, y, width, height) in pixels: decode only this part of the image. If the bitstream has tiles,
+                the cost is in proportion to its area.
 
         Raises:
-            StreamError: the stream is damaged, truncated, foreign, or was written by another model.
-            ValueError: a preference outside [0, 1], a map of another size, or a region that is not four integers
+            StreamError: the bitstream is corrupt, truncated, of an unsupported version or of another model.
+            ValueError: a preference outside of [0, 1], a map of another size, or a region that is not four integers
                 inside the image.
         """
         parsed = bitstream.parse(data)
         several = isinstance(preference, Sequence) and not isinstance(preference, str)
-        betas = [self._beta(p, (parsed.width, parsed.height)) for p in (preference if several else [preference])]
-        view = Box(0, 0, parsed.width, parsed.height)
-        if region is not None:
-            view = self._view(region, parsed)
-        images = self.synthesize(parsed, self.parse(parsed, view), betas, view) if betas else []
-        return images if several else images[0]
+        betas = [to_beta(p, (parsed.width, parsed.height)) for p in (preference if several else [preference])]
+        view = self._view((0, 0, parsed.width, parsed.height) if region is None else region, parsed)
+        decoded = self.synthesize(parsed, self.entropy_decode(parsed, view), betas, view) if betas else []
+        return decoded if several else decoded[0]
 
-    @_undisturbed
-    def parse(self, parsed: bitstream.Stream, view: Box | None = None) -> Tensor:
-        """Read y_hat [1, M, H/16, W/16] from a parsed file, H and W being those of the padded image.
+    @_in_inference_mode
+    def entropy_decode(self, parsed: bitstream.Bitstream, view: Box | None = None) -> Tensor:
+        """Decode the latents y_hat [1, M, H/16, W/16] of a parsed file, H and W being those of the padded image.
 
-        With ``view``, only the tiles that it depends on are read; elsewhere y_hat is 0. In the parser's precision, of
-        streams with tiles in float32.
+        With ``view``, a box in pixels, only the tiles that it depends on are decoded; elsewhere y_hat is 0. The result
+        is float32 on :attr:`device`.
 
-        Raises StreamError if the stream was not written by this model, or its symbols do not match their digests.
+        Raises StreamError if the bitstream is of another model, or corrupt.
         """
         if parsed.fingerprint != self.model.fingerprint:
             raise StreamError(
-                f"the stream was written by another model: its fingerprint is {parsed.fingerprint.hex()}, this model's "
-                f"is {self.fingerprint}; load the checkpoint it was written with"
+                f"the bitstream was written by another model: its fingerprint is {parsed.fingerprint.hex()}, this "
+                f"model's is {self.fingerprint}; load the checkpoint it was written with"
             )
         padded = parsed.padded
         needed = padded if view is None else view.grown(self.config.halo, padded)
-        if not parsed.tile:
-            return self._read_tile(parsed, 0, padded)
         shape = (1, self.config.M, padded.height // Y_STRIDE, padded.width // Y_STRIDE)
-        y_hat = torch.zeros(shape, device=self.device, dtype=torch.float32)  # as synthesis takes it
+        y_hat = torch.zeros(shape, device=self.device, dtype=torch.float32)
         for i, box in enumerate(parsed.tiles):
             if box.meets(needed):
-                y_hat[..., *box.slices(Y_STRIDE)] = self._read_tile(parsed, i, box)
+                y_hat[..., *box.slices(Y_STRIDE)] = self._decode_tile(parsed, i, box)
         return y_hat
 
-    def _read_tile(self, parsed: bitstream.Stream, i: int, box: Box) -> Tensor:
-        y_hat, (digest,) = self.model.decompress([parsed.strings[i]], (box.height, box.width), parsed.inside(box))
+    def _decode_tile(self, parsed: bitstream.Bitstream, i: int, box: Box) -> Tensor:
+        size, extent = (box.height, box.width), parsed.extent(box)
+        y_hat, (digest,) = self.model.entropy_decode([parsed.strings[i]], size, extent)
         if digest != parsed.digests[i]:
-            raise StreamError("damaged stream: its symbols do not match their digest")
+            raise StreamError("corrupt bitstream: its symbols do not match their digest")
         return y_hat
 
-    @_undisturbed
+    @_in_inference_mode
     def synthesize(
-        self, parsed: bitstream.Stream, y_hat: Tensor, betas: list[Tensor], view: Box | None = None
+        self, parsed: bitstream.Bitstream, y_hat: Tensor, betas: list[Tensor], view: Box | None = None
     ) -> list[Image.Image]:
-        """Images (of ``view`` only, where given) for a list of preferences, each [1] or a map [1, 1, H, W]."""
+        """Return one RGB image for each preference in ``betas``, each a tensor [1] or a map [1, 1, H, W] in [0, 1].
+
+        ``y_hat`` is what :meth:`entropy_decode` returned for ``parsed``. With ``view``, a box in pixels, the images
+        show only this part.
+        """
         view = view or Box(0, 0, parsed.width, parsed.height)
-        _, quality = self._quality(parsed.quality)
+        quality = self._batched(parsed.quality)
         decoded = []
         for beta in betas:
             if beta.dim() == 4:
                 beta = images.pad_to(beta, Z_STRIDE)
-            image = Image.new("RGB", (view.width, view.height), None)  # not filled first
-            for inside in cut(view, WINDOW):
-                around = inside.grown(self.config.halo, parsed.padded).aligned(Y_STRIDE)
-                beta_here = beta[..., *around.slices()] if beta.dim() == 4 else beta
-                x_hat = self.model.synthesize(y_hat[..., *around.slices(Y_STRIDE)], beta_here, quality)
-                piece = images.from_tensor(x_hat[..., *inside.within(around).slices()])
-                image.paste(piece, (inside.left - view.left, inside.top - view.top))
+            image = Image.new("RGB", (view.width, view.height), None)  # uninitialized
+            for window in cut(view, WINDOW):
+                around = window.grown(self.config.halo, parsed.padded).aligned(Y_STRIDE)
+                beta_window = beta[..., *around.slices()] if beta.dim() == 4 else beta
+                x_hat = self.model.synthesize(y_hat[..., *around.slices(Y_STRIDE)], beta_window, quality)
+                piece = images.from_tensor(x_hat[..., *window.within(around).slices()])
+                image.paste(piece, (window.left - view.left, window.top - view.top))
             decoded.append(image)
         return decoded
 
-    def _analyze(self, levels: Tensor, quality: Tensor | None) -> Tensor:
-        """y of a padded image, uint8 on the CPU, window by window: only they go to the device, and become floats."""
+    def _analyze(self, levels: Tensor, quality: Tensor) -> Tensor:
+        """Return y of a padded image, uint8 on the CPU. One window at a time is on the device and in float32."""
         padded = Box(0, 0, levels.shape[3], levels.shape[2])
         windows = list(cut(padded, WINDOW))
         y = None
-        for inside in windows:
-            around = inside.grown(self.config.halo, padded)
+        for window in windows:
+            around = window.grown(self.config.halo, padded)
             piece = levels[..., *around.slices()].to(self.device)
             piece = piece.to(torch.float32, memory_format=torch.channels_last).div_(255)
-            part = self.model.analyze(piece, quality)[..., *inside.within(around).slices(Y_STRIDE)]
+            part = self.model.analyze(piece, quality)[..., *window.within(around).slices(Y_STRIDE)]
             if len(windows) == 1:
                 return part
             if y is None:
                 y = part.new_empty(1, self.config.M, padded.height // Y_STRIDE, padded.width // Y_STRIDE)
-            y[..., *inside.slices(Y_STRIDE)] = part
+            y[..., *window.slices(Y_STRIDE)] = part
         return y
 
     def describe(self) -> dict[str, Any]:
-        """Facts about the model, for records and people."""
+        """Return facts about the model for results files and reports."""
         return {
             "backbone": self.config.backbone,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "fingerprint": self.fingerprint,
             "variable quality": self.has_quality,
-            "parsing arithmetic": self.config.parsing,
+            "entropy model arithmetic": "float32" if self.model.entropy_model.guard else "fixed point",
             "synthesis precision": str(self.model.synthesis_dtype or torch.float32).removeprefix("torch."),
             "device": str(self.device),
         }
 
     @staticmethod
-    def _view(region: tuple[int, int, int, int], parsed: bitstream.Stream) -> Box:
+    def _view(region: tuple[int, int, int, int], parsed: bitstream.Bitstream) -> Box:
         try:
             x, y, width, height = map(operator.index, region)
         except (TypeError, ValueError):
@@ -306,35 +326,19 @@ class Codec:
             raise ValueError(f"region {region} is not inside the image of {parsed.width}x{parsed.height}")
         return view
 
-    def _quality(self, quality: float) -> tuple[float, Tensor | None]:
-        """The quality as the header holds it, and as the model takes it."""
+    def _checked_quality(self, quality: float) -> float:
+        """Return the quality as the header stores it."""
         quality = float(quality)
         if not 0 <= quality <= 1:
             raise ValueError(f"quality is {quality}, must be from 0 (small) to 1 (good)")
-        if not self.has_quality:
-            if bitstream.quantize_quality(quality) != bitstream.quantize_quality(ONE_RATE) and not self._warned:
-                self._warned = True
-                warnings.warn("this model has one rate: quality has no effect", stacklevel=4)
-            return ONE_RATE, None
         quality = bitstream.quantize_quality(quality)
-        return quality, torch.tensor([quality], device=self.device, dtype=torch.float32)
+        if self.has_quality:
+            return quality
+        if quality != bitstream.quantize_quality(ONE_RATE) and not self._warned:
+            self._warned = True
+            warnings.warn("this model has one rate: quality has no effect", stacklevel=4)
+        return ONE_RATE
 
-    def _beta(self, preference: Any, size: tuple[int, int]) -> Tensor:
-        if isinstance(preference, str):
-            if preference not in PREFERENCES:
-                raise ValueError(f"preference {preference!r} not found; available: human, machine, a number in [0, 1]")
-            preference = PREFERENCES[preference]
-        if isinstance(preference, Image.Image):
-            preference = np.asarray(images.open_rgb(preference).convert("L"), dtype=np.float32) / 255
-        if isinstance(preference, Tensor):
-            preference = preference.detach().double().cpu().numpy()
-        beta = torch.from_numpy(np.array(preference, dtype=np.float64))
-        if beta.dim() not in (0, 2) or beta.dim() == 2 and tuple(beta.shape) != size[::-1]:
-            raise ValueError(
-                f"a preference is a number or a map of the image's size {size[0]}x{size[1]}, "
-                f"got shape {tuple(beta.shape)}"
-            )
-        if not bool(((beta >= 0) & (beta <= 1)).all()):
-            raise ValueError("preference must be from 0 (human) to 1 (machine)")
-        beta = beta.float()
-        return beta[None] if beta.dim() == 0 else beta[None, None]
+    def _batched(self, quality: float) -> Tensor:
+        """Return the quality as the model takes it: [1]."""
+        return torch.tensor([quality], device=self.device, dtype=torch.float32)

@@ -1,14 +1,14 @@
-"""Adapt the latents of one image to it before they are written: fewer bits for the same quality, for more time.
+"""Latent refinement: adapt the latents of one image before they are coded, for fewer bits at the same quality.
 
-The analysis transform is good for images in general. For one image, rate + slope * distortion can be lowered
-further by gradient descent on y itself, through the entropy model and the synthesis, which stay as they are: every
-reader reads the result, in the same time (Campos, Meierhans, Djelouah, Schroers, "Content Adaptive Optimization for
-Neural Image Compression", CVPR workshops 2019). Rounding is relaxed to something with a gradient that becomes rounding
-towards the end (after Yang, Bamler, Mandt, "Improving Inference for Neural Image Compression", NeurIPS 2020, without
+The analysis transform is good for images in general. For a single image, rate + slope * distortion can be lowered by
+gradient descent on y itself, through the entropy model and the synthesis transform, which do not change: every decoder
+decodes the result, in the same time (Campos, Meierhans, Djelouah, Schroers, "Content Adaptive Optimization for Neural
+Image Compression", CVPR workshops 2019). Rounding is relaxed to a differentiable function that approaches rounding
+during the descent (after Yang, Bamler, Mandt, "Improving Inference for Neural Image Compression", NeurIPS 2020, without
 its noise).
 
-The distortion is that of the image for people. How much of it a bit is worth, the slope, is read off the model: it is
-what a little more or less precision of y changes in both.
+The distortion is the squared error of the image for human preference. The slope, how much of it a bit is worth, is
+measured on the model: both change if y is quantized a little finer or coarser.
 """
 
 from __future__ import annotations
@@ -20,31 +20,29 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ugicm.bitstream import inside_of
+from ugicm.bitstream import coded_extent
 from ugicm.entropy.checkerboard import Part, pack
-from ugicm.entropy.model import Parser
-from ugicm.entropy.rans import LikelihoodCoder, left_out
-from ugicm.losses.rate import bits_per_pixel
+from ugicm.entropy.likelihood import LikelihoodCoder
+from ugicm.entropy.model import EntropyModel
 from ugicm.models.ugicm import UGICM
 from ugicm.tiling import Y_STRIDE, Z_STRIDE, Box, cut
 
-WINDOW = 768  # side in pixels of what is refined at a time; memory grows with the square of it and the halo around
-SOFT, HARD = 0.1, 0.01  # width of the relaxed rounding step, in symbols, at the beginning and the end
-RATE = 7e-3  # of learning, in symbols a step; falls to a tenth
-CALM = 0.2  # bits a symbol: weaker gradients move their symbol by less than RATE
-STRETCH = 1.2  # of y, either way, for the slope
+WINDOW = 768  # side in pixels of what is refined at a time; memory grows with the square of it and its halo
+SOFT, HARD = 0.1, 0.01  # softness of the relaxed rounding at the beginning and the end, in symbols
+LEARNING_RATE = 7e-3  # in symbols per step; decreases to a tenth
+EPSILON = 0.2  # of Adam, in bits per symbol: smaller gradients move their symbol by less than LEARNING_RATE
+STRETCH = 1.2  # factor on y, either way, to measure the slope
 
 
 class RelaxedCoder:
-    """A coder (:class:`ugicm.entropy.model.Coder`) whose symbols lie between integers, ever more rarely.
+    """A coder (:class:`ugicm.entropy.model.Coder`) with differentiable rounding.
 
     A residual f between the integers n and n + 1 becomes n + w, with w = sigmoid((f - n - 1/2) / softness), and costs
-    what n and n + 1 cost in these shares: the bits of the values in between, which no stream can hold, say nothing.
-    ``bits`` is the sum over y, differentiable. ``z_hat`` is given.
+    (1 - w) times the bits of n plus w times those of n + 1. ``bits`` is the sum over y. ``z_hat`` is given.
     """
 
-    def __init__(self, parser: Parser, z_hat: Tensor, softness: float, inside: tuple[int, int] | None):
-        self.gaussian, self.z_hat, self.softness, self.inside = parser.gaussian, z_hat, softness, inside
+    def __init__(self, entropy_model: EntropyModel, z_hat: Tensor, softness: float, extent: tuple[int, int] | None):
+        self.gaussian, self.z_hat, self.softness, self.extent = entropy_model.gaussian, z_hat, softness, extent
         self.bits = z_hat.new_zeros(())
 
     def code_hyper(self, z: None = None) -> Tensor:
@@ -55,31 +53,35 @@ class RelaxedCoder:
         below = residual.detach().floor()
         share = torch.sigmoid((residual - below - 0.5) / self.softness)
         bits = torch.lerp(self._bits(below, scale), self._bits(below + 1, scale), share)
-        uncoded = left_out(self.gaussian, self.gaussian.build_indexes(scale.detach()), part, self.inside)
-        self.bits = self.bits + bits.masked_fill(uncoded, 0).sum()
-        return mean + (below + share).masked_fill(uncoded, 0)
+        not_coded = self.gaussian.not_coded(self.gaussian.build_indexes(scale.detach()), part, self.extent)
+        self.bits = self.bits + bits.masked_fill(not_coded, 0).sum()
+        return mean + (below + share).masked_fill(not_coded, 0)
 
     def _bits(self, symbols: Tensor, scale: Tensor) -> Tensor:
-        return -self.gaussian.probability(symbols, scale).log2()
+        return -self.gaussian.likelihood(symbols, scale).log2()
 
 
 def refine(
-    model: UGICM, x: Tensor, y: Tensor, z: Tensor, quality: Tensor | None, steps: int,
+    model: UGICM, x: Tensor, y: Tensor, z: Tensor, quality: Tensor, steps: int,
     size: tuple[int, int], progress: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Latents that cost less than ``y`` for what they show. [1, M, H/16, W/16] -> same; z stays as it is.
+    """Return refined latents. [1, M, H/16, W/16] -> same; z does not change.
 
-    x [1, 3, H, W] in [0, 1] is the image of ``size`` (width, height), padded; z [1, N, H/64, W/64] its hyper latent,
-    ``quality`` [1] in [0, 1] (None for a model of one rate). ``steps``: of descent, each taking as long as two or three
-    decodings. ``progress``: show a bar.
+    Args:
+        model: prepared for coding.
+        x: the padded image, [1, 3, H, W] in [0, 1].
+        y, z: its latents and hyper latents, not rounded.
+        quality: [1] in [0, 1].
+        steps: steps of descent; each takes as long as two or three decodings.
+        size: (width, height) of the image without padding.
+        progress: show a progress bar.
     """
     with torch.inference_mode(False), torch.enable_grad():
         if any(parameter.is_inference() for parameter in model.parameters()):
             model = copy.deepcopy(model)  # unpickled or copied in inference mode: gradients do not pass such tensors
-        parser = copy.deepcopy(model.parser).float()
-        x, y, z = x.clone(), y.clone(), z.float().clone()
-        quality = None if quality is None else quality.clone()
-        z_hat = parser.round_hyper(z)
+        entropy_model = copy.deepcopy(model.entropy_model).float()
+        x, y, z, quality = x.clone(), y.clone(), z.float().clone(), quality.clone()
+        z_hat = entropy_model.round_hyper(z)
         padded = Box(0, 0, x.shape[3], x.shape[2])
         windows = list(cut(padded, WINDOW))
         refined = y.clone()
@@ -87,30 +89,29 @@ def refine(
                   disable=None if progress and sys.stderr else True) as bar:  # fmt: skip
             for window in windows:
                 around = window.grown(model.config.halo, padded).aligned(Z_STRIDE)
-                seen = x[..., *around.grown(0, Box(0, 0, *size)).slices()].to(y.device)
-                here = z_hat[..., *around.slices(Z_STRIDE)]
-                problem = _Problem(model, parser, seen, here, quality, inside_of(around, *size))
+                x_window = x[..., *around.grown(0, Box(0, 0, *size)).slices()].to(y.device)
+                z_window = z_hat[..., *around.slices(Z_STRIDE)]
+                problem = _Problem(model, entropy_model, x_window, z_window, quality, coded_extent(around, *size))
                 better = problem.solve(y[..., *around.slices(Y_STRIDE)], steps, bar)
                 refined[..., *window.slices(Y_STRIDE)] = better[..., *window.within(around).slices(Y_STRIDE)]
         return refined
 
 
 class _Problem:
-    """One window: y -> bits and squared error of what a reader would see. x is without padding."""
+    """The optimization problem of one window: bits and squared error as functions of y. x is without padding."""
 
     def __init__(
-        self, model: UGICM, parser: Parser, x: Tensor, z_hat: Tensor, quality: Tensor | None,
-        inside: tuple[int, int] | None,
+        self, model: UGICM, entropy_model: EntropyModel, x: Tensor, z_hat: Tensor, quality: Tensor,
+        extent: tuple[int, int] | None,
     ):  # fmt: skip
-        self.model, self.parser, self.x, self.z_hat = model, parser, x, z_hat
-        self.quality, self.inside = quality, inside
-        self.people = torch.zeros(1)
+        self.model, self.entropy_model, self.x, self.z_hat = model, entropy_model, x, z_hat
+        self.quality, self.extent = quality, extent
+        self.human = torch.zeros(1)
         with torch.no_grad():
-            self.hyper = parser.h_s(z_hat)
+            self.hyper = entropy_model.h_s(z_hat)
 
     def solve(self, start: Tensor, steps: int, bar: tqdm) -> Tensor:
-        """Descend from ``start``; never to a worse place, as the coder would round it, and nowhere where nothing is to
-        be had for bits."""
+        """Return y after the descent, or ``start`` if the result is worse when rounded, or if bits gain nothing."""
         with torch.no_grad():
             slope = self._slope(start)
             before = self._rounded(start)
@@ -118,12 +119,12 @@ class _Problem:
             bar.update(steps)
             return start
         y = start.clone().requires_grad_(True)
-        optimizer = torch.optim.Adam([y], lr=RATE, betas=(0.9, 0.99), eps=CALM)
+        optimizer = torch.optim.Adam([y], lr=LEARNING_RATE, betas=(0.9, 0.99), eps=EPSILON)
         for step in range(steps):
             done = step / max(1, steps - 1)
-            optimizer.param_groups[0]["lr"] = RATE * (1 - 0.9 * done)
-            coder = RelaxedCoder(self.parser, self.z_hat, SOFT * (HARD / SOFT) ** done, self.inside)
-            error = self._error(self.parser.slices(self.hyper, coder, y))
+            optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - 0.9 * done)
+            coder = RelaxedCoder(self.entropy_model, self.z_hat, SOFT * (HARD / SOFT) ** done, self.extent)
+            error = self._error(self.entropy_model.slices(self.hyper, coder, y))
             optimizer.zero_grad()
             (coder.bits + slope * error).backward()
             optimizer.step()
@@ -134,18 +135,20 @@ class _Problem:
         return y if bits + slope * error < before[0] + slope * before[1] else start
 
     def _error(self, y_hat: Tensor) -> Tensor:
-        x_hat = self.model.synthesize(y_hat, self.people, self.quality)
+        x_hat = self.model.synthesize(y_hat, self.human, self.quality)
         return (x_hat[..., : self.x.shape[2], : self.x.shape[3]] - self.x).square().sum()
 
     def _rounded(self, y: Tensor, stretch: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Bits and squared error of y, coded as ``stretch`` times itself."""
-        coder = LikelihoodCoder(self.parser, self.inside)
-        y_hat = self.parser.slices(self.hyper, coder, y * stretch)
-        return bits_per_pixel([coder.y_likelihood], 1)[0], self._error(y_hat / stretch)
+        """Return bits and squared error of y, coded after multiplication by ``stretch``."""
+        coder = LikelihoodCoder(self.entropy_model, self.extent)
+        y_hat = self.entropy_model.slices(self.hyper, coder, y * stretch)
+        return -coder.y_likelihood.log2().sum(), self._error(y_hat / stretch)
 
     def _slope(self, y: Tensor) -> Tensor | None:
-        """Bits that a unit of squared error is worth where the model stands. None on the rare image, a flat one,
-        where finer steps take fewer bits or show less."""
+        """Return the bits that a unit of squared error is worth.
+
+        None for the rare image, a flat one, where finer quantization takes fewer bits or does not reduce the error.
+        """
         finer, coarser = self._rounded(y, STRETCH), self._rounded(y, 1 / STRETCH)
         bits, error = finer[0] - coarser[0], coarser[1] - finer[1]
         return bits / error if bits > 0 and error > 0 else None

@@ -1,11 +1,9 @@
-"""Large images in bounded memory: coding tiles and overlapping windows.
+"""Large images in bounded memory: tiles and windows, boxes in pixels of the padded image.
 
-Two different cuts, both in pixels of the padded image:
-
-* *Tiles* are parsed on their own, so that a region can be decoded alone. They belong to the stream.
-* *Windows* bound the memory of analysis and synthesis. A window is computed with a halo as wide as the networks
-  reach and only its inside is kept, so the result is that of the whole image and there are no seams. They are
-  the program's own business.
+* *Tiles* are entropy-coded independently, so that a region can be decoded alone. They are part of the bitstream.
+* *Windows* bound the memory of analysis and synthesis. A window is processed with a halo as wide as the receptive field
+  of the networks, and only its inside is kept: the result is that of the whole image, without seams. Bitstreams do not
+  depend on windows.
 """
 
 from __future__ import annotations
@@ -13,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-Y_STRIDE = 16  # pixels a position of the latent y, each way
-Z_STRIDE = 64  # ... of the hyper latent z: images are padded to multiples of it, tiles and their sides are such
+Y_STRIDE = 16  # pixels per position of the latents y, in each direction
+Z_STRIDE = 64  # ... of the hyper latents z; sides of padded images and of tiles are multiples of it
 
 
 @dataclass(frozen=True)
@@ -35,29 +33,29 @@ class Box:
         return self.bottom - self.top
 
     def grown(self, margin: int, limit: Box) -> Box:
-        """Wider by ``margin`` on every side, but not beyond ``limit``."""
+        """Return the box extended by ``margin`` on every side, but not beyond ``limit``."""
         return Box(
             max(self.left - margin, limit.left), max(self.top - margin, limit.top),
             min(self.right + margin, limit.right), min(self.bottom + margin, limit.bottom),
         )  # fmt: skip
 
     def aligned(self, step: int) -> Box:
-        """The smallest box around this one whose sides are multiples of ``step``."""
+        """Return the smallest box around this one whose coordinates are multiples of ``step``."""
         return Box(self.left // step * step, self.top // step * step, -(-self.right // step) * step,
                    -(-self.bottom // step) * step)  # fmt: skip
 
     def meets(self, other: Box) -> bool:
-        """Whether the two have a pixel in common."""
+        """Return whether the boxes have a pixel in common."""
         return (
             self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
         )
 
     def within(self, origin: Box) -> Box:
-        """The same box in coordinates that start at ``origin``'s corner."""
+        """Return the box in coordinates relative to the corner of ``origin``."""
         return Box(self.left - origin.left, self.top - origin.top, self.right - origin.left, self.bottom - origin.top)
 
     def slices(self, scale: int = 1) -> tuple[slice, slice]:
-        """Rows and columns of a tensor at 1/``scale`` of the resolution."""
+        """Return the rows and columns of a tensor at 1/``scale`` of the resolution."""
         return (
             slice(self.top // scale, -(-self.bottom // scale)),
             slice(self.left // scale, -(-self.right // scale)),
@@ -65,7 +63,7 @@ class Box:
 
 
 def cut(box: Box, side: int) -> Iterator[Box]:
-    """Cut a box into squares of ``side`` (smaller at the right and below), row by row. ``side`` 0: one piece."""
+    """Cut a box into squares of ``side`` (smaller at the right and bottom), row by row. ``side`` 0: no cut."""
     if not side:
         yield box
         return

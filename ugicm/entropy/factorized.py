@@ -1,50 +1,91 @@
-"""The parts of CompressAI that the codec stands on, loaded without the rest of it.
+"""Factorized prior of the hyper latent.
 
-``import compressai`` runs all of CompressAI and, for its point clouds, torch_geometric, pandas and torch's compiler,
-and scipy.stats: more than half of the time that a command took. So these packages are registered without being run, and
-only the modules named below are run. Whoever asks for anything else in the same process gets the whole after all.
+Ballé, Minnen, Singh, Hwang, Johnston, "Variational Image Compression with a Scale Hyperprior", ICLR 2018, appendix
+6.1: the cumulative distribution of each channel is a small network that is monotonic by construction.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-import threading
-from typing import Any
+import copy
+import math
+from itertools import pairwise
 
-__all__ = ["GDN", "BufferedRansEncoder", "EntropyBottleneck", "GaussianConditional", "RansDecoder", "conv1x1"]
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ugicm.entropy.tables import TAIL_MASS, TabulatedPrior
+
+HIDDEN_WIDTHS = (3, 3, 3, 3)
+INITIAL_WIDTH = 10.0  # the prior starts with a density about this wide
 
 
-def register_unrun(name: str, **attributes: Any) -> None:
-    """Let ``name.part`` be imported without running the package ``name`` itself.
+class FactorizedPrior(TabulatedPrior):
+    """Learned density of each of ``channels`` channels, independent of position.
 
-    Its ``__init__`` runs when somebody asks the package for what it does not have yet. ``attributes`` are what its
-    modules ask it for, as it would answer. Nothing is done where the package has been imported already, or is missing.
+    Layer k of the cumulative network is ``h = softplus(matrices[k]) x + biases[k]``, followed (except for the last
+    layer) by ``h + tanh(factors[k]) tanh(h)``. A sigmoid makes the result a probability. ``quantiles`` [channels, 1, 3]
+    are the lower tail, the median and the upper tail; they are fitted by :meth:`quantile_loss`. State dicts are
+    interchangeable with those of CompressAI's ``EntropyBottleneck``.
     """
-    spec = None if name in sys.modules else importlib.util.find_spec(name)
-    if spec is None:
-        return
-    package = importlib.util.module_from_spec(spec)
-    lock, has_run = threading.RLock(), False
 
-    def run(attribute: str) -> Any:
-        nonlocal has_run
-        with lock:
-            if not has_run:  # once: while it runs, its own imports come through here, too
-                has_run = True
-                spec.loader.exec_module(package)
-        try:
-            return vars(package)[attribute]
-        except KeyError:
-            raise AttributeError(f"module {name!r} has no attribute {attribute!r}") from None
+    def __init__(self, channels: int):
+        super().__init__()
+        widths = (1, *HIDDEN_WIDTHS, 1)
+        layers = len(widths) - 1
+        slope = INITIAL_WIDTH ** (-1 / layers)  # of each layer, so that all together divide by INITIAL_WIDTH
+        self.matrices, self.biases, self.factors = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
+        for width_in, width_out in pairwise(widths):
+            start = math.log(math.expm1(slope / width_out))  # softplus(start) = slope / width_out
+            self.matrices.append(torch.full((channels, width_out, width_in), start))
+            self.biases.append(torch.empty(channels, width_out, 1).uniform_(-0.5, 0.5))
+            if len(self.matrices) < layers:
+                self.factors.append(torch.zeros(channels, width_out, 1))
+        quantiles = torch.tensor([-INITIAL_WIDTH, 0.0, INITIAL_WIDTH])
+        self.quantiles = nn.Parameter(quantiles.repeat(channels, 1, 1))
+        tail = math.log(2 / TAIL_MASS - 1)
+        self.register_buffer("target", torch.tensor([-tail, 0.0, tail]))  # logits of the quantiles
 
-    vars(package).update(attributes, __getattr__=run)
-    sys.modules[name] = package
+    @property
+    def medians(self) -> Tensor:
+        """Medians, [1, channels, 1, 1], detached."""
+        return self.quantiles[:, :, 1:2].detach().reshape(1, -1, 1, 1)
 
+    def likelihood(self, z: Tensor) -> Tensor:
+        """Return the probability of the unit interval around each value. [B, C, H, W] -> same, at least 1e-9."""
+        by_channel = z.transpose(0, 1)
+        values = by_channel.reshape(len(by_channel), 1, -1)
+        lower, upper = self._logits(values - 0.5), self._logits(values + 0.5)
+        probability = self.likelihood_lower_bound(torch.sigmoid(upper) - torch.sigmoid(lower))
+        return probability.reshape(by_channel.shape).transpose(0, 1).contiguous()
 
-register_unrun("scipy.stats")  # CompressAI imports it for one number, which tables that are built already do without
-register_unrun("compressai", get_entropy_coder=lambda: "ans", available_entropy_coders=lambda: ["ans"])
+    def quantile_loss(self) -> Tensor:
+        """Return the loss that fits ``quantiles`` to the density, a scalar. The density gets no gradient."""
+        return (self._logits(self.quantiles, detach=True) - self.target).abs().sum()
 
-from compressai.ans import BufferedRansEncoder, RansDecoder  # noqa: E402
-from compressai.entropy_models import EntropyBottleneck, GaussianConditional  # noqa: E402
-from compressai.layers import GDN, conv1x1  # noqa: E402
+    def _logits(self, x: Tensor, detach: bool = False) -> Tensor:
+        """Return the logits of the cumulative distribution. [C, 1, n] -> same."""
+        for k, (matrix, bias) in enumerate(zip(self.matrices, self.biases)):
+            factor = self.factors[k] if k < len(self.factors) else None
+            if detach:
+                matrix, bias, factor = (None if p is None else p.detach() for p in (matrix, bias, factor))
+            x = torch.matmul(F.softplus(matrix), x) + bias
+            if factor is not None:
+                x = x + torch.tanh(factor) * torch.tanh(x)
+        return x
+
+    @torch.no_grad()
+    def build_tables(self) -> None:
+        """Build the CDF tables, in float64, so that the same parameters give the same tables on every machine.
+
+        A row reaches from the lower to the upper quantile of its channel.
+        """
+        prior = copy.deepcopy(self).double()
+        low, median, high = prior.quantiles[:, 0].unbind(1)
+        below, above = (side.ceil().long().clamp(min=0) for side in (median - low, high - median))
+        length = below + above + 1
+        symbols = torch.arange(int(length.max()), device=median.device) + (median - below)[:, None]
+        lower, upper = (prior._logits(symbols[:, None] + side)[:, 0] for side in (-0.5, 0.5))
+        pmf = torch.sigmoid(upper) - torch.sigmoid(lower)
+        escape = torch.sigmoid(lower[:, :1]) + torch.sigmoid(-upper[:, -1:])
+        self.set_tables([torch.cat([p[:n], e]) for p, n, e in zip(pmf, length.tolist(), escape)], -below)

@@ -1,15 +1,14 @@
-"""Convolutions whose results are the same integers on every machine.
+"""Convolutions whose results are equal on every machine.
 
-A stream is parsed with probabilities that a network computes, so a difference in the last bit of a float can
-derail the entropy decoder. Float sums differ between machines because their order does. Here, every operand is a
-multiple of a power of two (weights of 2^-16, activations of 2^-14, bounded by 2^12) held in float64, and every
-sum stays below 2^53 units of the last place: no addition ever rounds, so their order, the number of threads, the
-instruction set and fused multiply-adds make no difference. (The idea of integer networks for entropy models:
-Ballé, Johnston, Minnen, "Integer Networks for Data Compression with Latent-Variable Models", ICLR 2019; here
-with 26-bit activations, so that no retraining is needed.)
+Entropy decoding uses probabilities that a network computes, so that a difference in the last bit of a float can derail
+it. Floating point sums differ between machines because their order does. In this module, every operand is a multiple of
+a power of two (weights of 2^-16, activations of 2^-14, bounded by 2^12) stored in float64, and every sum stays below
+2^53 units of the last place. No addition is rounded, so that the order of sums, the number of threads, the instruction
+set and fused multiply-adds have no effect. (Integer networks for entropy models: Ballé, Johnston, Minnen, "Integer
+Networks for Data Compression with Latent-Variable Models", ICLR 2019. 26-bit activations make retraining unnecessary.)
 
-What lies between the convolutions must be exact too: concatenation, pixel shuffles, and a leaky ReLU whose slope is
-a power of two, which also rounds: whatever enters a convolution has been through :func:`activation` or :func:`on_grid`.
+Operations between convolutions must be exact, too: concatenation, pixel shuffles, and a leaky ReLU whose slope is a
+power of two. Every input of a convolution is rounded by :func:`activation` or :func:`on_grid`.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ def to_grid(x: Tensor) -> Tensor:
 
 
 def on_grid(x: Tensor) -> Tensor:
-    """What convolutions may take: x itself in training, a rounded copy where x is float64."""
+    """Return an input for convolutions: a rounded copy of float64 values, x itself of others (in training)."""
     return to_grid(x.clone()) if x.dtype == torch.float64 else x
 
 
 def activation(x: Tensor) -> Tensor:
-    """Leaky ReLU with slope 1/8, exact in binary, and rounding where x is float64. May overwrite x outside training."""
+    """Leaky ReLU with slope 1/8, then rounding of float64 values. May overwrite x if gradients are disabled."""
     x = F.leaky_relu(x, SLOPE, inplace=not torch.is_grad_enabled())
     return to_grid(x) if x.dtype == torch.float64 else x
 
@@ -52,11 +51,10 @@ class FixedPointActivation(nn.Module):
 
 
 class FixedPointConv2d(nn.Conv2d):
-    """A convolution that trains in floating point and, once its weights are float64, computes exactly, given inputs on
-    the grid (:func:`on_grid`).
+    """Convolution that is exact if weights are float64 and rounded, and inputs are on the grid (:func:`on_grid`).
 
-    Call :meth:`round_weights` after converting to float64 (:meth:`ugicm.models.ugicm.UGICM.prepare_for_coding`
-    does). Padding is zero, ``kernel_size // 2``, stride 1.
+    It is trained in floating point. For coding, convert it to float64 and call :meth:`round_weights`, as
+    :meth:`ugicm.models.ugicm.UGICM.prepare_for_coding` does. Stride is 1, with zero padding of ``kernel_size // 2``.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1):
@@ -64,15 +62,15 @@ class FixedPointConv2d(nn.Conv2d):
 
     @torch.no_grad()
     def round_weights(self) -> None:
-        """Put the float64 weights and biases on their grids; raises CheckpointError if a sum could leave 2^53."""
+        """Round the float64 weights and biases to their grids. Raises CheckpointError if a sum could exceed 2^53."""
         self.weight.copy_(torch.round(self.weight / WEIGHT_STEP) * WEIGHT_STEP)
         unit = WEIGHT_STEP * ACTIVATION_STEP
         self.bias.copy_(torch.round(self.bias / unit) * unit)
         largest = self.weight.abs().sum(dim=(1, 2, 3)) * ACTIVATION_LIMIT + self.bias.abs()
         if not bool((largest / unit < 2.0**53).all()):
             raise CheckpointError(
-                f"weights of a {self.in_channels}->{self.out_channels} parsing layer are too large for exact sums: "
-                f"{largest.max().item():.4g}, limit {2.0**53 * unit:.4g}"
+                f"weights of a {self.in_channels}->{self.out_channels} layer of the entropy model are too large for "
+                f"exact sums: {largest.max().item():.4g}, limit {2.0**53 * unit:.4g}"
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,11 +82,13 @@ class FixedPointConv2d(nn.Conv2d):
         return self._sum_over_taps(x)
 
     def _sum_over_taps(self, x: Tensor) -> Tensor:
-        """The convolution as a matrix product for each place in the kernel. There is no fast one for float64, and those
-        of cuDNN may have intermediate values that are not on the grid."""
+        """Compute the convolution as one matrix product per kernel position.
+
+        PyTorch's float64 convolutions are slow, and cuDNN's may have intermediate values that are not on the grid.
+        """
         height, width = x.shape[-2:]
         reach = self.padding[0]
-        line = width + 2 * reach  # in memory, the row above begins one line earlier
+        line = width + 2 * reach  # distance in memory between rows
         padded = F.pad(x, (reach, reach, reach, reach)).flatten(2)
         count = height * line - 2 * reach
         y = x.new_empty(len(x), self.out_channels, height * line)
@@ -102,7 +102,7 @@ class FixedPointConv2d(nn.Conv2d):
 
 
 def fixed_point_stack(*widths: int) -> nn.Sequential:
-    """1x1 convolutions ``widths[0] -> widths[1] -> ...`` with activations between them."""
+    """Return 1x1 convolutions ``widths[0] -> widths[1] -> ...`` with activations between them."""
     layers: list[nn.Module] = []
     for width_in, width_out in pairwise(widths):
         layers += [FixedPointConv2d(width_in, width_out), FixedPointActivation()]

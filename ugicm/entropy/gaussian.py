@@ -1,108 +1,120 @@
-"""The latent's conditional Gaussian and its tabulated scales."""
+"""Conditional Gaussian of the latent and its tabulated scales."""
 
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
-from ugicm.entropy.factorized import GaussianConditional
+from ugicm.entropy.checkerboard import Part, extent_mask
+from ugicm.entropy.lower_bound import LowerBound
+from ugicm.entropy.tables import PRECISION, TAIL_MASS, TabulatedPrior
 
-PRIOR = 4  # observations a symbol
+PRIOR_OBSERVATIONS = 4  # per symbol: weight of the Gaussian in calibration
 
 
 def log_spaced(low: float, high: float, levels: int) -> list[float]:
-    """``levels`` scales from ``low`` to ``high``, evenly spaced in the logarithm.
+    """Return ``levels`` scales from ``low`` to ``high``, evenly spaced in the logarithm.
 
-    In Python's float64, since PyTorch's float32 logarithms differ in their last bit between instruction sets, and
-    streams depend on every bit of a table.
+    The arithmetic is Python's float64: PyTorch's float32 logarithms differ in the last bit between instruction sets,
+    and bitstreams depend on every bit of a table.
     """
     step = (math.log(high) - math.log(low)) / max(levels - 1, 1)
     return [math.exp(math.log(low) + i * step) for i in range(levels)]
 
 
-class TabulatedGaussian(GaussianConditional):
-    """CompressAI's Gaussian conditional whose table is chosen by *nearest* scale (in the logarithm).
+def _normal_cdf(x: Tensor) -> Tensor:
+    return 0.5 * torch.erfc(-(2**-0.5) * x)
 
-    CompressAI rounds a scale up to the next tabulated one; the nearest one halves the mismatch. Positions that
-    fall on the smallest scale are *certain*: the probability of any symbol but 0 is about 1e-5 there, so the
-    coders leave them out and ``y_hat`` is the mean. ``sparse=False`` gives CompressAI's own rule, under which
-    the released checkpoints were trained and written.
 
-    The CDF tables are integers and part of the checkpoint: they are built once, where the model is made, and
-    never recomputed where a stream is read.
+class TabulatedGaussian(TabulatedPrior):
+    """Gaussian whose scale is rounded to a table of scales, one row of the CDF tables each.
+
+    With ``sparse``, the *nearest* scale (in the logarithm) is used, and positions that fall on the smallest scale are
+    *certain*: the probability of any symbol but 0 is about 1e-5 there, so that they are not coded and ``y_hat`` is the
+    mean. Without it, a scale is rounded up to the next tabulated one, as in CompressAI: the released checkpoints are
+    trained this way. State dicts are interchangeable with those of CompressAI's ``GaussianConditional``, but for its
+    redundant ``scale_bound``.
     """
 
     def __init__(self, scale_table: list[float], sparse: bool):
-        super().__init__(scale_table, scale_bound=scale_table[0])
+        super().__init__()
         self.sparse = sparse
-        self.register_buffer("_coding_bounds", None, persistent=False)
+        self.lower_bound_scale = LowerBound(scale_table[0])
+        self.register_buffer("scale_table", torch.tensor(scale_table))
 
-    def update(self) -> None:
-        """Build the CDF tables: CompressAI's, from cumulative probabilities in float64. Those in float32 differ between
-        instruction sets, and at times by enough to change an entry."""
-        single = self._standardized_cumulative
-        self._standardized_cumulative = lambda inputs: single(inputs.double())
-        try:
-            super().update()
-        finally:
-            del self._standardized_cumulative
+    def likelihood(self, residual: Tensor, scale: Tensor) -> Tensor:
+        """Return the probability of the unit interval around each residual (value - mean), at least 1e-9.
+
+        Differentiable in both arguments, which have one shape. Scales are used as they are, not rounded to the table.
+        """
+        scale, distance = self.lower_bound_scale(scale), residual.abs()
+        upper, lower = _normal_cdf((0.5 - distance) / scale), _normal_cdf((-0.5 - distance) / scale)
+        return self.likelihood_lower_bound(upper - lower)
+
+    def build_tables(self) -> None:
+        """Build the CDF tables. Cumulative probabilities are float64: those in float32 differ between instruction sets,
+        at times by enough to change an entry."""
+        reach = torch.ceil(self.scale_table * -NormalDist().inv_cdf(TAIL_MASS / 2)).long()
+        rows = []
+        for scale, n in zip(self.scale_table.float(), reach.tolist()):
+            distance = torch.arange(-n, n + 1, device=scale.device).abs().float()
+            upper, lower = (_normal_cdf(((side - distance) / scale).double()) for side in (0.5, -0.5))
+            rows.append(torch.cat([upper - lower, 2 * lower[:1]]))
+        self.set_tables(rows, -reach)
 
     def calibrate(self, counts: Tensor) -> None:
-        """Replace the probabilities in the tables by measured ones.
+        """Replace the probabilities in the tables by measured ones (CDF calibration).
 
-        ``counts`` [rows, longest row - 1]: how often each symbol of a row occurred, in the order of the table, escapes
-        last. Both signs count as one, and the Gaussian as :data:`PRIOR` observations a symbol, in its own proportions:
-        what is never seen keeps a place. Real latents peak higher than the Gaussian, with longer tails; where the
-        scale is small it all but rules out what happens once in a thousand times.
+        ``counts`` [rows, longest row - 1] holds how often each symbol of a row occurred, in the order of the table,
+        escapes last. Both signs count as one symbol. The Gaussian counts as :data:`PRIOR_OBSERVATIONS` observations
+        per symbol, in its own proportions, so that symbols that never occurred keep a place. Real latents have a higher
+        peak and longer tails than the Gaussian, which all but rules out rare symbols where the scale is small.
         """
-        lengths = self.cdf_length - 2  # without an escape and the end
-        longest = int(lengths.max())
-        pmf, escape = torch.zeros(len(lengths), longest), torch.zeros(len(lengths), 1)
-        for row, length in enumerate(lengths.tolist()):
-            symbols, escapes = counts[row, : length + 1].double().split([length, 1])
-            seen = torch.cat([(symbols + symbols.flip(0)) / 2, escapes])
-            gaussian = self.quantized_cdf[row, : length + 2].diff().double() / 2**self.entropy_coder_precision
-            wanted = seen + PRIOR * len(gaussian) * gaussian
-            wanted /= wanted.sum()
-            pmf[row, :length], escape[row] = wanted[:-1], wanted[-1]
-        self._quantized_cdf = self._pmf_to_cdf(pmf, escape, lengths, longest)
+        rows = []
+        for cdf, length, counted in zip(self.quantized_cdf, self.cdf_length.tolist(), counts.double()):
+            gaussian = cdf[:length].diff().double() / 2**PRECISION
+            symbols, escapes = counted[: length - 1].split([length - 2, 1])
+            wanted = torch.cat([(symbols + symbols.flip(0)) / 2, escapes])
+            wanted += PRIOR_OBSERVATIONS * len(gaussian) * gaussian
+            rows.append(wanted / wanted.sum())
+        self.set_tables(rows, self.offset)
 
-    def bounds(self) -> Tensor:
-        """Where one table row ends and the next begins: float64, one less than there are rows."""
+    def bounds(self, scale: Tensor) -> Tensor:
+        """Return the scales where one row ends and the next begins, [rows - 1], in the type of ``scale``."""
         table = self.scale_table.double()
         if not self.sparse:
-            return table[:-1]
+            return table[:-1].to(scale)
         # To 20 fractional bits, so that the last bit of a square root decides nothing.
-        return torch.round((table[:-1] * table[1:]).sqrt() * 2**20) / 2**20
+        return (torch.round((table[:-1] * table[1:]).sqrt() * 2**20) / 2**20).to(scale)
 
-    def prepare_for_coding(self) -> None:
-        """Keep :meth:`bounds`, which do not change any more."""
-        self._coding_bounds = self.bounds()
+    def build_indexes(self, scale: Tensor) -> Tensor:
+        """Return the table row of every scale: int64, same shape. Comparisons are exact, without arithmetic."""
+        return torch.bucketize(scale.contiguous(), self.bounds(scale))
 
-    def bounds_for(self, scales: Tensor) -> Tensor:
-        """:meth:`bounds` on the device and in the type of ``scales``."""
-        return (self.bounds() if self._coding_bounds is None else self._coding_bounds).to(scales)
+    def borderline(self, scale: Tensor, rows: Tensor, guard: float) -> Tensor:
+        """Return the row that another machine may choose for each scale, given a relative error of up to ``guard``.
 
-    def build_indexes(self, scales: Tensor) -> Tensor:
-        """Index of the table row for every scale: int64, same shape. Exact comparisons, no arithmetic."""
-        return torch.bucketize(scales.contiguous(), self.bounds_for(scales))
-
-    def certain(self, indexes: Tensor) -> Tensor:
-        """Which rows of the table, as :meth:`build_indexes` gives them, are of certain positions: bool, same shape."""
-        return (indexes == 0) & self.sparse
-
-    def probability(self, symbols: Tensor, scales: Tensor) -> Tensor:
-        """Of integers about a mean of 0, bounded from below; differentiable in the scales. All of one shape."""
-        return self.likelihood_lower_bound(self._likelihood(symbols, scales))
-
-    def borderline(self, scales: Tensor, indexes: Tensor, guard: float) -> Tensor:
-        """Scales so close (relative to ``guard``) to the bound of their row that another machine may differ.
-
-        Returns the neighboring row's index where that is so, elsewhere the index itself.
+        That is the neighboring row where a bound is so close, else the row itself. ``rows`` are those of
+        :meth:`build_indexes`.
         """
-        bounds, scales = self.bounds_for(scales), scales.contiguous()
-        if_larger = torch.bucketize(scales, bounds * (1 - guard), right=True)  # one more where the bound above is near
-        if_smaller = torch.bucketize(scales, bounds * (1 + guard))  # one less where the bound below is near
-        return if_larger + if_smaller - indexes
+        bounds, scale = self.bounds(scale), scale.contiguous()
+        if_larger = torch.bucketize(scale, bounds * (1 - guard), right=True)  # one more where the bound above is near
+        if_smaller = torch.bucketize(scale, bounds * (1 + guard))  # one less where the bound below is near
+        return if_larger + if_smaller - rows
+
+    def certain(self, rows: Tensor) -> Tensor:
+        """Return which table rows are those of certain positions: bool, same shape."""
+        return (rows == 0) & self.sparse
+
+    def not_coded(self, rows: Tensor, part: Part, extent: tuple[int, int] | None) -> Tensor:
+        """Return which positions of a packed ``part`` are not in a bitstream, their y_hat being the mean: bool.
+
+        ``rows`` [B, C, h, w] are table rows; see :mod:`ugicm.entropy.rans` for ``extent``.
+        """
+        certain = self.certain(rows)
+        if not extent:
+            return certain
+        return certain | ~extent_mask(rows.shape[2:], part, extent).to(rows.device, non_blocking=True)

@@ -1,139 +1,70 @@
-"""The three coders behind the entropy model's one loop: estimate the bits, write them, read them.
+"""The coders that write and read: rANS encoder and decoder.
 
-All three see the same calls in the same order (:class:`ugicm.entropy.model.Coder`). A stream's symbols are
-rANS-coded with CompressAI's coder, z first, then y as the loop visits it, in one string per image.
+Symbols are coded with CompressAI's rANS coder, z first, then y in the order of the slice loop, in one string per image.
+Where the entropy model has a guard, a guard list (:mod:`ugicm.entropy.guard`) precedes each string.
 
-**Guard.** Where parsing is done in floating point (not in fixed point), another machine's scales may differ in the
-last digits, and one that falls on the other side of a table bound would derail it. Only these comparisons decide
-anything, so the writer lists the positions whose scale lies within ``guard`` (relative) of a bound, with the lowest
-bit of the row it used, and the reader obeys (the idea of Tian et al., "Towards Real-Time Neural Video Codec for
-Cross-Platform Application Using Calibration Information", ACM MM 2023). The list precedes the rANS string: a count,
-then for each position a varint, 2 * (distance from the previous listed position) + bit. Fixed-point parsers have
-no guard and no list.
-
-**Inside.** An image is padded to multiples of 64 pixels, so some positions of y show nothing of it. The coders are
-told how many rows and columns of y do, (rows, columns), and code these alone: elsewhere y_hat is the mean. None: all.
+**Extent.** An image is padded to multiples of 64 pixels, so that some positions of y show nothing of it. ``extent`` is
+the number of rows and columns of y that are coded, (rows, columns); elsewhere y_hat is the mean. None codes all.
 """
 
 from __future__ import annotations
 
-import functools
+import importlib.machinery
+import importlib.util
+import sys
 import zlib
-from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ugicm.bitstream import read_varint, varint
-from ugicm.entropy.checkerboard import ALL, Part, pack, unpack
-from ugicm.entropy.factorized import BufferedRansEncoder, RansDecoder
-from ugicm.entropy.gaussian import TabulatedGaussian
+from ugicm.entropy.checkerboard import ALL, Part, extent_mask, pack
+from ugicm.entropy.guard import GuardReader, GuardWriter
+from ugicm.entropy.model import EntropyModel
+from ugicm.entropy.tables import CodingTables
 from ugicm.errors import CheckpointError, StreamError
 
-LONGEST = 8  # bytes a symbol: 16 bits and, escaped, 4 of length and up to 28 of value make 6
+LONGEST = 8  # bytes per symbol: 16 bits and, escaped, 4 of length and up to 28 of value make 6
 MARGIN = 256  # words
-CLAIM = 5  # bytes a symbol, after a string's end
+CLAIM = 5  # bytes per symbol, after a string's end
 SYMBOL_LIMIT = 2**26  # the rANS encoder never ends for a symbol of 28 bits or more
 
 
-def straight_through_round(x: Tensor) -> Tensor:
-    """Round to integers; the gradient passes as if it were the identity."""
-    return x + (torch.round(x) - x).detach()
+def _load_rans() -> ModuleType:
+    """Load CompressAI's rANS extension alone: importing the package takes longer than compressing an image.
 
-
-@functools.lru_cache(maxsize=64)
-def inside_mask(size: torch.Size, part: Part, inside: tuple[int, int]) -> Tensor:
-    """Whether positions of a packed ``part`` of ``size`` (h, w) lie in y's first rows and columns; bool [h, w], on the
-    CPU."""
-    height, width = size
-    with torch.inference_mode(False):  # it is kept, and must serve where gradients are computed, too
-        mask = torch.zeros(1, 1, height, width if part is ALL else 2 * width, dtype=torch.bool, device="cpu")
-        mask[..., : inside[0], : inside[1]] = True
-        return pack(mask, part)[0, 0]
-
-
-def left_out(gaussian: TabulatedGaussian, rows: Tensor, part: Part, inside: tuple[int, int] | None) -> Tensor:
-    """Positions of a packed ``part`` that a stream does not hold, their y_hat being the mean; bool, as ``rows`` of the
-    table [B, C, h, w]."""
-    certain = gaussian.certain(rows)
-    if not inside:
-        return certain
-    return certain | ~inside_mask(rows.shape[2:], part, inside).to(rows.device, non_blocking=True)
-
-
-class LikelihoodCoder:
-    """Collects likelihoods; writes nothing. Differentiable while the parser is in training mode.
-
-    Training follows Minnen & Singh (ICIP 2020): the rate sees y with uniform noise, the rest of the network sees
-    y rounded with a straight-through gradient. z is noisy for both: rounded, its small early values would all be
-    zero, and the hyperprior would die before it is of use.
+    ``sys.modules`` stays as it is, so that the package can be imported later.
     """
-
-    def __init__(self, parser: torch.nn.Module, inside: tuple[int, int] | None = None):
-        self.parser, self.inside = parser, inside
-        self.z_likelihood: Tensor | None = None
-        self._parts: list[tuple[Tensor, Part]] = []
-
-    def code_hyper(self, z: Tensor) -> Tensor:
-        noisy, self.z_likelihood = self.parser.bottleneck(z)
-        return noisy if self.parser.bottleneck.training else self.parser.round_hyper(z)
-
-    def code(self, scale: Tensor, mean: Tensor, part: Part, y: Tensor) -> Tensor:
-        gaussian = self.parser.gaussian
-        y = pack(y, part)
-        residual = straight_through_round(y - mean)
-        if gaussian.training:
-            _, likelihood = gaussian(y, scale, mean)
-        else:
-            uncoded = left_out(gaussian, gaussian.build_indexes(scale), part, self.inside)
-            residual = residual.masked_fill(uncoded, 0)
-            likelihood = gaussian.probability(residual, scale).masked_fill(uncoded, 1)
-        self._parts.append((likelihood, part))
-        return mean + residual
-
-    @property
-    def y_likelihood(self) -> Tensor:
-        """[B, M, H, W], in the order of y's channels."""
-        slices, current = [], None
-        for likelihood, part in self._parts:
-            full = unpack(likelihood, part)
-            if part is Part.ANCHOR:
-                current = full
-            else:
-                slices.append(full if current is None else current + full)
-                current = None
-        return torch.cat(slices, dim=1)
+    name = "compressai.ans"
+    if name in sys.modules:
+        return sys.modules[name]
+    package = importlib.util.find_spec("compressai")
+    spec = package and importlib.machinery.PathFinder.find_spec(name, package.submodule_search_locations)
+    if spec is None:
+        raise ImportError("the rANS coder is missing: pip install compressai")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules.pop(name, None)  # extensions enter themselves
+    return module
 
 
-@dataclass
-class CodingTables:
-    """A parser's integer CDF tables in the form CompressAI's rANS takes: lists of ints.
-
-    Rows are cut to their own length, since every call converts the whole table.
-    """
-
-    cdf: list[list[int]]
-    length: list[int]
-    offset: list[int]
-
-    @classmethod
-    def of(cls, entropy_model: torch.nn.Module) -> CodingTables:
-        length = entropy_model.cdf_length.tolist()
-        rows = entropy_model.quantized_cdf.tolist()
-        return cls([row[:n] for row, n in zip(rows, length)], length, entropy_model.offset.tolist())
+ans = _load_rans()
 
 
 class _SymbolCoder:
-    """What writing and reading share: tables, and a digest of all symbols that passed."""
+    """Common part of encoder and decoder: tables, table rows, and digests of all symbols."""
 
-    def __init__(self, parser: torch.nn.Module, batch: int, inside: tuple[int, int] | None):
-        self.inside = inside
-        self.gaussian = parser.gaussian
-        self.medians = parser.medians
-        self.z_tables, self.y_tables = CodingTables.of(parser.bottleneck), CodingTables.of(parser.gaussian)
-        self.guard = parser.guard
+    def __init__(
+        self, entropy_model: EntropyModel, guards: list[GuardWriter] | list[GuardReader], batch: int,
+        extent: tuple[int, int] | None,
+    ):  # fmt: skip
+        self.extent = extent
+        self.gaussian = entropy_model.gaussian
+        self.medians = entropy_model.bottleneck.medians
+        self.z_tables, self.y_tables = entropy_model.bottleneck.coding_tables(), entropy_model.gaussian.coding_tables()
+        self.guard, self._guards = entropy_model.guard, guards
         self._position = 0  # of y's current part, counted over the parts of one image
         self._digests = [0] * batch
 
@@ -142,84 +73,80 @@ class _SymbolCoder:
 
     @property
     def digests(self) -> list[int]:
-        """Per image, 16 bits that depend on every symbol: tells a stream parsed right from one parsed wrongly. Known
-        when all has been read, or written (:meth:`RansEncoderCoder.flush`)."""
+        """16 bits per image that depend on every symbol. A decoder whose digest differs has lost its place.
+
+        Complete when everything is decoded, or encoded (:meth:`RansEncoder.flush`).
+        """
         return [digest & 0xFFFF for digest in self._digests]
 
     @staticmethod
     def _hyper_rows(shape: tuple[int, int, int]) -> np.ndarray:
-        """Table row of every position of z [N, h, w]: its channel. [N * h * w]."""
+        """Return the table row of every position of z [N, h, w]: its channel. [N * h * w]."""
         return np.repeat(np.arange(shape[0]), shape[1] * shape[2])
 
     def _choices(self, scale: Tensor) -> Tensor:
-        """Table row of every position and, with a guard, the row that another machine may choose there: int16
-        [1 or 2, B, C, h, w]."""
+        """Return the table row of every position and, with a guard, the row that another machine may choose.
+
+        int16 [1 or 2, B, C, h, w].
+        """
         rows = self.gaussian.build_indexes(scale)
         both = [rows, self.gaussian.borderline(scale, rows, self.guard)] if self.guard else [rows]
         return torch.stack(both).to(torch.int16)
 
     def _rows(self, choices: Tensor, part: Part) -> tuple[np.ndarray, np.ndarray]:
-        """From :meth:`_choices`, by now on the CPU: the rows that are used [B, n], and what is coded at all [B, n]."""
+        """Return the rows that are used [B, n] and which positions are coded [B, n], given choices on the CPU."""
         rows, *neighbors = choices.flatten(2).numpy()
         coded = np.ones_like(rows, dtype=bool)
-        if self.inside:
-            coded &= inside_mask(choices.shape[3:], part, self.inside).expand(choices.shape[2:]).flatten().numpy()
+        if self.extent:
+            coded &= extent_mask(choices.shape[3:], part, self.extent).expand(choices.shape[2:]).flatten().numpy()
         if self.guard:
-            self._settle(rows, np.where(coded, neighbors[0], rows))
+            for image, guard in enumerate(self._guards):
+                neighbor = np.where(coded[image], neighbors[0][image], rows[image])
+                guard.settle(rows[image], neighbor, self._position)
         self._position += rows.shape[1]
         if self.gaussian.sparse:
             coded &= rows > 0
         return rows, coded
 
-    def _settle(self, rows: np.ndarray, neighbors: np.ndarray) -> None:
-        """Writer: note the borderline rows. Reader: replace rows by the writer's, in place."""
-        raise NotImplementedError
-
 
 class _Pass(NamedTuple):
-    """What a writer has to code of one part of one slice, or of z. On its way from a GPU until ``arrived``."""
+    """What the encoder codes of z, or of one part of one slice. On its way from a GPU until ``arrived``."""
 
     symbols: Tensor  # int32 [B, C, h, w]
-    fit: Tensor  # whether a stream can hold all of them
+    fit: Tensor  # whether a bitstream can hold all of them
     part: Part = ALL
     choices: Tensor | None = None  # None for z
     arrived: torch.cuda.Event | None = None
 
-    def sent(self) -> _Pass:
-        """The same on the CPU, without waiting for a GPU to get there."""
+    def to_cpu(self) -> _Pass:
+        """Return the same on the CPU. Does not wait for a GPU."""
         on_gpu = self.symbols.is_cuda
         tensors = {name: value for name, value in self._asdict().items() if isinstance(value, Tensor)}
-        there = self._replace(**{name: value.to("cpu", non_blocking=on_gpu) for name, value in tensors.items()})
+        moved = self._replace(**{name: value.to("cpu", non_blocking=on_gpu) for name, value in tensors.items()})
         if not on_gpu:
-            return there
+            return moved
         arrived = torch.cuda.Event()
         arrived.record(torch.cuda.current_stream(self.symbols.device))
-        return there._replace(arrived=arrived)
+        return moved._replace(arrived=arrived)
 
 
-class RansEncoderCoder(_SymbolCoder):
-    """Writes: one rANS string per image of the batch.
+class RansEncoder(_SymbolCoder):
+    """A coder (:class:`ugicm.entropy.model.Coder`) that writes one rANS string per image of the batch.
 
-    Nothing that the networks do depends on the strings, so what a GPU computes is coded in :meth:`flush`: it gets all
-    its work without a stop, and the first passes are coded while it is at the others.
+    The networks do not depend on the strings. What a GPU computes is therefore coded in :meth:`flush`: the GPU gets all
+    its work without a stop, and the first passes are coded while it works on the others.
 
-    Raises CheckpointError, at any point, for symbols that no stream can hold.
+    Raises CheckpointError, at any point, for symbols that no bitstream can hold.
     """
 
-    def __init__(self, parser: torch.nn.Module, batch: int, inside: tuple[int, int] | None = None):
-        super().__init__(parser, batch, inside)
-        self._encoders = [BufferedRansEncoder() for _ in range(batch)]
-        self._listed: list[list[tuple[int, int]]] = [[] for _ in range(batch)]
+    def __init__(self, entropy_model: EntropyModel, batch: int, extent: tuple[int, int] | None = None):
+        super().__init__(entropy_model, [GuardWriter() for _ in range(batch)], batch, extent)
+        self._encoders = [ans.BufferedRansEncoder() for _ in range(batch)]
         self._passes: list[_Pass] = []
 
-    def _settle(self, rows: np.ndarray, neighbors: np.ndarray) -> None:
-        for listed, row, neighbor in zip(self._listed, rows, neighbors):
-            where = np.flatnonzero(row != neighbor)
-            listed.extend(zip((where + self._position).tolist(), (row[where] & 1).tolist()))
-
     def _take(self, residual: Tensor, *rest: Any) -> None:
-        fit = (residual.abs() < SYMBOL_LIMIT).all()  # not so for what is not a number
-        one = _Pass(residual.to(torch.int32), fit, *rest).sent()
+        fit = (residual.abs() < SYMBOL_LIMIT).all()  # False for NaN, too
+        one = _Pass(residual.to(torch.int32), fit, *rest).to_cpu()
         if one.arrived:
             self._passes.append(one)
         else:
@@ -233,23 +160,21 @@ class RansEncoderCoder(_SymbolCoder):
     def code(self, scale: Tensor, mean: Tensor, part: Part, y: Tensor) -> Tensor:
         residual = torch.round(pack(y, part) - mean)
         choices = self._choices(scale)
-        residual = residual * ~left_out(self.gaussian, choices[0], part, self.inside)
+        residual = residual * ~self.gaussian.not_coded(choices[0], part, self.extent)
         self._take(residual, part, choices)
         return mean + residual
 
     def flush(self) -> list[bytes]:
-        """The strings, when all has been coded."""
+        """Return the strings, after everything has been coded."""
         for one in self._passes:
             one.arrived.synchronize()
             self._write(one)
         strings = [encoder.flush() for encoder in self._encoders]
-        if self.guard:
-            strings = [self._guard_list(listed) + string for listed, string in zip(self._listed, strings)]
-        return strings
+        return [guard.pack() + string for guard, string in zip(self._guards, strings)] if self.guard else strings
 
     def _write(self, one: _Pass) -> None:
         if not one.fit:
-            raise CheckpointError("this model's latents are not finite, or too large for a stream: it is not usable")
+            raise CheckpointError("unusable model: its latents are not finite, or too large for a bitstream")
         symbols = one.symbols.flatten(1).numpy()
         if one.choices is None:
             rows, coded = np.broadcast_to(self._hyper_rows(one.symbols.shape[1:]), symbols.shape), np.True_
@@ -260,77 +185,57 @@ class RansEncoderCoder(_SymbolCoder):
         for image, where in enumerate(np.broadcast_to(coded, symbols.shape)):
             values = symbols[image][where]
             self._account(image, values)
-            self._encoders[image].encode_with_indexes(
-                values.tolist(), rows[image][where].tolist(), tables.cdf, tables.length, tables.offset
-            )
-
-    @staticmethod
-    def _guard_list(listed: list[tuple[int, int]]) -> bytes:
-        previous, out = 0, [varint(len(listed))]
-        for position, bit in listed:
-            out.append(varint(2 * (position - previous) + bit))
-            previous = position
-        return b"".join(out)
+            self._encoders[image].encode_with_indexes(values.tolist(), rows[image][where].tolist(), *tables)
 
 
-class RansDecoderCoder(_SymbolCoder):
-    """Reads the strings that :class:`RansEncoderCoder` wrote; ``hyper_size`` is z's height and width.
+class RansDecoder(_SymbolCoder):
+    """A coder (:class:`ugicm.entropy.model.Coder`) that reads the strings of :class:`RansEncoder`.
 
-    The rANS decoder does not check for the end of its string, so zeros are appended to it: a damaged string decodes to
-    garbage, in bounded time, and never reads foreign memory. How many it may read: a symbol takes 16 bits at most, as
-    long as the state is one that writers leave, from 2^31 on. But an escape says in groups of four bits how many such
-    groups its value has, up to 15 in each, and goes on: a string claims up to 15 times its own length in one symbol.
-    What the state still holds after the string's end, 63 bits, may do so once more (:data:`MARGIN`). Then zeros follow,
-    which are the first symbol of a row, mostly; bits that are random would make 8 groups, 36 bits an escape, and a few
-    more for coming to one in tables that have little else (:data:`CLAIM`). A string longer than any writer makes is
-    refused: time and memory are bounded by the image.
+    CompressAI's rANS decoder does not check for the end of its string, so zeros are appended: a corrupt string decodes
+    to garbage in bounded time and never reads memory outside of the buffer. Its length covers what decoding can reach:
 
-    Raises StreamError for a guard list that does not end, or a string that is too long or begins as none does.
+    - A symbol takes 16 bits at most, given an initial state that an encoder can leave: 2^31 or more.
+    - An escape stores in groups of four bits how many such groups its value has, up to 15 per group. A string thus
+      claims up to 15 times its own length in one symbol.
+    - The state's 63 bits may do so once more after the string's end (:data:`MARGIN`).
+    - The zeros that follow mostly decode to the first symbol of a row. Random bits would make 8 groups, 36 bits per
+      escape, and a few more to reach an escape in tables that have little else (:data:`CLAIM`).
+
+    A string longer than any encoder writes is rejected: time and memory are bounded by the image.
+
+    Args:
+        strings: one per image of the batch.
+        hyper_size: height and width of z.
+        symbols: number of symbols per image, coded or not.
+
+    Raises StreamError for a guard list that does not end, a string that is too long, or one with an invalid start.
     """
 
     def __init__(
         self,
-        parser: torch.nn.Module,
+        entropy_model: EntropyModel,
         strings: list[bytes],
         hyper_size: tuple[int, int],
         symbols: int,
-        inside: tuple[int, int] | None = None,
+        extent: tuple[int, int] | None = None,
     ):
-        super().__init__(parser, len(strings), inside)
+        guards = [GuardReader(string) for string in strings] if entropy_model.guard else []
+        super().__init__(entropy_model, guards, len(strings), extent)
         self.hyper_size = hyper_size
+        if guards:
+            strings = [string[guard.size :] for guard, string in zip(guards, strings)]
         self._decoders = []
-        self._listed: list[tuple[np.ndarray, np.ndarray]] = []
         for string in strings:
-            if self.guard:
-                string = string[self._read_guard_list(string) :]
             if len(string) > LONGEST * symbols + 4 * MARGIN:
-                raise StreamError(f"damaged stream: a string of {len(string)} bytes for {symbols} symbols")
+                raise StreamError(f"corrupt bitstream: a string of {len(string)} bytes for {symbols} symbols")
             if not 2**31 <= int.from_bytes(string[:8], "little") < 2**63:
-                raise StreamError("damaged stream: a string that begins as no writer's does")
-            decoder = RansDecoder()
+                raise StreamError("corrupt bitstream: a string starts with an invalid rANS state")
+            decoder = ans.RansDecoder()
             decoder.set_stream(string.ljust(16 * len(string) + CLAIM * symbols + 4 * MARGIN, b"\0"))
             self._decoders.append(decoder)
 
-    def _read_guard_list(self, string: bytes) -> int:
-        """Take in the guard list at the beginning of a string; returns its length. Raises StreamError."""
-        count, end = read_varint(string, 0)
-        positions, bits, position = [], [], 0
-        for _ in range(count):
-            value, end = read_varint(string, end)
-            position += value >> 1
-            positions.append(position)
-            bits.append(value & 1)
-        self._listed.append((np.array(positions, dtype=np.int64), np.array(bits, dtype=np.int64)))
-        return end
-
-    def _settle(self, rows: np.ndarray, neighbors: np.ndarray) -> None:
-        for (positions, bits), row, neighbor in zip(self._listed, rows, neighbors):
-            first, last = np.searchsorted(positions, [self._position, self._position + len(row)])
-            where, bit = positions[first:last] - self._position, bits[first:last]
-            row[where] = np.where(row[where] & 1 == bit, row[where], neighbor[where])
-
     def _read(self, image: int, rows: np.ndarray, tables: CodingTables) -> np.ndarray:
-        values = self._decoders[image].decode_stream(rows.tolist(), tables.cdf, tables.length, tables.offset)
+        values = self._decoders[image].decode_stream(rows.tolist(), *tables)
         symbols = np.array(values, dtype=np.int32)
         self._account(image, symbols)
         return symbols

@@ -1,4 +1,4 @@
-"""The whole network: image -> latent -> stream -> latent -> image for a given preference."""
+"""The whole network: image -> latent -> bitstream -> latent -> image for a given preference."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ import torch
 from torch import Tensor, nn
 
 from ugicm.config import ModelConfig
-from ugicm.entropy.factorized import EntropyBottleneck
+from ugicm.entropy.factorized import FactorizedPrior
 from ugicm.entropy.full_float32 import full_float32
 from ugicm.entropy.gaussian import TabulatedGaussian, log_spaced
-from ugicm.entropy.model import HyperpriorEntropyModel, Parser
-from ugicm.entropy.rans import LikelihoodCoder, RansDecoderCoder, RansEncoderCoder
-from ugicm.models import compact, transforms
+from ugicm.entropy.likelihood import LikelihoodCoder
+from ugicm.entropy.model import EntropyModel
+from ugicm.entropy.rans import RansDecoder, RansEncoder
+from ugicm.models import compact, hyperprior, transforms
 from ugicm.models.conditional_decoder import PreferenceEmbedding, ResidualSynthesis
-from ugicm.models.mlicpp import AttentionSlices
-from ugicm.models.quality import QualityGain
+from ugicm.models.mlicpp import MlicppSlices
+from ugicm.models.quality import QualityGain, UnitGain
 from ugicm.models.sharpening import sharpen
 from ugicm.tiling import Y_STRIDE, Z_STRIDE
 
-# Arithmetic of parsing, and how far scales may differ between machines, relatively: several times what was measured
-# between instruction sets and thread counts (docs).
-PARSING = {"fixed": (torch.float64, 0.0), "float64": (torch.float64, 2.0**-36), "float32": (torch.float32, 2.0**-16)}
+# (name, name in version 0.1) of parts of the entropy model: fingerprints hash the latter.
+LEGACY_NAMES = (("entropy_model.", "parser."), (".non_anchor_", ".rest_"))
 
 
 class UGICM(nn.Module):
     """Learned image codec with a decoder conditioned on a preference (UG-ICM, AAAI 2025).
 
-    Images are [B, 3, H, W] in [0, 1] with H and W multiples of 64; latents y are
-    [B, M, H/16, W/16]. Preference ``beta`` is [B] in [0, 1] (0 for people, 1 for machines) or a map
-    [B, 1, H, W]. ``quality`` is [B] in [0, 1], or None for a model with one rate (``has_quality`` is False).
+    Images are [B, 3, H, W] in [0, 1] with H and W multiples of 64. Latents y are [B, M, H/16, W/16], hyper latents z
+    [B, N, H/64, W/64]. The preference ``beta`` is [B] in [0, 1] (0 human, 1 machine) or a map [B, 1, H, W]. ``quality``
+    is [B] in [0, 1]; a one-rate model (``has_quality`` is False) has a gain of one at every quality.
 
-    Parts: ``g_a`` and ``h_a`` run where a stream is written, ``g_s`` and ``preference`` where an image is
-    viewed; only ``parser`` (and ``gain``) must agree between writer and reader.
+    The transforms ``g_a`` and ``h_a`` are used in compression only, ``g_s`` and ``preference`` in synthesis only. A
+    bitstream depends on ``entropy_model`` and ``gain``, which must be the same where it is written and read.
     """
 
     def __init__(self, config: ModelConfig):
@@ -44,107 +44,100 @@ class UGICM(nn.Module):
         self.config = config
         N, M = config.N, config.M
         if config.backbone == "compact":
-            self.g_a, self.g_s = compact.PatchAnalysis(config), compact.PatchSynthesis(config)
+            self.g_a, self.g_s = compact.CompactAnalysis(config), compact.CompactSynthesis(config)
             self.h_a, h_s = compact.CompactHyperAnalysis(config), compact.CompactHyperSynthesis(config)
             slices = compact.CompactSlices(config)
+        elif config.backbone == "mlicpp":
+            self.g_a = transforms.ResidualAnalysis(N, M)
+            self.g_s = ResidualSynthesis(N, M, config.beta_width, config.stem_width)
+            self.h_a, h_s = transforms.HyperAnalysis(N, M), transforms.HyperSynthesis(N, M)
+            slices = MlicppSlices(config)
         else:
-            self.g_s = ResidualSynthesis(N, M, config.beta_width, config.stem_width or N)
-            if config.backbone == "mlicpp":
-                self.g_a = transforms.ResidualAnalysis(N, M)
-                self.h_a, h_s = transforms.HyperAnalysis(N, M), transforms.HyperSynthesis(N, M)
-                slices = AttentionSlices(config)
-            else:
-                self.g_a = transforms.GdnAnalysis(N, M)
-                self.h_a, h_s = transforms.GdnHyperAnalysis(N, M), transforms.GdnHyperSynthesis(N, M)
-                slices = HyperpriorEntropyModel()
-        table = log_spaced(config.scale_min, config.scale_max, config.scale_levels)
-        gaussian = TabulatedGaussian(table, sparse=config.sparse_coding)
-        self.parser = Parser(EntropyBottleneck(N), h_s, slices, gaussian, guard=PARSING[config.parsing][1])
+            self.g_a, self.g_s = hyperprior.GdnAnalysis(N, M), ResidualSynthesis(N, M, config.beta_width)
+            self.h_a, h_s = hyperprior.GdnHyperAnalysis(N, M), hyperprior.GdnHyperSynthesis(N, M)
+            slices = hyperprior.HyperpriorSlices()
+        scales = log_spaced(config.scale_min, config.scale_max, config.scale_levels)
+        gaussian = TabulatedGaussian(scales, sparse=config.sparse_coding)
+        self.entropy_model = EntropyModel(FactorizedPrior(N), h_s, slices, gaussian)
         self.has_quality = config.quality_points > 0
-        self.gain = QualityGain(M, config.quality_points) if self.has_quality else None
-        self.preference = PreferenceEmbedding(
-            config.beta_frequencies, config.beta_width, extra=1 if self.has_quality else 0
-        )
-        # The precision of most of g_s outside training: None keeps float32.
+        self.gain = QualityGain(M, config.quality_points) if self.has_quality else UnitGain()
+        self.preference = PreferenceEmbedding(config.beta_frequencies, config.beta_width, self.has_quality)
+        # The precision of most of g_s outside of training: None keeps float32.
         self.synthesis_dtype: torch.dtype | None = None
-        self.fingerprint = b""  # of a model that is prepared for coding
+        self.fingerprint = b""  # set by prepare_for_coding
 
-    def forward(self, x: Tensor, beta: Tensor, quality: Tensor | None = None) -> dict:
-        """Estimate the rate and reconstruct: {"x_hat", "y_hat", "likelihoods": {"y", "z"}}.
+    def forward(self, x: Tensor, beta: Tensor, quality: Tensor) -> dict:
+        """Estimate the rate and reconstruct. Returns {"x_hat", "y_hat", "likelihoods": {"y", "z"}}.
 
-        In training mode the likelihoods see noise and y_hat is rounded with a straight-through gradient; in eval
-        mode y_hat is what a stream would give, provided :meth:`prepare_for_coding` was called. x_hat is not
-        clamped.
+        In training mode, likelihoods are those of noisy latents and y_hat is rounded with a straight-through gradient.
+        In eval mode, after :meth:`prepare_for_coding`, y_hat is what a bitstream decodes to. x_hat is not clamped.
         """
         y = self.analyze(x, quality)
-        coder = LikelihoodCoder(self.parser)
-        with torch.autocast(x.device.type, enabled=False):  # rate arithmetic is never reduced
-            y_hat = self.parser(coder, self.hyper_analyze(y), y)
+        coder = LikelihoodCoder(self.entropy_model)
+        with torch.autocast(x.device.type, enabled=False):  # likelihoods need float32
+            y_hat = self.entropy_model(coder, self.hyper_analyze(y), y)
         likelihoods = {"y": coder.y_likelihood, "z": coder.z_likelihood}
         return {"x_hat": self.synthesize(y_hat, beta, quality), "y_hat": y_hat, "likelihoods": likelihoods}
 
-    def analyze(self, x: Tensor, quality: Tensor | None = None) -> Tensor:
-        """Image -> y, float32, scaled by the quality's gain: ready to be rounded."""
-        with self._exactly(x):
+    def analyze(self, x: Tensor, quality: Tensor) -> Tensor:
+        """Return y of images, float32, multiplied by the gain of the quality and not rounded."""
+        with self._full_precision(x):
             y = self.g_a(x)
-        y = y.float()
-        return y if self.gain is None else y * self.gain(quality)
+        return y.float() * self.gain(quality)
 
     def hyper_analyze(self, y: Tensor) -> Tensor:
-        """y -> z, ready to be rounded."""
-        with self._exactly(y):
+        """Return z of latents, not rounded."""
+        with self._full_precision(y):
             return self.h_a(y)
 
-    def compress(self, x: Tensor, quality: Tensor | None = None) -> tuple[list[bytes], list[int]]:
-        """Images -> one entropy-coded string per image, and each string's 16-bit symbol digest.
+    def compress(self, x: Tensor, quality: Tensor) -> tuple[list[bytes], list[int]]:
+        """Return one entropy-coded string per image, and the 16-bit symbol digest of each.
 
-        Raises CheckpointError where the weights give latents that no stream can hold.
+        Raises CheckpointError for latents that no bitstream can hold.
         """
         y = self.analyze(x, quality)
-        return self.write(y, self.hyper_analyze(y))
+        return self.entropy_encode(y, self.hyper_analyze(y))
 
-    def write(
-        self, y: Tensor, z: Tensor, inside: tuple[int, int] | None = None
+    def entropy_encode(
+        self, y: Tensor, z: Tensor, extent: tuple[int, int] | None = None
     ) -> tuple[list[bytes], list[int]]:
-        """Latents -> strings and digests: the second half of :meth:`compress`.
+        """Return strings and digests of latents.
 
-        ``inside``: how many rows and columns of y are coded, the others showing nothing of the image; None: all.
+        Only the first ``extent`` (rows, columns) of y are coded; None codes all.
 
-        Raises CheckpointError for latents that no stream can hold: not finite, or too large.
+        Raises CheckpointError for latents that no bitstream can hold: not finite, or too large.
         """
-        coder = RansEncoderCoder(self.parser, len(y), inside)
-        self.parser(coder, z, y)
+        coder = RansEncoder(self.entropy_model, len(y), extent)
+        self.entropy_model(coder, z, y)
         return coder.flush(), coder.digests
 
-    def decompress(
-        self, strings: list[bytes], size: tuple[int, int], inside: tuple[int, int] | None = None
+    def entropy_decode(
+        self, strings: list[bytes], size: tuple[int, int], extent: tuple[int, int] | None = None
     ) -> tuple[Tensor, list[int]]:
-        """Strings of images of one padded ``size`` (H, W) -> y_hat and the symbol digests found.
+        """Return y_hat and the digests of the decoded symbols, given strings of images of one padded ``size`` (H, W).
 
-        ``inside`` as in :meth:`write`. Raises StreamError for strings that cannot be read.
+        ``extent`` as in :meth:`entropy_encode`. Raises StreamError for strings that cannot be decoded.
         """
         height, width = size
         symbols = height * width * self.config.M // Y_STRIDE**2 + height * width * self.config.N // Z_STRIDE**2
-        coder = RansDecoderCoder(self.parser, strings, (height // Z_STRIDE, width // Z_STRIDE), symbols, inside)
-        return self.parser(coder), coder.digests
+        coder = RansDecoder(self.entropy_model, strings, (height // Z_STRIDE, width // Z_STRIDE), symbols, extent)
+        return self.entropy_model(coder), coder.digests
 
-    def synthesize(self, y_hat: Tensor, beta: Tensor, quality: Tensor | None = None) -> Tensor:
-        """y_hat -> image [B, 3, H, W] for the preference, not clamped."""
-        y_hat = y_hat.float()
-        if self.gain is not None:
-            y_hat = y_hat / self.gain(quality)
-        condition = self.preference.condition(beta, None if quality is None else quality[:, None].to(y_hat))
+    def synthesize(self, y_hat: Tensor, beta: Tensor, quality: Tensor) -> Tensor:
+        """Return the image [B, 3, H, W] for a preference, not clamped."""
+        y_hat = y_hat.float() / self.gain(quality)
+        condition = self.preference.condition(beta, quality)
         reduced = None if self.training else self.synthesis_dtype
         with torch.autocast(y_hat.device.type, dtype=reduced) if reduced else contextlib.nullcontext():
             x_hat = self.g_s(y_hat, condition)
         if not self.config.sharpness or condition.human:
             return x_hat
-        amount = self.config.sharpness * condition.preference(x_hat.shape[-2:])
-        return sharpen(x_hat, amount if quality is None else amount * (1 - quality)[:, None, None, None])
+        amount = self.config.sharpness * (1 - quality)[:, None, None, None]
+        return sharpen(x_hat, amount * condition.preference(x_hat.shape[-2:]))
 
     @contextlib.contextmanager
-    def _exactly(self, x: Tensor) -> Iterator[None]:
-        """What decides symbols is in float32 where nobody trains: streams should not depend on the device."""
+    def _full_precision(self, x: Tensor) -> Iterator[None]:
+        """Compute in float32 outside of training: symbols should not depend on the device."""
         if self.training:
             yield
         else:
@@ -152,30 +145,37 @@ class UGICM(nn.Module):
                 yield
 
     def aux_loss(self) -> Tensor:
-        """CompressAI's loss on the quantiles of the factorized prior; a scalar for the auxiliary optimizer."""
-        return self.parser.bottleneck.loss()
+        """Return the loss on the quantiles of the factorized prior, a scalar for the auxiliary optimizer."""
+        return self.entropy_model.bottleneck.quantile_loss()
 
     def prepare_for_coding(self) -> UGICM:
-        """Switch to eval mode and to the arithmetic of streams. Not to be trained afterwards. Returns self.
+        """Switch to eval mode and to the arithmetic of bitstreams. Training is not possible afterwards. Returns self.
 
-        CDF tables are built if the checkpoint had none. The fingerprint is taken before weights are rounded or
-        widened, so that it depends on the checkpoint alone: a second call changes nothing.
+        CDF tables are built if the checkpoint has none. The fingerprint is computed before weights are rounded or
+        converted, so that it depends on the checkpoint alone: a second call changes nothing.
         """
         if self.fingerprint:
             return self
         self.eval().requires_grad_(False)
-        self.parser.build_tables()
-        self.fingerprint = self._fingerprint()
-        self.parser.prepare_for_coding(PARSING[self.config.parsing][0])
+        self.entropy_model.build_tables()
+        self.fingerprint = self._compute_fingerprint()
+        self.entropy_model.prepare_for_coding()
         return self
 
-    def _fingerprint(self) -> bytes:
-        """24 bits over the parser's tensors, the gains and how they are used: equal models parse equally."""
+    def _compute_fingerprint(self) -> bytes:
+        """Return 24 bits of a hash of everything that bitstreams depend on: weights, tables, and how they are used.
+
+        What is hashed follows version 0.1, with its names and its constants, so that bitstreams stay decodable.
+        """
         c = self.config
-        digest = hashlib.blake2b(f"{c.backbone} {c.parsing} {c.sparse_coding} {c.window} {c.widths}".encode())
-        tensors = {f"parser.{name}": tensor for name, tensor in self.parser.state_dict().items()}
-        if self.gain is not None:
+        arithmetic = "fixed" if c.backbone == "compact" else "float32"
+        digest = hashlib.blake2b(f"{c.backbone} {arithmetic} {c.sparse_coding} 5 {c.slice_widths}".encode())
+        tensors = {f"entropy_model.{name}": tensor for name, tensor in self.entropy_model.state_dict().items()}
+        tensors["entropy_model.gaussian.scale_bound"] = self.entropy_model.gaussian.lower_bound_scale.bound
+        if self.has_quality:
             tensors["gain"] = self.gain.log_gain
+        for name, legacy in LEGACY_NAMES:
+            tensors = {key.replace(name, legacy): tensor for key, tensor in tensors.items()}
         for name, tensor in sorted(tensors.items()):
             digest.update(name.encode() + struct.pack(f"<{tensor.dim()}q", *tensor.shape))
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
