@@ -1,4 +1,4 @@
-"""The compact form's own parts: branches that only machines see, detail channels, and how these begin."""
+"""Compact model: machine branches, computation by bands, detail channels and their initialization."""
 
 import dataclasses
 import math
@@ -8,17 +8,17 @@ import pytest
 import torch
 from small_models import CONFIGS, small_model
 
+from scripts.widen_checkpoint import optimal_step, reduced_rank, widen
 from ugicm.errors import ConfigError
 from ugicm.models import bands
-from ugicm.models.compact.blocks import MachineBranch, PatchBlock
+from ugicm.models.compact.blocks import CompactBlock, MachineBranch
 from ugicm.models.conditional_decoder import Condition
 from ugicm.models.ugicm import UGICM
 from ugicm.training import optim
-from ugicm.training.detail_channels import optimal_step, reduced_rank, widen
 
-MACHINE_ONLY = [
-    "g_a", "h_a", "parser", "gain", "preference", "g_s.stem", "g_s.blocks_16", "g_s.up", "g_s.blocks_8", "g_s.head",
-    "g_s.detail",
+FROZEN = [  # all but the machine branches
+    "g_a", "h_a", "entropy_model", "gain", "preference", "g_s.stem", "g_s.blocks_16", "g_s.up", "g_s.blocks_8",
+    "g_s.head", "g_s.detail",
 ]  # fmt: skip
 
 
@@ -32,7 +32,7 @@ def quality() -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_branches_change_nothing_for_people_and_something_for_machines(quality):
+def test_branches_affect_machine_preference_only(quality):
     model = small_model()
     y_hat, human = latents(model), torch.zeros(2)
     before = model.synthesize(y_hat, human, quality), model.synthesize(y_hat, human + 1, quality)
@@ -41,14 +41,14 @@ def test_branches_change_nothing_for_people_and_something_for_machines(quality):
             parameter.mul_(1.5)
     assert torch.equal(model.synthesize(y_hat, human, quality), before[0])
     assert not torch.allclose(model.synthesize(y_hat, human + 1, quality), before[1])
-    # In one batch, too, where the branches run for everyone.
+    # In a mixed batch, the branches run for all images.
     mixed = model.synthesize(y_hat, torch.tensor([0.0, 1.0]), quality)
     assert torch.allclose(mixed[0], before[0][0], atol=1e-6)
     assert not torch.allclose(mixed[1], before[0][1], atol=1e-3)
 
 
 @torch.no_grad()
-def test_a_map_gives_each_place_its_preference(quality):
+def test_constant_map_equals_scalar_preference_per_image(quality):
     model = small_model()
     y_hat = latents(model)
     number = model.synthesize(y_hat, torch.tensor([51 / 255, 1.0]), quality)
@@ -57,7 +57,7 @@ def test_a_map_gives_each_place_its_preference(quality):
 
 
 @torch.no_grad()
-def test_a_branch_counts_in_proportion_to_the_preference():
+def test_branch_is_proportional_to_preference():
     torch.manual_seed(0)
     branch, x, y = MachineBranch(8, 4), torch.rand(1, 8, 6, 6), torch.rand(1, 8, 6, 6)
     torch.nn.init.normal_(branch.widen.weight)
@@ -66,13 +66,13 @@ def test_a_branch_counts_in_proportion_to_the_preference():
 
 
 @pytest.mark.parametrize("band, most", [(1, 3), (40, 6), (100, 12), (10**6, 24)])
-def test_bands_give_what_the_whole_gives(quality, monkeypatch, band, most):
+def test_bands_match_whole_map(quality, monkeypatch, band, most):
     model, x = small_model(), torch.rand(2, 3, 192, 128, generator=torch.Generator().manual_seed(2))
     y_hat, beta = latents(model), torch.tensor([0.0, 0.7])
-    expected = model.analyze(x, quality), model.synthesize(y_hat, beta, quality)  # differentiable, so on whole maps
-    rows, block = [], PatchBlock.forward
+    expected = model.analyze(x, quality), model.synthesize(y_hat, beta, quality)  # with gradients, so on whole maps
+    rows, block = [], CompactBlock.forward
     monkeypatch.setattr(bands, "BAND", band)
-    monkeypatch.setattr(PatchBlock, "forward", lambda *a: rows.append(a[1].shape[2]) or block(*a))
+    monkeypatch.setattr(CompactBlock, "forward", lambda *a: rows.append(a[1].shape[2]) or block(*a))
     with torch.no_grad():
         found = model.analyze(x, quality), model.synthesize(y_hat, beta, quality)
     assert max(rows) == most  # of maps of 24x16 and 12x8
@@ -82,23 +82,23 @@ def test_bands_give_what_the_whole_gives(quality, monkeypatch, band, most):
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(72, 64), (64, 72), (68, 64)])
-def test_parts_of_blocks_are_refused(quality, size):
+def test_analysis_rejects_incomplete_blocks(quality, size):
     with pytest.raises(RuntimeError):
         small_model().analyze(torch.rand(1, 3, *size), quality)
 
 
-def test_only_the_branches_learn_in_the_last_stage(quality):
+def test_freezing_leaves_only_branches_trainable(quality):
     model = small_model()
-    frozen = optim.freeze(model, MACHINE_ONLY)
+    frozen = optim.freeze(model, FROZEN)
     optim.train_mode(model, frozen)
-    learning = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert learning and all(name.startswith(("g_s.branches_8.", "g_s.branches_16.")) for name in learning)
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trainable and all(name.startswith(("g_s.branches_8.", "g_s.branches_16.")) for name in trainable)
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     model(x, torch.ones(2), quality)["x_hat"].square().mean().backward()
     assert all(p.grad.any() for p in model.parameters() if p.requires_grad)
 
 
-def test_the_optimal_step_is_where_rate_and_distortion_balance():
+def test_optimal_step_minimizes_rate_distortion_cost():
     lambda_ = 0.01
     # Per pixel: three coefficients, each of rate -log2(step) + constant; MSE is the mean over the three colors.
     steps = np.geomspace(1, 300, 20001)
@@ -106,7 +106,7 @@ def test_the_optimal_step_is_where_rate_and_distortion_balance():
     assert optimal_step(torch.tensor(lambda_)).item() == pytest.approx(steps[cost.argmin()], rel=1e-3)
 
 
-def test_reduced_rank_regression_finds_what_is_there():
+def test_reduced_rank_regression_recovers_low_rank_map():
     generator = torch.Generator().manual_seed(0)
     blocks = torch.randn(4000, 12, generator=generator)
     true = torch.randn(12, 3, generator=generator) @ torch.randn(3, 12, generator=generator)
@@ -119,10 +119,10 @@ def test_reduced_rank_regression_finds_what_is_there():
 
 
 @torch.no_grad()
-def test_widening_keeps_the_old_latents_and_lowers_the_error():
+def test_widening_keeps_latents_and_lowers_error():
     config = CONFIGS["compact"]
     narrow = dataclasses.replace(
-        config, M=24, slices=2, slice_widths=(8, 16), detail_width=0, branch_width=0
+        config, M=24, slice_widths=(8, 16), detail_width=0, branch_width=0
     )
     torch.manual_seed(0)
     model = UGICM(narrow).eval()
@@ -139,20 +139,20 @@ def test_widening_keeps_the_old_latents_and_lowers_the_error():
     assert wider.gain.log_gain[-1, -1].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_what_cannot_be_widened_is_refused():
+def test_widening_rejects_invalid_arguments():
     crops = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     with pytest.raises(ConfigError, match="detail channels"):
         widen(small_model(), 8, crops, (0.01,))
     with pytest.raises(ConfigError, match="compact"):
         widen(small_model("bmshj2018"), 8, crops, (0.01,))
-    narrow = UGICM(dataclasses.replace(CONFIGS["compact"], M=24, slices=2, slice_widths=(8, 16), detail_width=0))
-    with pytest.raises(ConfigError, match="from 1 to 768 channels"):
+    narrow = UGICM(dataclasses.replace(CONFIGS["compact"], M=24, slice_widths=(8, 16), detail_width=0))
+    with pytest.raises(ConfigError, match="from 1 to 768"):
         widen(narrow, 1000, crops, (0.01,))
     with pytest.raises(ConfigError, match="lambdas must be positive"):
         widen(narrow, 8, crops, (0.0, 0.01))
 
 
 @pytest.mark.parametrize("width", [4, -1, 32])
-def test_detail_is_the_last_slice(width):
+def test_detail_width_must_match_last_slice(width):
     with pytest.raises(ConfigError, match="detail_width"):
         dataclasses.replace(CONFIGS["compact"], detail_width=width)

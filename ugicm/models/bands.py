@@ -1,6 +1,6 @@
-"""Layers over a map some rows at a time, so that what lies between them stays in the cache of a processor.
+"""Computation by bands of rows, so that intermediate features stay in the CPU cache.
 
-A band is computed with the row above and the row below it, as far as 3x3 convolutions reach, so that the result is
+A band is computed together with one row above and one row below, the reach of a 3x3 convolution. The result equals
 that of the whole map.
 """
 
@@ -12,17 +12,19 @@ import torch
 from torch import Tensor
 
 ALL_ROWS = slice(None)
-BAND = 4096  # positions of a band
+BAND = 4096  # positions per band
 
 
 def by_bands(x: Tensor) -> bool:
-    """Whether to work band by band: on a processor, outside training."""
+    """Return whether to compute by bands: on the CPU, without gradients."""
     return x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
 def bands(height: int, width: int, multiple: int = 1, positions: int | None = None) -> Iterator[slice]:
-    """Rows of a map, cut into bands of about that many positions (None: :data:`BAND`), which begin at multiples of
-    ``multiple``."""
+    """Yield the rows of each band of a map, about ``positions`` (default :data:`BAND`) positions per band.
+
+    Bands start at multiples of ``multiple``.
+    """
     count = -(-height * width // (positions or BAND))
     step = -(-height // (count * multiple)) * multiple
     for top in range(0, height, step):
@@ -30,15 +32,17 @@ def bands(height: int, width: int, multiple: int = 1, positions: int | None = No
 
 
 def around(rows: slice, height: int) -> tuple[slice, slice]:
-    """A band with the rows next to it, and where the band's own are among these."""
+    """Return the rows of a band and its neighboring rows, and the position of the band among these."""
     first = max(rows.start - 1, 0)
     return slice(first, min(rows.stop + 1, height)), slice(rows.start - first, rows.stop - first)
 
 
 def assemble(piece: Callable[[slice], Tensor], like: Tensor, height: int, width: int, multiple: int = 1) -> Tensor:
-    """``piece(rows)`` for all rows of a map [height, width], in float32. A piece is [B, C, n, W], n in a fixed
-    proportion to its rows. By :func:`bands`, which begin at multiples of ``multiple``, where ``like`` is as
-    :func:`by_bands` asks."""
+    """Return ``piece(rows)`` for all rows of a map [height, width], in float32.
+
+    A piece is [B, C, n, W], with n proportional to the number of rows. It is computed by :func:`bands` if
+    :func:`by_bands` holds for ``like``, else in one call.
+    """
     if not by_bands(like):
         return piece(slice(0, height)).float()
     result, top = None, 0
@@ -56,14 +60,14 @@ def assemble(piece: Callable[[slice], Tensor], like: Tensor, height: int, width:
 
 
 def in_bands(block: Callable[[Tensor, slice], Tensor], x: Tensor, positions: int | None = None) -> Tensor:
-    """``block(x, all rows)``, computed in the memory of x by :func:`bands` of ``positions``. [B, C, H, W] -> same.
+    """Return ``block(x, ALL_ROWS)`` [B, C, H, W], computed by :func:`bands` in the memory of x.
 
-    ``block(x, rows)`` gives the result on ``rows`` of its input, and reaches one row further, above and below.
+    ``block(x, rows)`` returns the result on ``rows`` of x [B, C, H, W] and depends on one row more above and below.
     """
     height, width = x.shape[-2:]
     if height * width <= (positions or BAND):
         return block(x, ALL_ROWS)
-    before = None  # the last band's result: the next one still needs what x held there
+    before = None  # result of the previous band, written late: the next band depends on the rows it replaces
     for rows in bands(height, width, positions=positions):
         wider, own = around(rows, height)
         result = block(x[:, :, wider], own)

@@ -1,8 +1,8 @@
-"""Synthesis conditioned on the viewer's preference: 0 for people, 1 for machines, anything between.
+"""Synthesis transform conditioned on the preference: 0 for human, 1 for machine, anything between.
 
-UG-ICM ("Unified Coding for Both Human Perception and Generalized Machine Analytics with CLIP Supervision", AAAI 2025):
-the preference is embedded once and shifts the features of every residual block of the synthesis. Here it may also
-vary over the image (a preference map).
+UG-ICM ("Unified Coding for Both Human Perception and Generalized Machine Analytics with CLIP Supervision", AAAI 2025)
+embeds the preference once and shifts the features of every residual block of the synthesis by it. In this
+implementation the preference may also vary over the image (a preference map).
 """
 
 from __future__ import annotations
@@ -11,43 +11,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ugicm.models.layers import (
-    Pointwise,
-    ResidualUp,
-    conv3x3,
-    full_precision,
-    residual_by_bands,
-    subpel_conv3x3,
-)
+from ugicm.models.conv3x3 import Conv3x3
+from ugicm.models.layers import Pointwise, ResidualUp, full_precision, subpel_conv3x3
 
 MAP_STEPS = 255  # a preference map is rounded to multiples of 1 / MAP_STEPS
 
 
 class Condition:
-    """The embedded preference of a batch, ready to be projected by any layer.
+    """The embedded preference of a batch, to be projected by any layer.
 
-    Either one vector an image, or (``level_map`` given) a table of vectors for the levels of a preference
-    map, and which level each pixel has: a projection is then a product with at most 256 rows and a gather.
+    For a preference map, the embedding is tabulated at the levels of the map. A projection is then a product with at
+    most 256 rows per image, followed by a gather.
+
+    Args:
+        beta: preferences, [B]. For a map, those of its levels ``lowest``, ``lowest + 1``, ..., [L].
+        vectors: embeddings, [B, D]. For a map, [B, L, D].
+        level_map: preference map [B, 1, H, W] in units of levels (0 to 255, not rounded), or None.
+        lowest: the first tabulated level.
+        human: whether the preference is known to be 0 everywhere.
     """
 
     def __init__(
         self, beta: Tensor, vectors: Tensor, level_map: Tensor | None = None, lowest: int = 0, human: bool = False
     ):
-        """``beta`` and ``vectors``: preferences [B] and their embeddings [B, D]; or for a map those of the levels
-        ``lowest ...``, [L] and [L, D] or [B, L, D].
-
-        ``level_map``: the preference map [B, 1, H, W] in units of levels (0 ... 255, fractions allowed). ``human``:
-        whether the preference is known to be 0 everywhere.
-        """
-        self.human = human
         self.beta = beta
         self.vectors = vectors
         self.level_map = level_map
         self.lowest = lowest
+        self.human = human
         self._index: dict[tuple[int, int], Tensor] = {}
 
     def preference(self, size: tuple[int, int]) -> Tensor:
-        """The preference itself, for features of ``size`` (h, w): [B, 1, 1, 1], or [B, 1, h, w] for a map."""
+        """Return the preference for features of ``size`` (h, w): [B, 1, 1, 1], or [B, 1, h, w] for a map."""
         if self.level_map is None:
             return self.beta[:, None, None, None]
         return self.beta[self._indices(tuple(size))][:, None]
@@ -55,103 +50,84 @@ class Condition:
     def project(self, linear: nn.Linear, size: tuple[int, int]) -> Tensor:
         """Apply ``linear`` (D -> O) to the embedding, for features of ``size`` (h, w).
 
-        Returns [B, O, 1, 1] for one preference an image, [B, O, h, w] for a map.
+        Returns [B, O, 1, 1], or [B, O, h, w] for a map.
         """
         projected = linear(self.vectors)
         if self.level_map is None:
             return projected[:, :, None, None]
         index = self._indices(tuple(size))
-        if projected.dim() == 2:
-            gathered = projected[index]
-        else:
-            image = torch.arange(len(index), device=index.device)[:, None, None]
-            gathered = projected[image, index]
-        return gathered.permute(0, 3, 1, 2)
+        image = torch.arange(len(index), device=index.device)[:, None, None]
+        return projected[image, index].permute(0, 3, 1, 2)
 
     def _indices(self, size: tuple[int, int]) -> Tensor:
-        """Row of the table for every pixel at a layer's resolution, [B, h, w]."""
+        """Return the row of the table for every position of a layer's features, [B, h, w]."""
         if size not in self._index:
             levels = torch.round(F.adaptive_avg_pool2d(self.level_map, size)).long() - self.lowest
-            rows = self.vectors.shape[-2]
-            self._index[size] = levels.clamp_(0, rows - 1).squeeze(1)
+            self._index[size] = levels.clamp_(0, len(self.beta) - 1).squeeze(1)
         return self._index[size]
 
 
 class PreferenceEmbedding(nn.Module):
-    """Preference beta -> vector: beta, sin(2^k beta), cos(2^k beta) for k < ``frequencies``, then two layers.
+    """Embed the preference: beta, sin(2^k beta) and cos(2^k beta) for k < ``frequencies``, then two layers.
 
-    ``extra`` more numbers an image (for example its quality) can be appended to the features.
+    With ``with_quality``, the quality is one more feature. Otherwise it is ignored.
     """
 
-    def __init__(self, frequencies: int = 10, width: int = 512, extra: int = 0):
+    def __init__(self, frequencies: int, width: int, with_quality: bool = False):
         super().__init__()
         self.frequencies = frequencies
-        self.extra = extra
-        self.fc1 = nn.Linear(1 + 2 * frequencies + extra, width)
+        self.with_quality = with_quality
+        self.fc1 = nn.Linear(1 + 2 * frequencies + with_quality, width)
         self.fc2 = nn.Linear(width, width)
 
-    def forward(self, beta: Tensor, extra: Tensor | None = None) -> Tensor:
-        """beta [B] in [0, 1] and, where the embedding takes them, extra [B, E] -> [B, width]."""
-        if (extra is None) != (self.extra == 0):
-            raise ValueError(
-                f"the preference embedding takes {self.extra} extra numbers an image, got "
-                f"{'none' if extra is None else list(extra.shape)}"
-            )
+    def forward(self, beta: Tensor, quality: Tensor) -> Tensor:
+        """Return the embedding [B, width] of beta [B] and quality [B], each in [0, 1]."""
         beta = beta.to(self.fc1.weight.dtype)
         octaves = 2.0 ** torch.arange(self.frequencies, device=beta.device, dtype=beta.dtype)
         angles = beta[:, None] * octaves
-        waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
-        features = [beta[:, None], waves] if extra is None else [beta[:, None], waves, extra.to(beta.dtype)]
+        features = [beta[:, None], torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)]
+        if self.with_quality:
+            features.append(quality[:, None].to(beta))
         return F.relu(self.fc2(F.relu(self.fc1(torch.cat(features, dim=1)))))
 
-    def condition(self, beta: Tensor, extra: Tensor | None = None) -> Condition:
-        """Embed one preference an image, beta [B], or a preference map, beta [B, 1, H, W]; values in [0, 1].
+    def condition(self, beta: Tensor, quality: Tensor) -> Condition:
+        """Embed one preference per image, beta [B], or a preference map, beta [B, 1, H, W]; values in [0, 1].
 
-        A map is area-averaged to the resolution of each layer and rounded to steps of 1/255. A constant map
-        at such a step gives the same image as the number. Best left on the CPU: a GPU has to be waited for to know
-        what it holds. Raises ValueError for any other shape.
+        ``quality`` is [B] in [0, 1]. A map is area-averaged to the resolution of each layer and rounded to steps of
+        1/255. A constant map at such a step gives the same image as the number. Keep beta on the CPU if possible:
+        reading the values of a map on a GPU requires a synchronization. Raises ValueError for other shapes.
         """
         like = self.fc1.weight
-        # What a GPU holds is not asked for: the branches for machines then run for people, too, and add nothing.
+        # The values on a GPU are not read. The machine branches then run at preference 0, too, and add nothing.
         human = beta.device.type == "cpu" and not bool(beta.any())
         if beta.dim() == 1:
             beta = beta.to(like)
-            return Condition(beta, self(beta, extra), human=human)
+            return Condition(beta, self(beta, quality), human=human)
         if beta.dim() != 4 or beta.shape[1] != 1:
-            raise ValueError(f"a preference is [B], a map [B, 1, H, W]; got shape {list(beta.shape)}")
+            raise ValueError(f"preference of shape {list(beta.shape)}: must be [B], or [B, 1, H, W] for a map")
         level_map = beta.to(like.dtype) * MAP_STEPS
-        # Averages lie between the extremes, so these are all the levels that any layer can meet.
+        # Averages lie between the extremes, so these are all the levels that any layer can need.
         lowest, highest = (int(v) for v in torch.stack(level_map.aminmax()).round().tolist())
         levels = torch.arange(lowest, highest + 1, device=like.device, dtype=like.dtype) / MAP_STEPS
-        level_map = level_map.to(like.device)
-        if extra is None:
-            return Condition(levels, self(levels), level_map, lowest, human)
-        images, rows = len(extra), len(levels)
-        vectors = self(levels.repeat(images), extra.repeat_interleave(rows, dim=0))
-        return Condition(levels, vectors.unflatten(0, (images, rows)), level_map, lowest, human)
+        vectors = self(levels.repeat(len(beta)), quality.repeat_interleave(len(levels)))
+        return Condition(levels, vectors.unflatten(0, (len(beta), -1)), level_map.to(like.device), lowest, human)
 
 
 class PCDM(nn.Module):
-    """Preference-conditional block: a residual block whose features are shifted after each GELU.
+    """Preference-conditional residual block: features are shifted after each GELU.
 
-    [B, in, H, W] -> [B, out, H, W]; the shifts are projections of the embedded preference, without bias.
+    [B, in, H, W] -> [B, out, H, W]. The shifts are projections of the embedded preference, without bias.
     """
 
     def __init__(self, in_channels: int, out_channels: int, condition_width: int):
         super().__init__()
-        self.conv1 = conv3x3(in_channels, out_channels)
-        self.conv2 = conv3x3(out_channels, out_channels)
+        self.conv1 = Conv3x3(in_channels, out_channels)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         self.shift1 = nn.Linear(condition_width, out_channels, bias=False)
         self.shift2 = nn.Linear(condition_width, out_channels, bias=False)
         self.skip = nn.Identity() if in_channels == out_channels else Pointwise(in_channels, out_channels)
 
-    def forward(
-        self, x: Tensor, condition: Condition, reuse: bool = False, room: Tensor | None = None
-    ) -> Tensor:
-        """``reuse``: the result may take the memory of ``x``; ``room`` [B, out, H, W]: memory free for use."""
-        if condition.level_map is None and self.conv1.by_winograd(x):
-            shifts = self.shift1(condition.vectors), self.shift2(condition.vectors)
-            return residual_by_bands(self, x, reuse, room, shifts)
+    def forward(self, x: Tensor, condition: Condition) -> Tensor:
         h = F.gelu(self.conv1(x))
         h = h + condition.project(self.shift1, h.shape[-2:])
         h = F.gelu(self.conv2(h))
@@ -161,10 +137,10 @@ class PCDM(nn.Module):
 class ResidualSynthesis(nn.Module):
     """g_s: y_hat [B, M, H/16, W/16] and the embedded preference -> image [B, 3, H, W], not clamped.
 
-    ``stem_width`` is the width of the first block: N in the released network, M in later MLIC++ ones.
+    ``stem_width`` is the width of the first block. 0 stands for N, as in the released network.
     """
 
-    def __init__(self, N: int, M: int, condition_width: int, stem_width: int | None = None):
+    def __init__(self, N: int, M: int, condition_width: int, stem_width: int = 0):
         super().__init__()
         stem = stem_width or N
         self.blocks = nn.ModuleList([PCDM(M, stem, condition_width)])
@@ -175,6 +151,5 @@ class ResidualSynthesis(nn.Module):
     def forward(self, y_hat: Tensor, condition: Condition) -> Tensor:
         h = self.blocks[0](y_hat, condition)
         for up, block in zip(self.ups, self.blocks[1:], strict=True):
-            h, room = up(h)
-            h = block(h, condition, reuse=True, room=room)
-        return full_precision(self.head, h)  # bfloat16 cannot hold 256 levels of a color
+            h = block(up(h), condition)
+        return full_precision(self.head, h)  # bfloat16 cannot represent 256 levels of a color

@@ -1,8 +1,8 @@
-"""Continuous quality in one checkpoint: per-channel gains on the latent.
+"""Continuous rate adaptation: per-channel gains of the latent.
 
-The latent is multiplied by a gain before it is rounded and divided by it after, so a gain is the inverse of a
-quantization step. Gains are trained at a few points of quality and interpolated in the logarithm between them
-(gain units: Cui et al., "Asymmetric Gained Deep Image Compression With Continuous Rate Adaptation", CVPR 2021).
+The latent is multiplied by a gain before rounding and divided by it afterwards, so a gain is the inverse of a
+quantization step. Gains are trained at a few quality points and interpolated in the logarithmic domain (gain units:
+Cui et al., "Asymmetric Gained Deep Image Compression With Continuous Rate Adaptation", CVPR 2021).
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 
 def interpolate(points: Tensor, quality: Tensor) -> Tensor:
-    """Values at any quality from those at evenly spaced ones, linear between. points [n >= 2, ...], quality [B] in
-    [0, 1] -> [B, ...]."""
+    """Interpolate linearly between values at evenly spaced qualities.
+
+    points [n, ...] with n >= 2, quality [B] in [0, 1] -> [B, ...].
+    """
     position = quality.to(points.dtype).clamp(0, 1) * (len(points) - 1)
     lower = position.floor().clamp(max=len(points) - 2)
     weight = (position - lower).reshape(-1, *[1] * (points.dim() - 1))
@@ -22,10 +24,9 @@ def interpolate(points: Tensor, quality: Tensor) -> Tensor:
 
 
 class QualityGain(nn.Module):
-    """Quality in [0, 1] -> gain [B, M, 1, 1], positive.
+    """Trained gain of each latent channel. Quality [B] in [0, 1] -> gain [B, M, 1, 1], positive.
 
-    Starts as the same gain for every channel, from ``1 / sqrt(SPAN)`` at quality 0 through 1 at one half to
-    ``sqrt(SPAN)`` at quality 1.
+    All channels start with the same gain: ``1 / sqrt(SPAN)`` at quality 0, 1 at 0.5, ``sqrt(SPAN)`` at 1.
     """
 
     SPAN = 8.0
@@ -37,3 +38,10 @@ class QualityGain(nn.Module):
 
     def forward(self, quality: Tensor) -> Tensor:
         return interpolate(self.log_gain, quality).exp()[:, :, None, None]
+
+
+class UnitGain(nn.Module):
+    """Gain of a model without trained quality points: 1 at every quality, [B, 1, 1, 1]."""
+
+    def forward(self, quality: Tensor) -> Tensor:
+        return quality.new_ones(len(quality), 1, 1, 1)

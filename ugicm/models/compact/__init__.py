@@ -1,12 +1,12 @@
-"""The compact network: nearly all work at 1/8 resolution or below, for laptops.
+"""Compact model: nearly all computation at 1/8 resolution or below.
 
-Analysis folds 8x8 pixels into channels and works with pointwise and depthwise convolutions at 1/8 and 1/16
-resolution; synthesis mirrors it, modulated by the viewer's preference. The parsing side (hyper-synthesis, contexts,
-entropy parameters) is made of :mod:`ugicm.entropy.fixed_point` layers only.
+Analysis folds blocks of 8x8 pixels into channels and applies pointwise and depthwise convolutions at 1/8 and 1/16
+resolution. Synthesis mirrors it, modulated by the preference. The entropy model (hyper-synthesis, contexts, entropy
+parameters) consists of :mod:`ugicm.entropy.fixed_point` layers only.
 """
 
-from ugicm.models.compact.analysis import CompactHyperAnalysis, PatchAnalysis
+from ugicm.models.compact.analysis import CompactAnalysis, CompactHyperAnalysis
 from ugicm.models.compact.context import CompactHyperSynthesis, CompactSlices
-from ugicm.models.compact.synthesis import PatchSynthesis
+from ugicm.models.compact.synthesis import CompactSynthesis
 
-__all__ = ["CompactHyperAnalysis", "CompactHyperSynthesis", "CompactSlices", "PatchAnalysis", "PatchSynthesis"]
+__all__ = ["CompactAnalysis", "CompactHyperAnalysis", "CompactHyperSynthesis", "CompactSlices", "CompactSynthesis"]

@@ -1,77 +1,75 @@
-"""Analysis and hyper-analysis transforms of the compact model."""
+"""Analysis (g_a) and hyper-analysis (h_a) transforms of the compact model.
+
+g_a has a deep branch and a linear one. The deep branch works on 8x8 pixels folded into channels: residual blocks at
+1/8 resolution, a strided convolution, residual blocks at 1/16. The linear branch, present if ``detail_width`` is not
+0, computes the last channels of y as linear coefficients of 16x16 pixels. They carry the detail that the deep branch
+loses at high rates. scripts/widen_checkpoint.py initializes them.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ugicm.config import ModelConfig
+from ugicm.config import CompactConfig
 from ugicm.entropy.fixed_point import activation
 from ugicm.models.bands import assemble
-from ugicm.models.compact.blocks import FOLD, PatchBlock, run_blocks
+from ugicm.models.compact.blocks import FOLD, CompactBlock, run_blocks
 from ugicm.models.layers import Pointwise, full_precision
 from ugicm.tiling import Y_STRIDE
 
 
-class DetailAnalysis(Pointwise):
-    """Blocks of 16x16 pixels, [B, 3, H, W] about 0 -> ``width`` linear coefficients each, [B, width, H/16, W/16].
+def fold(x: Tensor, size: int, layer: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply a pointwise layer to blocks of ``size`` x ``size`` pixels, centered at 0.
 
-    What the deep transform cannot carry at high rates; see :mod:`ugicm.training.detail_channels` for where it begins.
+    [B, 3, H, W] in [0, 1] -> [B, C, H / size, W / size]. Raises RuntimeError if H or W is no multiple of ``size``.
     """
 
-    def __init__(self, width: int):
-        super().__init__(3 * Y_STRIDE**2, width, bias=False)
+    def piece(rows: slice) -> Tensor:
+        return layer(F.pixel_unshuffle(x[:, :, rows.start * size : rows.stop * size] - 0.5, size))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pixel_unshuffle(x, Y_STRIDE))
+    height, width = (math.ceil(side / size) for side in x.shape[-2:])
+    return assemble(piece, x, height, width)
 
 
-class PatchAnalysis(nn.Module):
+class CompactAnalysis(nn.Module):
     """g_a: image [B, 3, H, W] in [0, 1] -> y [B, M, H/16, W/16].
 
-    Features between blocks and the last layer stay in float32 under autocast: they carry the sums.
+    Features between blocks and the last layer stay in float32 under autocast, because they hold the residual sums.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: CompactConfig):
         super().__init__()
         self.stem = Pointwise(3 * FOLD**2, config.width_8)
-        self.blocks_8 = nn.ModuleList(PatchBlock(config.width_8) for _ in range(config.depth_8))
+        self.blocks_8 = nn.ModuleList(CompactBlock(config.width_8) for _ in range(config.depth_8))
         self.down = nn.Conv2d(config.width_8, config.width_16, 2, stride=2)
-        self.blocks_16 = nn.ModuleList(PatchBlock(config.width_16) for _ in range(config.depth_16))
+        self.blocks_16 = nn.ModuleList(CompactBlock(config.width_16) for _ in range(config.depth_16))
         self.head = Pointwise(config.width_16, config.M - config.detail_width)
-        self.detail = DetailAnalysis(config.detail_width) if config.detail_width else None
+        self.detail = Pointwise(3 * Y_STRIDE**2, config.detail_width, bias=False) if config.detail_width else None
 
     def forward(self, x: Tensor) -> Tensor:
-
-        def blocks(size: int) -> list[int]:
-            """Blocks of pixels downwards and across; parts of one, too, so that folding refuses them."""
-            return [-(-side // size) for side in x.shape[-2:]]
-
-        def centerd(rows: slice, size: int) -> Tensor:
-            """The pixels in ``rows`` of blocks of ``size``, about 0."""
-            return x[:, :, rows.start * size : rows.stop * size] - 0.5
-
-        h = assemble(lambda rows: self.stem(F.pixel_unshuffle(centerd(rows, FOLD), FOLD)), x, *blocks(FOLD))
-        h = run_blocks(h, self.blocks_8)
-        h = self.down(h).float()
-        h = run_blocks(h, self.blocks_16)
+        h = run_blocks(fold(x, FOLD, self.stem), self.blocks_8)
+        h = run_blocks(self.down(h).float(), self.blocks_16)
         y = full_precision(self.head, h)
         if self.detail is None:
             return y
-        detail = assemble(lambda rows: full_precision(self.detail, centerd(rows, Y_STRIDE)), x, *blocks(Y_STRIDE))
+        detail = fold(x, Y_STRIDE, lambda pixels: full_precision(self.detail, pixels))
         return torch.cat([y, detail], dim=1)
 
 
 class CompactHyperAnalysis(nn.Module):
-    """h_a: y -> z [B, N, H/64, W/64]. Only the writer runs it."""
+    """h_a: y [B, M, H/16, W/16] -> z [B, N, H/64, W/64], from the channels of the deep branch only."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: CompactConfig):
         super().__init__()
-        self.conv1 = nn.Conv2d(config.M - config.detail_width, config.N, 3, padding=1)  # detail is known from the rest
+        self.conv1 = nn.Conv2d(config.M - config.detail_width, config.N, 3, padding=1)
         self.conv2 = nn.Conv2d(config.N, config.N, 3, stride=2, padding=1)
         self.conv3 = nn.Conv2d(config.N, config.N, 3, stride=2, padding=1)
-        # z must rise above the quantization noise from the start, or the rate term silences it for good.
+        # z must exceed the quantization noise from the start, otherwise the rate term drives it to zero for good.
         with torch.no_grad():
             self.conv3.weight.mul_(8)
 
