@@ -1,4 +1,4 @@
-"""Averages of models."""
+"""Weight averaging, and the output files of the checkpoint scripts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import pytest
 import torch
 from small_models import CONFIGS, small_model
 
+from scripts.average_checkpoints import average, multiply
 from ugicm.atomic import WriteError
-from ugicm.checkpoints.native import load_model, read_metadata, save_model
+from ugicm.checkpoints.native import check_output, load_model, read_metadata, save_model
 from ugicm.errors import UsageError
 from ugicm.models.ugicm import UGICM
-from ugicm.training.state import check_target
-from ugicm.training.weight_averaging import average, multiply
 
 SCRIPT = "scripts/average_checkpoints.py"
 
@@ -24,13 +23,13 @@ SCRIPT = "scripts/average_checkpoints.py"
 def narrow_checkpoint(tmp_path_factory):
     """A model without detail channels, so that scripts/widen_checkpoint.py takes it, too."""
     torch.manual_seed(0)
-    config = replace(CONFIGS["compact"], M=24, slices=2, slice_widths=(8, 16), detail_width=0)
+    config = replace(CONFIGS["compact"], M=24, slice_widths=(8, 16), detail_width=0)
     path = tmp_path_factory.mktemp("narrow") / "narrow.safetensors"
     save_model(path, UGICM(config))
     return path
 
 
-def test_average_by_hand():
+def test_average_matches_manual_computation():
     a, b = small_model(seed=0), small_model(seed=1)
     mean = average([a, b], [1, 3])
     for name, parameter in mean.named_parameters():
@@ -39,7 +38,7 @@ def test_average_by_hand():
     assert not torch.equal(a.g_s.stem.weight, mean.g_s.stem.weight)  # the first one is not changed
 
 
-def test_a_model_averaged_with_itself_writes_the_same_streams():
+def test_average_of_equal_models_keeps_bitstreams():
     model, image, quality = small_model(seed=0), torch.rand(1, 3, 64, 64), torch.tensor([0.5])
     mean = average([model, model], [1, 1])
     assert model.prepare_for_coding().fingerprint == mean.prepare_for_coding().fingerprint
@@ -55,12 +54,12 @@ def test_multiply():
 
 
 @pytest.mark.parametrize("weights", [[1], [1, -1], [0, 0]])
-def test_weights_that_make_no_mean(weights):
+def test_average_rejects_invalid_weights(weights):
     with pytest.raises(ValueError, match="weights"):
         average([small_model(seed=0), small_model(seed=1)], weights)
 
 
-def test_script(run_script, checkpoint, other_checkpoint, tmp_path):
+def test_average_script(run_script, checkpoint, other_checkpoint, tmp_path):
     out = tmp_path / "mean.safetensors"
     end = run_script(SCRIPT, checkpoint, other_checkpoint, "-o", out, "--multiply", "g_s.stem.bias=2")
     assert end.returncode == 0, end.stderr
@@ -76,7 +75,7 @@ def test_script(run_script, checkpoint, other_checkpoint, tmp_path):
      (["--multiply", "x"], "'x' is not PATTERN=FACTOR"),
      (["--multiply", "g_s.stem.bias=inf"], "values that are not finite: g_s.stem.bias")],
 )  # fmt: skip
-def test_script_refuses(run_script, checkpoint, other_checkpoint, tmp_path, options, complaint):
+def test_average_script_rejects_invalid_options(run_script, checkpoint, other_checkpoint, tmp_path, options, complaint):
     end = run_script(SCRIPT, checkpoint, other_checkpoint, "-o", tmp_path / "mean.safetensors", *options)
     assert end.returncode == 2 and complaint in end.stderr
     assert list(tmp_path.iterdir()) == []
@@ -85,12 +84,12 @@ def test_script_refuses(run_script, checkpoint, other_checkpoint, tmp_path, opti
 
 @pytest.mark.parametrize(
     ("name", "complaint"),
-    [("mean.pt", "must be named *.safetensors"), ("there.safetensors", "there.safetensors exists; give another name"),
+    [("mean.pt", "name must end in .safetensors"), ("there.safetensors", "there.safetensors: exists; choose another"),
      ("there.safetensors/mean.safetensors", "there.safetensors is not a folder"),
      ("folder.safetensors", "it is a folder")],
 )  # fmt: skip
 @pytest.mark.parametrize("script", [SCRIPT, "scripts/convert_checkpoint.py", "scripts/widen_checkpoint.py"])
-def test_where_models_cannot_be_written(narrow_checkpoint, photos, tmp_path, run_script, script, name, complaint):
+def test_scripts_reject_unusable_output_paths(narrow_checkpoint, photos, tmp_path, run_script, script, name, complaint):
     (tmp_path / "there.safetensors").write_text("mine")
     (tmp_path / "folder.safetensors").mkdir()
     options = {SCRIPT: ["-o", tmp_path / name], "scripts/convert_checkpoint.py": [tmp_path / name]}.get(
@@ -102,17 +101,17 @@ def test_where_models_cannot_be_written(narrow_checkpoint, photos, tmp_path, run
     assert (tmp_path / "there.safetensors").read_text() == "mine" and not (tmp_path / "mean.pt").exists()
 
 
-def test_folders_that_can_be_made_are_not_made_before_the_model(tmp_path, monkeypatch):
+def test_check_output_creates_no_folder(tmp_path, monkeypatch):
     path = tmp_path / "a" / "b" / "mean.safetensors"
-    check_target(path, overwrite=False)
+    check_output(path, overwrite=False)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(UsageError, match=f"no permission to write in {tmp_path}"):
-        check_target(path, overwrite=False)
+        check_output(path, overwrite=False)
 
 
 @pytest.mark.parametrize("script", [SCRIPT, "scripts/convert_checkpoint.py"])
-def test_a_disk_that_is_full_is_no_wrong_usage(checkpoint, tmp_path, run_script, monkeypatch, script):
+def test_full_disk_exits_with_status_1(checkpoint, tmp_path, run_script, monkeypatch, script):
     def full(*_, **options):
         raise WriteError(tmp_path, OSError(28, "No space left on device"))
 
@@ -121,7 +120,7 @@ def test_a_disk_that_is_full_is_no_wrong_usage(checkpoint, tmp_path, run_script,
     assert end.returncode == 1 and "cannot be written: No space left" in end.stderr
 
 
-def test_overwriting_when_asked_to(run_script, checkpoint, tmp_path):
+def test_overwrite_replaces_an_existing_file(run_script, checkpoint, tmp_path):
     out = tmp_path / "there.safetensors"
     out.write_text("mine")
     end = run_script(SCRIPT, checkpoint, "-o", out, "--overwrite")
@@ -129,6 +128,6 @@ def test_overwriting_when_asked_to(run_script, checkpoint, tmp_path):
     load_model(out)
 
 
-def test_other_forms_are_refused():
-    with pytest.raises(ValueError, match="not of the same form"):
+def test_average_rejects_different_configurations():
+    with pytest.raises(ValueError, match="different configurations"):
         average([small_model("compact"), small_model("bmshj2018")], [1, 1])

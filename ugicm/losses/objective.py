@@ -1,16 +1,17 @@
-"""The objective: a rate and named, weighted terms, put together per sample.
+"""The training objective: rate plus weighted distortion and semantic terms, computed per sample.
 
-loss_b = rate · bpp_b + sum over terms of w_term(beta_b) · lambda(quality_b) · term_b,
-w(beta) = (1 - beta) · human + beta · machine.
+The loss of sample b with preference beta_b and quality q_b is::
 
-The batch's loss is the mean over all its samples. With beta drawn from {0, 1} this is the paper's
-``bpp + ½(λ·MSE(β=0 samples) + λ₁·MSE(β=1 samples) + λ_clip·C_global(β=1 samples))`` in expectation, but a
-batch without any sample of one kind is no special case, and it does not depend on how a batch is divided.
+    loss_b = bpp_b + lambda(q_b) * sum_t w_t(beta_b) * term_tb
+    w_t(beta) = (1 - beta) * human_t + beta * machine_t
+
+With beta drawn from {0, 1} its expectation is UG-ICM's ``bpp + (lambda * MSE(beta=0) + lambda_1 * MSE(beta=1) +
+lambda_clip * C_global(beta=1)) / 2``. The sum over samples does not depend on how a batch is divided among
+accumulation steps or processes, and a term without samples in a batch contributes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -18,27 +19,31 @@ from torch import Tensor, nn
 
 from ugicm.config import SEMANTIC_TERMS, ObjectiveConfig
 from ugicm.errors import ConfigError, first_line
-from ugicm.losses.distortion import PerceptualDistance, squared_error, structural_dissimilarity
+from ugicm.losses.distortion import squared_error, structural_dissimilarity
 from ugicm.losses.rate import bits_per_pixel, log_linear
 from ugicm.losses.semantic import FeaturesTerm, GlobalTerm, InstanceTerm, LocalTerm, SemanticTerm
 from ugicm.losses.teachers import load_teacher
 
+DISTORTION_TERMS = {"mse": squared_error, "ms_ssim": structural_dissimilarity}
 GROUPS = ("human", "between", "machine", "low", "middle", "high")  # thirds of preference, thirds of quality
 
 
 @dataclass
 class Losses:
-    """Of a batch. ``total``: sum of the samples' losses, a scalar to differentiate. ``balance``: the loss of the
-    learned weights, to be added to it, where there are any. ``sums``: detached sums of each term over samples, all
-    and by group ("mse", "mse/human"), with ``counts`` of samples."""
+    """Losses of one batch.
+
+    Attributes:
+        total: sum of the samples' losses, a scalar to differentiate.
+        sums: detached sum of each term over its samples, in total ("mse") and by group ("mse/human").
+        counts: number of samples in each sum.
+    """
 
     total: Tensor
-    balance: Tensor | None = None
     sums: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, values: Tensor, groups: Tensor) -> None:
-        """Take in one term: values [n] and the group membership of the same samples [n, 6], on the CPU."""
+        """Add a term's values [n]; ``groups`` is the group membership [n, 6] of its samples, on the CPU."""
         values = values.detach().float()
         self.sums[name], self.counts[name] = values.sum(), len(values)
         by_group = (groups.to(values) * values[:, None]).sum(0)
@@ -48,123 +53,98 @@ class Losses:
 
 
 def group_members(beta: Tensor, quality: Tensor) -> Tensor:
-    """[n, 6] of 0 and 1: the thirds of preference and quality each sample falls into."""
+    """Return 0 or 1 for every sample and group [n, 6]: the thirds of preference and quality the sample falls into."""
     third = torch.stack([torch.clamp((v * 3).floor(), 0, 2) for v in (beta, quality)], 1)[:, :, None]
     return (third == torch.arange(3)).flatten(1).float()
 
 
 class Objective(nn.Module):
-    """The configured objective, with its teacher.
+    """The configured objective and its teacher.
 
-    Terms are called with the samples ``index`` of the batch (CPU, int64) that have a weight; see
-    :mod:`ugicm.losses.semantic`. With ``balance: uncertainty`` each term t has a learned s_t (Kendall, Gal,
-    Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses", CVPR 2018): s_t follows the gradient of
-    exp(-s_t) L_t + s_t, and L_t gets the factor exp(s_1 - s_t), relative to the first term, so that lambda keeps its
-    meaning. Weights are then shares of the balanced sum.
-
-    Raises ConfigError or CheckpointError where a teacher, or LPIPS, cannot be had.
+    Raises ConfigError if the teacher cannot be loaded.
     """
 
     def __init__(self, config: ObjectiveConfig):
         super().__init__()
         self.config = config
         self.names = [name for name, term in config.terms.items() if term is not None]
-        self.lpips = PerceptualDistance(config.lpips.net, config.lpips.backbone) if "lpips" in self.names else None
-        semantic = any(name in SEMANTIC_TERMS for name in self.names)
+        semantic = [name for name in self.names if name in SEMANTIC_TERMS]
         self.teacher = load_teacher(config.teacher) if semantic else None
-        self._own_size = self.teacher.size if semantic else 0
-        self._semantic = {name: self._semantic_term(name) for name in self.names if name in SEMANTIC_TERMS}
-        balanced = config.balance == "uncertainty"
-        self.log_scales = nn.Parameter(torch.zeros(len(self.names))) if balanced else None
+        self._default_size = self.teacher.size if semantic else 0
+        self._semantic = {name: self._semantic_term(name) for name in semantic}
 
     def _semantic_term(self, name: str) -> SemanticTerm:
-        config, teacher = self.config, self.teacher
+        teacher = self.teacher
         if name == "global":
             return GlobalTerm(teacher)
         if name == "local":
-            return LocalTerm(teacher, config.local_side)
+            return LocalTerm(teacher, self.config.local_side)
         if name == "features":
-            return FeaturesTerm(teacher, config.teacher.layers, config.features_distance)
-        return InstanceTerm(teacher, teacher.size or teacher.own_size)
+            return FeaturesTerm(teacher, self.config.teacher.layers)
+        return InstanceTerm(teacher, teacher.size or teacher.native_size)
 
     @torch.no_grad()
     def check(self, side: int) -> None:
-        """Try the networks on a gray image of ``side`` pixels, the teacher at all its sizes.
+        """Run the teacher at all its sizes on a gray image of ``side`` pixels.
 
-        Raises ConfigError where they cannot take it.
+        Raises ConfigError if it does not accept images of a size.
         """
-        if self.lpips is not None:
-            self._try("lpips", lambda gray: self.lpips(gray, gray), side)
-        if self.teacher is not None:
-            for size in (*self.config.teacher.sizes, self._own_size):
-                self.teacher.size = size
-                self._try("teacher", self.teacher, size or side)
+        for size in (*self.config.teacher.sizes, self._default_size) if self.teacher is not None else ():
+            self.teacher.size = size
+            try:
+                self.teacher(torch.full((1, 3, side, side), 0.5, device=self.teacher.mean.device))
+            except (RuntimeError, AssertionError, ValueError) as error:
+                raise ConfigError(
+                    f"objective.teacher: cannot take images of {size or side} pixels: {first_line(error)}"
+                ) from None
 
-    def _try(self, what: str, network: Callable[[Tensor], object], side: int) -> None:
-        try:
-            network(torch.full((1, 3, side, side), 0.5, device=next(getattr(self, what).parameters()).device))
-        except (RuntimeError, AssertionError, ValueError) as error:
-            text = f"objective.{what}: cannot take images of {side} pixels: {first_line(error)}"
-            raise ConfigError(text) from None
-
-    def weights(self, name: str, beta: Tensor, quality: Tensor) -> Tensor:
-        """Weight of a term for samples of these preferences and qualities, [B] each, on the CPU."""
+    def term_weights(self, name: str, beta: Tensor, quality: Tensor) -> Tensor:
+        """Return a term's weight for samples of these preferences and qualities, [B] each, on the CPU."""
         term = self.config.terms[name]
-        weight = (1 - beta) * term.human + beta * term.machine
-        return weight * log_linear(self.config.lambdas, quality) if term.by_quality else weight
+        return ((1 - beta) * term.human + beta * term.machine) * log_linear(self.config.lambdas, quality)
 
-    def _teacher_size(self) -> int:
-        """Side of the images that the teacher sees in this batch."""
-        sizes = self.config.teacher.sizes
-        if not self.training or not sizes:
-            return self._own_size
-        return sizes[int(torch.randint(len(sizes), ()))]
+    def _emphasis(self, quality: Tensor) -> Tensor:
+        """Return the factor of each sample's loss [B]: (lambda(quality) / lambda(0.5)) ** -emphasis in training."""
+        if not self.training or not self.config.emphasis:
+            return torch.ones_like(quality)
+        middle = log_linear(self.config.lambdas, torch.tensor([0.5]))
+        return (log_linear(self.config.lambdas, quality) / middle) ** -self.config.emphasis
 
-    def _values(self, name: str, x_hat: Tensor, x: Tensor, batch: dict, index: Tensor, memo: dict) -> Tensor:
-        if name == "mse":
-            return squared_error(x_hat, x)
-        if name == "ms_ssim":
-            return structural_dissimilarity(x_hat, x)
-        if name == "lpips":
-            return self.lpips(x_hat, x)
-        return self._semantic[name](x_hat, x, batch, index, memo)
+    def _prepare_teacher(self) -> None:
+        """Draw the teacher's input size and jitter of this batch; in eval mode use its own."""
+        sizes = self.config.teacher.sizes if self.training else ()
+        self.teacher.size = sizes[int(torch.randint(len(sizes), ()))] if sizes else self._default_size
+        self.teacher.draw_jitter(self.training)
 
     def forward(self, out: dict, x: Tensor, batch: dict[str, Tensor]) -> Losses:
-        """Losses of the model's output for images x [B, 3, H, W].
+        """Return the losses of the model's output ``out`` for images x [B, 3, H, W] in [0, 1].
 
-        ``batch`` holds "beta" and "quality" [B] on the CPU, "place" and instances where semantic terms need them.
+        ``batch`` holds "beta" and "quality" [B] on the CPU, and "place" and instances for the semantic terms that use
+        them (see :mod:`ugicm.losses.semantic`).
         """
         beta, quality = batch["beta"], batch["quality"]
         groups, memo = group_members(beta, quality), {}
         if self.teacher is not None:
-            self.teacher.size = self._teacher_size()
-            self.teacher.vary(self.training)
+            self._prepare_teacher()
+        emphasis = self._emphasis(quality)
         bpp = bits_per_pixel(out["likelihoods"].values(), x.shape[2] * x.shape[3])
-        emphasis = torch.ones_like(quality)
-        if self.training and self.config.emphasis:
-            middle = log_linear(self.config.lambdas, torch.tensor([0.5]))
-            emphasis = (log_linear(self.config.lambdas, quality) / middle) ** -self.config.emphasis
-        losses = Losses(self.config.rate * (emphasis.to(bpp) * bpp).sum())
+        losses = Losses((emphasis.to(bpp) * bpp).sum())
         losses.add("bpp", bpp, groups)
-        for t, name in enumerate(self.names):
-            weight = self.weights(name, beta, quality)
+        for name in self.names:
+            weight = self.term_weights(name, beta, quality)
             index = weight.nonzero()[:, 0]
             if name in self._semantic:
-                index = self._semantic[name].applies(batch, index)
+                index = self._semantic[name].select(batch, index)
             if not len(index):
-                continue  # absent from this batch
-            chosen_hat, chosen = out["x_hat"], x
+                continue
+            x_hat, target = out["x_hat"], x
             if len(index) < len(x):
-                where = index.to(x.device)
-                chosen_hat, chosen = chosen_hat.index_select(0, where), chosen.index_select(0, where)
-            values = self._values(name, chosen_hat, chosen, batch, index, memo).float()
-            weighted = ((weight * emphasis)[index].to(values) * values).sum()
-            if self.log_scales is not None and self.training:  # validation compares steps: by fixed weights
-                scales = self.log_scales.detach()
-                weighted = weighted * (scales[0] - scales[t]).exp()
-                own = self.log_scales[t]
-                own_loss = (torch.exp(-own) * values.detach() + own).sum()
-                losses.balance = own_loss if losses.balance is None else losses.balance + own_loss
-            losses.total = losses.total + weighted
+                on_device = index.to(x.device)
+                x_hat, target = x_hat.index_select(0, on_device), target.index_select(0, on_device)
+            if name in self._semantic:
+                values = self._semantic[name](x_hat, target, batch, index, memo).float()
+            else:
+                values = DISTORTION_TERMS[name](x_hat, target).float()
+            losses.total = losses.total + ((weight * emphasis)[index].to(values) * values).sum()
             losses.add(name, values, groups[index])
         return losses

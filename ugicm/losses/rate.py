@@ -1,4 +1,4 @@
-"""Rate: the estimated length of a stream."""
+"""Rate term: bits per pixel from likelihoods, and lambda as a function of quality."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ugicm.models.quality import interpolate
 
 
 def bits_per_pixel(likelihoods: Iterable[Tensor], pixels: int) -> Tensor:
-    """-sum log2 p / pixels for every image (Shannon). Likelihoods are [B, ...] in (0, 1] -> [B], bits per pixel."""
+    """Return the estimated rate -sum log2 p / ``pixels`` [B] of likelihoods [B, ...] in (0, 1] (Shannon, 1948)."""
     bits = [-torch.log2(p.float()).flatten(1).sum(1) for p in likelihoods]
     return torch.stack(bits).sum(0) / pixels
 
 
 def log_linear(points: tuple[float, ...], quality: Tensor) -> Tensor:
-    """lambda of quality [B] in [0, 1]: ``points`` at evenly spaced qualities, linear in the logarithm between."""
+    """Return lambda [B] for qualities [B] in [0, 1], log-linear between ``points`` at evenly spaced qualities."""
     if len(points) == 1:
         return torch.full_like(quality, points[0])
     logs = torch.tensor([math.log(p) for p in points], dtype=quality.dtype, device=quality.device)

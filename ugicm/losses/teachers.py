@@ -1,7 +1,7 @@
-"""Frozen networks whose features say what a machine sees in an image.
+"""Frozen vision networks whose features supervise the machine side of the decoder.
 
-One interface for all: images in [0, 1] -> intermediate feature maps and an embedding. A teacher never changes
-and never receives gradients; they pass through it to the image.
+All teachers share one interface: images in [0, 1] -> intermediate feature maps and an embedding. Gradients pass
+through a teacher to the image, never to its weights.
 """
 
 from __future__ import annotations
@@ -15,22 +15,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ugicm.checkpoints.state_dict import LITE0, lite0_path, load_state, read_state
+from ugicm.checkpoints.state_dict import LITE0, lite0_path, load_matching, read_state_dict
 from ugicm.config import TeacherConfig
 from ugicm.errors import CheckpointError, ConfigError, first_line
 
 
 class Teacher(nn.Module):
-    """A frozen network on images of its own size and normalization, both done differentiably.
+    """A frozen network that resizes and normalizes its input differentiably.
 
     Args:
         network: images [B, 3, H, W] -> embedding [B, D].
-        own_size: side of the images it was trained on.
-        size: side images are resized to; None: ``own_size``; 0: they stay as they are.
-        mean, std: of the three colors, for images in [0, 1].
+        native_size: side in pixels of the images that the network was trained on.
+        size: side in pixels that images are resized to. None: ``native_size``; 0: images are not resized.
+        mean, std: normalization of the three colors, for images in [0, 1].
         layers: names of submodules of ``network`` whose outputs are the feature maps.
         interpolation: "bicubic" or "bilinear", antialiased.
-        jitter: see :meth:`vary`.
+        jitter: range of the random channel factors, in [0, 1); see :meth:`draw_jitter`.
+
+    Raises ConfigError if ``network`` has no submodule of a name in ``layers``.
     """
 
     NORMALIZATIONS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
@@ -38,7 +40,7 @@ class Teacher(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        own_size: int,
+        native_size: int,
         size: int | None,
         mean: tuple[float, ...],
         std: tuple[float, ...],
@@ -48,32 +50,34 @@ class Teacher(nn.Module):
     ):
         super().__init__()
         self.network, self.layers = network, layers
-        self.own_size, self.size = own_size, own_size if size is None else size
-        self.channels_last = getattr(network, "output_fmt", None) == "NHWC"  # so says timm, of Swin and others
+        self.native_size, self.size = native_size, native_size if size is None else size
+        self.channels_last = getattr(network, "output_fmt", None) == "NHWC"  # timm's flag of Swin and others
         self.interpolation = interpolation if interpolation in ("bicubic", "bilinear") else "bicubic"
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
-        self._seen: dict[str, Tensor] = {}
+        self._features: dict[str, Tensor] = {}
         self.jitter = jitter
-        self._factors: dict[str, Tensor] | None = None  # of every normalized layer met so far
+        self._factors: dict[str, Tensor] | None = None  # by normalization layer; None: no jitter
         for name, module in network.named_modules() if jitter else ():
             if isinstance(module, self.NORMALIZATIONS):
-                module.register_forward_hook(self._scale(name, _channels(module)))
+                module.register_forward_hook(self._scale_channels(name, _channel_dim(module)))
         modules = dict(network.named_modules())
         for name in layers:
             if name not in modules or not name:
-                near = [n for n in modules if n.count(".") == name.count(".") and n]
-                raise ConfigError(f"teacher: no layer {name!r}; on that level there are {', '.join(near[:40])}")
-            modules[name].register_forward_hook(self._remember(name))
+                same_depth = [n for n in modules if n.count(".") == name.count(".") and n]
+                raise ConfigError(
+                    f"objective.teacher.layers: no layer {name!r}; available: {', '.join(same_depth[:40])}"
+                )
+            modules[name].register_forward_hook(self._keep_output(name))
         self.requires_grad_(False).eval()
 
-    def _remember(self, name: str):
+    def _keep_output(self, name: str):
         def hook(module: nn.Module, arguments: tuple, output: Tensor | tuple) -> None:
-            self._seen[name] = output[0] if isinstance(output, tuple) else output
+            self._features[name] = output[0] if isinstance(output, tuple) else output
 
         return hook
 
-    def _scale(self, name: str, dim: int):
+    def _scale_channels(self, name: str, dim: int):
         def hook(module: nn.Module, arguments: tuple, output: Tensor) -> Tensor | None:
             if self._factors is None:
                 return None
@@ -85,102 +89,100 @@ class Teacher(nn.Module):
 
         return hook
 
-    def vary(self, on: bool = True) -> None:
-        """From now on be another, similar network: every channel after a normalization is scaled by a factor drawn
-        from 1 - ``jitter`` ... 1 + ``jitter``, the same for all images until the next call. ``on=False``: itself.
+    def draw_jitter(self, enabled: bool = True) -> None:
+        """Draw new channel factors, used for all images until the next call; ``enabled=False`` disables jitter.
 
-        What pleases many such networks pleases networks of other kinds, too (Li et al., "Learning Transferable
-        Adversarial Examples via Ghost Networks", AAAI 2020, who want to deceive them; here they are to be helped).
+        Every channel after a normalization layer is scaled by a factor from [1 - ``jitter``, 1 + ``jitter``]. Features
+        that satisfy many such variants of a network transfer better to networks of other kinds (Li et al., "Learning
+        Transferable Adversarial Examples via Ghost Networks", AAAI 2020).
         """
-        self._factors = {} if on and self.jitter else None
+        self._factors = {} if enabled and self.jitter else None
 
     def train(self, mode: bool = True) -> Teacher:
-        """A teacher stays in eval mode."""
+        """Keep the teacher in eval mode."""
         return super().train(False)
 
     def resize(self, x: Tensor, size: int) -> Tensor:
-        """[B, 3, H, W] -> [B, 3, size, size]."""
+        """Resize images [B, 3, H, W] to [B, 3, size, size]; a size of 0 leaves them as they are."""
         if not size or x.shape[2:] == (size, size):
             return x
         return F.interpolate(x.float(), (size, size), mode=self.interpolation, antialias=True)
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Images [B, 3, H, W] in [0, 1] -> (maps in the order of ``layers``, [B, C, h, w] or [B, L, C], and
-        embedding [B, D])."""
+        """Return the feature maps and the embedding [B, D] of images [B, 3, H, W] in [0, 1].
+
+        Feature maps are [B, C, h, w] or tokens [B, L, C], in the order of ``layers``.
+        """
         x = self.resize(x, self.size)
         embedding = self.network((x - self.mean) / self.std)
-        maps = [self._seen.pop(name) for name in self.layers]
+        maps = [self._features.pop(name) for name in self.layers]
         if self.channels_last:
             maps = [m.permute(0, 3, 1, 2) if m.dim() == 4 else m for m in maps]
         return maps, embedding
 
 
-def _channels(normalization: nn.Module) -> int:
-    """The dimension of the channels in what a normalization gives.
+def _channel_dim(normalization: nn.Module) -> int:
+    """Return the channel dimension of a normalization layer's output.
 
-    The class tells, not the shape: a map may be as wide as it has channels. Layer norms over the channels of
-    [B, C, H, W] are subclasses, called LayerNorm2d and alike by timm and torchvision.
+    It follows from the class because shapes are ambiguous. Subclasses of LayerNorm that normalize the channels of
+    [B, C, H, W] are called LayerNorm2d or similar in timm and torchvision.
     """
-    last = isinstance(normalization, nn.LayerNorm) and "2d" not in type(normalization).__name__
-    return -1 if last else 1
+    channels_last = isinstance(normalization, nn.LayerNorm) and "2d" not in type(normalization).__name__
+    return -1 if channels_last else 1
 
 
 def load_teacher(config: TeacherConfig) -> Teacher:
-    """The configured teacher. Raises ConfigError where the name, the weights or a layer cannot be had."""
-    return {"open_clip": _open_clip, "timm": _timm}[config.kind](config)
+    """Return the configured teacher. Raises ConfigError if its model, weights or layers cannot be loaded."""
+    return {"open_clip": _load_open_clip, "timm": _load_timm}[config.kind](config)
 
 
-def _open_clip(config: TeacherConfig) -> Teacher:
+def _load_open_clip(config: TeacherConfig) -> Teacher:
     try:
         import open_clip
     except ImportError:
-        raise ConfigError("objective.teacher: kind open_clip needs the package open_clip_torch") from None
-    _known("open_clip model", config.name, open_clip.list_models())
+        raise ConfigError("objective.teacher: kind open_clip needs open_clip: pip install open_clip_torch") from None
+    _check_available("open_clip model", config.name, open_clip.list_models())
     tags = open_clip.list_pretrained_tags_by_model(config.name)
     if not Path(config.weights).is_file() and config.weights != "random":
-        _known(f"weights of open_clip {config.name} (or a file)", config.weights, [*tags, "random"])
-    with _fetching(config):
+        _check_available(f"weights of open_clip {config.name} (or a file)", config.weights, [*tags, "random"])
+    with _loading_errors(config):
         model = open_clip.create_model(config.name, pretrained=None if config.weights == "random" else config.weights)
-    wanted = open_clip.get_model_preprocess_cfg(model)
-    size = wanted["size"][0] if isinstance(wanted["size"], (tuple, list)) else wanted["size"]
-    return Teacher(
-        model.visual,
-        size,
-        config.size,
-        config.mean or wanted["mean"],
-        config.std or wanted["std"],
-        tuple(config.layers),
-        wanted.get("interpolation", "bicubic"),
-        config.jitter,
-    )
+    preprocessing = open_clip.get_model_preprocess_cfg(model)
+    size = preprocessing["size"]
+    return _teacher(model.visual, size[0] if isinstance(size, (tuple, list)) else size, preprocessing, config)
 
 
-def _timm(config: TeacherConfig) -> Teacher:
+def _load_timm(config: TeacherConfig) -> Teacher:
     try:
         import timm
     except ImportError:
-        raise ConfigError("objective.teacher: kind timm needs the package timm") from None
+        raise ConfigError("objective.teacher: kind timm needs timm: pip install timm") from None
     if not timm.is_model(config.name.split(".")[0]):
-        _known("timm model", config.name, timm.list_models())
-    with _fetching(config):
+        _check_available("timm model", config.name, timm.list_models())
+    with _loading_errors(config):
         model = timm.create_model(config.name, pretrained=config.weights == "default")
     if config.weights not in ("default", "random"):
-        _load(model, config)
-    wanted = model.pretrained_cfg
+        _load_timm_weights(model, config)
+    preprocessing = model.pretrained_cfg
     model.reset_classifier(0)
+    return _teacher(model, preprocessing["input_size"][1], preprocessing, config)
+
+
+def _teacher(network: nn.Module, native_size: int, preprocessing: dict, config: TeacherConfig) -> Teacher:
     return Teacher(
-        model,
-        wanted["input_size"][1],
+        network,
+        native_size,
         config.size,
-        config.mean or wanted["mean"],
-        config.std or wanted["std"],
+        config.mean or preprocessing["mean"],
+        config.std or preprocessing["std"],
         tuple(config.layers),
-        wanted["interpolation"],
+        preprocessing.get("interpolation", "bicubic"),
         config.jitter,
     )
 
 
-def _known(what: str, name: str, available: list[str]) -> None:
+def _check_available(what: str, name: str, available: list[str]) -> None:
+    """Raise ConfigError with similar names if ``name`` is not among ``available``."""
     if name not in available:
         import difflib
 
@@ -189,7 +191,8 @@ def _known(what: str, name: str, available: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def _fetching(config: TeacherConfig) -> Iterator[None]:
+def _loading_errors(config: TeacherConfig) -> Iterator[None]:
+    """Convert errors of model hubs to ConfigError and silence their log."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)  # hubs log every retry
     try:
@@ -203,17 +206,17 @@ def _fetching(config: TeacherConfig) -> Iterator[None]:
         logging.disable(before)
 
 
-def _load(model: nn.Module, config: TeacherConfig) -> None:
-    """Load local weights into a timm model. All of its tensors must be there; what else the file has is left out."""
+def _load_timm_weights(model: nn.Module, config: TeacherConfig) -> None:
+    """Load local weights into a timm model. Every tensor of the model must be in the file; others are ignored."""
     try:
         path = lite0_path(LITE0) if config.weights == LITE0 else config.weights
         if not Path(path).is_file():
             raise ConfigError(
-                f"objective.teacher.weights: {path!r} is not a file; also known: default (timm's own, downloaded), "
-                f"random, {LITE0}"
+                f"objective.teacher.weights: {path!r} is not a file; give a file, default (timm's own, downloaded), "
+                f"random or {LITE0}"
             )
         own = model.state_dict()
-        state = {key: value for key, value in read_state(path).items() if key in own}
-        load_state(model, state, path, f"timm's {config.name}")
+        state = {key: value for key, value in read_state_dict(path).items() if key in own}
+        load_matching(model, state, path, f"timm's {config.name}")
     except CheckpointError as error:
         raise ConfigError(f"objective.teacher.weights: {error}") from None

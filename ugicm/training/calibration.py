@@ -1,5 +1,7 @@
-"""How often every symbol occurs, to calibrate a finished model's tables: without any change to the network, streams
-become shorter by what the Gaussian misjudges."""
+"""CDF calibration: symbol counts of a trained model, from which its CDF tables are corrected.
+
+Calibrated tables shorten bitstreams by the mismatch of the Gaussian. The network does not change.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,14 @@ QUALITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 class SymbolCounter:
-    """A coder (:class:`ugicm.entropy.model.Coder`) that only counts.
+    """A coder (:class:`ugicm.entropy.model.Coder`) that counts symbols.
 
-    ``counts`` [rows, longest row - 1] is laid out as the rows of the CDF tables, escapes last.
+    ``counts`` [rows, longest row - 1] has the layout of the CDF tables, with escapes last in each row.
     """
 
-    def __init__(self, parser: torch.nn.Module):
-        self.gaussian = parser.gaussian
-        self.round_hyper = parser.round_hyper
+    def __init__(self, entropy_model: torch.nn.Module):
+        self.gaussian = entropy_model.gaussian
+        self.round_hyper = entropy_model.round_hyper
         rows, longest = self.gaussian.quantized_cdf.shape
         self.counts = torch.zeros(rows, longest - 1, dtype=torch.float64)
 
@@ -37,22 +39,25 @@ class SymbolCounter:
         escape = self.gaussian.cdf_length[row] - 2
         column = residual.long() - self.gaussian.offset[row]
         column = torch.where((column < 0) | (column >= escape), escape, column)
-        place = (row * self.counts.shape[1] + column).flatten()
-        self.counts.view(-1).index_add_(0, place, torch.ones(len(place), dtype=torch.float64))
+        index = (row * self.counts.shape[1] + column).flatten()
+        self.counts.view(-1).index_add_(0, index, torch.ones(len(index), dtype=torch.float64))
         return mean + residual
 
 
 @torch.inference_mode()
 def count_symbols(model: UGICM, images: Tensor, batch: int = 8) -> Tensor:
-    """Counts of the symbols of images, over their positions and over all rates; see :class:`SymbolCounter`.
+    """Return the symbol counts of images over all positions and QUALITIES; see :class:`SymbolCounter`.
 
-    ``model`` has its CDF tables and is not changed. ``images``: uint8 [n, 3, H, W], H and W multiples of 64.
+    Args:
+        model: a model with CDF tables; it is not modified.
+        images: uint8 [n, 3, H, W], H and W multiples of 64.
+        batch: images at a time.
     """
     model = copy.deepcopy(model).prepare_for_coding()
-    counter = SymbolCounter(model.parser)
-    for some in tqdm(images.split(batch), "counting symbols", unit="batch", disable=None):
-        x = some.float() / 255
-        for quality in QUALITIES if model.has_quality else (None,):
-            y = model.analyze(x, None if quality is None else torch.full((len(x),), quality))
-            model.parser(counter, model.h_a(y), y)
+    counter = SymbolCounter(model.entropy_model)
+    for part in tqdm(images.split(batch), "counting symbols", unit="batch", disable=None):
+        x = part.float() / 255
+        for quality in QUALITIES if model.has_quality else (0.5,):
+            y = model.analyze(x, torch.full((len(x),), quality))
+            model.entropy_model(counter, model.h_a(y), y)
     return counter.counts

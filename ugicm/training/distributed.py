@@ -1,14 +1,13 @@
 """Data-parallel training under torchrun: every process computes a share of the batch.
 
-Gradients are summed by one collective call after the backward pass rather than by DistributedDataParallel: which
-parameters take part changes with the stage and the batch (frozen parts, gains, quantiles with a loss of their
-own), accumulation needs no special case, and the same code runs on one process.
+Gradients are summed by one collective call after the backward pass instead of by DistributedDataParallel. The set of
+trained parameters may then change with stage and batch (frozen submodules, gains, quantiles with their own loss),
+accumulation needs no special case, and the same code runs on one process.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +20,10 @@ from ugicm.arguments import pick_device
 from ugicm.errors import ConfigError
 from ugicm.training.log import Meter
 
-LAST_MOMENT = 0.2  # seconds for PyTorch's threads, which have nothing more to do
-
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among all."""
+    """The rank of this process, the number of processes, and the device of this process."""
 
     rank: int
     size: int
@@ -34,24 +31,26 @@ class World:
 
     @property
     def main(self) -> bool:
+        """Whether this process writes files and messages."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum over processes, in place."""
+        """Sum a tensor over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any process."""
+        """Return whether the flag is set on any process."""
         return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
 
     def barrier(self) -> None:
+        """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum the gradients of all processes; one that a process lacks counts as zero."""
+        """Sum gradients over all processes, in place; a missing gradient counts as zero."""
         if self.size == 1:
             return
         parameters = list(parameters)
@@ -61,7 +60,7 @@ class World:
             p.grad = part.view_as(p).contiguous() if p.grad is None else p.grad.copy_(part.view_as(p))
 
     def broadcast(self, module: nn.Module) -> None:
-        """Start all processes from the first one's weights."""
+        """Copy the weights and buffers of the main process to all processes."""
         if self.size > 1:
             for tensor in module.state_dict().values():
                 if tensor.numel():
@@ -69,9 +68,12 @@ class World:
 
 
 def join(device: str) -> World:
-    """Join the other processes that torchrun started, if any; ``device`` is auto, cpu or cuda."""
+    """Join the process group under torchrun and return this process's world.
+
+    ``device`` is "auto", "cpu" or "cuda". Raises ConfigError if CUDA is not available.
+    """
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("run.device: cuda, but PyTorch finds no CUDA device here; use cpu or auto")
+        raise ConfigError("run.device: cuda is not available; use cpu or auto")
     place = torch.device(pick_device("cpu" if device == "cpu" else "auto"))
     if place.type == "cuda":
         torch.cuda.set_device(place)
@@ -80,7 +82,7 @@ def join(device: str) -> World:
 
 
 def process_group(backend: str = "gloo") -> tuple[int, int]:
-    """(rank, number of processes) under torchrun, joining its group on first use; (0, 1) otherwise."""
+    """Return (rank, number of processes), joining the process group under torchrun; (0, 1) otherwise."""
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
         return 0, 1
@@ -90,14 +92,14 @@ def process_group(backend: str = "gloo") -> tuple[int, int]:
 
 
 def gather(value: Any) -> list[Any]:
-    """The values of all processes, in order of rank."""
+    """Return the values of all processes, in order of rank."""
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, value)
     return parts
 
 
 def merge(world: World, meter: Meter) -> Meter:
-    """The meters of all processes as one. Waits for the device."""
+    """Return one meter with the values of all processes. Waits for the device."""
     if world.size == 1:
         return meter
     own = {name: (float(total), meter.counts[name]) for name, total in meter.sums.items()}
@@ -109,9 +111,11 @@ def merge(world: World, meter: Meter) -> Meter:
 
 
 def leave() -> None:
-    """End the process group, if there is one; every process must come here."""
+    """Destroy the process group, if there is one. All processes must call this."""
     if dist.is_available() and dist.is_initialized():
-        # PyTorch waits for its threads while it holds Python's lock, and one that still has to let go of a tensor waits
-        # for the lock: for ever, one time in ten on a busy machine.
-        time.sleep(LAST_MOMENT)
+        # Gloo's destructor joins its threads, which may need the GIL to free the tensors of their last operation. In
+        # PyTorch 2.6 destroy_process_group() runs it with the GIL held, and can deadlock. While a reference to the
+        # backend exists, the destructor waits for its deletion, which releases the GIL.
+        backend = dist.group.WORLD._get_backend(torch.device("cpu")) if dist.get_backend() == "gloo" else None
         dist.destroy_process_group()
+        del backend
