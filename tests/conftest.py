@@ -1,4 +1,4 @@
-"""Shared by the tests of commands: small checkpoints on disk, images, and a way to run a command as users do."""
+"""Shared fixtures: small checkpoints, images, and functions that run commands and scripts."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes side by side: one PyTorch thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--regenerate-golden", action="store_true", help="rewrite tests/golden from the present code before testing it"
+        "--regenerate-golden", action="store_true", help="rewrite tests/golden with the current code before testing"
     )
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
-    """A small random compact model."""
+    """Path of a small random compact model."""
     return _save_small(tmp_path_factory.mktemp("model") / "small.safetensors", seed=0)
 
 
 @pytest.fixture(scope="session")
 def other_checkpoint(tmp_path_factory) -> Path:
-    """The same network with other weights."""
+    """Path of a model of the same architecture with other weights."""
     return _save_small(tmp_path_factory.mktemp("model") / "other.safetensors", seed=1)
 
 
@@ -45,6 +47,7 @@ def _save_small(path: Path, seed: int) -> Path:
 @pytest.fixture(scope="session")
 def make_image():
     """make_image(width, height, seed) -> smooth random RGB image."""
+
     def make(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
         coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
         return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
@@ -54,7 +57,7 @@ def make_image():
 
 @pytest.fixture
 def photos(tmp_path, make_image) -> Path:
-    """A folder with three good images in a tree, and a file that is none of our business."""
+    """A folder with three images in two subfolders, and a file that is not an image."""
     folder = tmp_path / "photos"
     (folder / "dogs").mkdir(parents=True)
     (folder / "cats").mkdir()
@@ -67,7 +70,8 @@ def photos(tmp_path, make_image) -> Path:
 
 @pytest.fixture(scope="session")
 def run_python():
-    """run_python(*arguments, cwd=...) -> the finished process, its outputs as text."""
+    """run_python(*arguments, cwd=...) -> CompletedProcess of a new Python process, with outputs as text."""
+
     def run(*arguments: object, cwd: Path = ROOT, **options: object) -> subprocess.CompletedProcess:
         command = [sys.executable, *map(str, arguments)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -78,7 +82,8 @@ def run_python():
 
 @pytest.fixture
 def run_script(monkeypatch, capsys):
-    """run_script(path in the checkout, *arguments) -> the same, of a script that runs in this process: sooner done."""
+    """run_script(path in the checkout, *arguments) -> CompletedProcess of a script that runs in this process."""
+
     def run(script: str, *arguments: object) -> subprocess.CompletedProcess:
         command = [script, *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", command)

@@ -1,4 +1,4 @@
-"""Any image in, 8-bit RGB out, and back to files."""
+"""Reading any image file as 8-bit RGB, conversion to tensors, and writing image files."""
 
 import io
 import warnings
@@ -20,7 +20,7 @@ def as_array(image):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "I", "F"])
-def test_every_mode_becomes_rgb(mode, make_image):
+def test_open_rgb_converts_every_mode(mode, make_image):
     color = make_image(40, 30)
     if mode == "PA":
         image = color.convert("P").convert("PA")
@@ -42,7 +42,7 @@ def test_every_mode_becomes_rgb(mode, make_image):
     [("1", "x.png"), ("L", "x.png"), ("LA", "x.png"), ("P", "x.gif"), ("RGBA", "x.webp"), ("CMYK", "x.jpg"),
      ("CMYK", "x.tiff"), ("YCbCr", "x.jpg"), ("RGB", "x.jp2"), ("RGB", "x.ppm"), ("F", "x.tiff"), ("RGB", "x.tga")],
 )  # fmt: skip
-def test_files_of_every_kind(mode, name, tmp_path, make_image):
+def test_open_rgb_reads_every_format(mode, name, tmp_path, make_image):
     kind = {"x.webp": "webp", "x.jp2": "jpg_2000"}.get(name)
     if kind and not features.check(kind):
         pytest.skip(f"this Pillow has no {kind}")
@@ -53,13 +53,13 @@ def test_files_of_every_kind(mode, name, tmp_path, make_image):
     assert out.tobytes() == images.open_rgb(str(tmp_path / name)).tobytes()
 
 
-def test_colors_survive_cmyk_and_ycbcr(make_image):
+def test_open_rgb_keeps_colors_of_cmyk_and_ycbcr(make_image):
     color = make_image()
     for mode, tolerance in (("CMYK", 1), ("YCbCr", 4)):
         assert np.abs(as_array(images.open_rgb(color.convert(mode))) - as_array(color)).max() <= tolerance
 
 
-def test_lab_is_converted_through_profiles():
+def test_open_rgb_converts_lab():
     color = Image.new("RGB", (4, 4), (200, 80, 40))
     lab = ImageCms.profileToProfile(
         color, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
@@ -71,7 +71,7 @@ def test_lab_is_converted_through_profiles():
 @pytest.mark.parametrize(
     ("suffix", "dtype"), [(".png", "uint16"), (".tiff", "uint16"), (".tiff", ">u2"), (".pgm", "uint16")]
 )
-def test_16_bit_gray_is_scaled_and_not_clipped(suffix, dtype, tmp_path):
+def test_open_rgb_scales_16_bit_gray(suffix, dtype, tmp_path):
     values = np.linspace(0, 65535, 64 * 48).reshape(48, 64)
     image = Image.fromarray(values.astype(dtype) if dtype != ">u2" else values.astype("uint16"))
     if dtype == ">u2":
@@ -83,7 +83,7 @@ def test_16_bit_gray_is_scaled_and_not_clipped(suffix, dtype, tmp_path):
     assert (out.min(), out.max()) == (0, 255)
 
 
-def test_16_bit_extremes_and_transparency():
+def test_open_rgb_16_bit_extremes_and_transparency():
     raw = np.array([[0, 128, 129, 65535, 1000]], np.uint16)
     image = Image.fromarray(raw)
     assert as_array(images.open_rgb(image))[0, :, 0].tolist() == [0, 0, 1, 255, 4]
@@ -92,14 +92,14 @@ def test_16_bit_extremes_and_transparency():
         assert as_array(images.open_rgb(image))[0, :, 0].tolist() == [0, 0, 1, 255, 255]
 
 
-def test_float_images_hold_one_or_255():
+def test_open_rgb_float_range_is_1_or_255():
     unit = Image.fromarray(np.array([[0, 0.5, 1, np.nan, np.inf, -np.inf]], np.float32))
     assert as_array(images.open_rgb(unit))[0, :, 0].tolist() == [0, 128, 255, 0, 255, 0]
     bytes_ = Image.fromarray(np.array([[-3, 0.5, 100, 300, np.inf]], np.float32))
     assert as_array(images.open_rgb(bytes_))[0, :, 0].tolist() == [0, 0, 100, 255, 255]
 
 
-def test_transparent_images_are_composited_on_white():
+def test_open_rgb_composites_on_white():
     image = Image.new("RGBA", (3, 1))
     image.putdata([RED, HALF_GREEN, (9, 9, 9, 0)])
     with pytest.warns(UserWarning, match="composited on white"):
@@ -110,7 +110,7 @@ def test_transparent_images_are_composited_on_white():
 
 
 @pytest.mark.parametrize("mode", ["LA", "PA", "P", "L", "RGB"])
-def test_every_kind_of_transparency(mode):
+def test_open_rgb_every_kind_of_transparency(mode):
     if mode in ("LA", "PA"):
         image = Image.new(mode[0], (8, 8), 0)
         image.putalpha(0)
@@ -123,20 +123,20 @@ def test_every_kind_of_transparency(mode):
 
 
 @pytest.mark.parametrize("mode", ["La", "RGBa"])
-def test_premultiplied_images(mode):
+def test_open_rgb_premultiplied_alpha(mode):
     image = Image.new(mode.upper(), (2, 2), (0,) * len(mode)).convert(mode)
     with pytest.warns(UserWarning, match="white"):
         assert as_array(images.open_rgb(image)).min() == 255
 
 
-def test_an_opaque_alpha_channel_is_no_reason_to_warn(make_image):
+def test_open_rgb_opaque_alpha_does_not_warn(make_image):
     color = make_image()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert images.open_rgb(color.convert("RGBA")).tobytes() == color.tobytes()
 
 
-def test_warnings_that_are_made_errors_are_no_damage(tmp_path, monkeypatch):
+def test_open_rgb_propagates_warnings_turned_into_errors(tmp_path, monkeypatch):
     image = Image.new("RGBA", (40, 30))
     image.save(tmp_path / "x.png")
     with warnings.catch_warnings():
@@ -149,7 +149,7 @@ def test_warnings_that_are_made_errors_are_no_damage(tmp_path, monkeypatch):
             images.upright_size(tmp_path / "x.png")
 
 
-def test_the_warning_is_said_once_per_run(run_python):
+def test_open_rgb_warns_once_per_run(run_python):
     code = (
         "from PIL import Image; from ugicm import images\n"
         "for size in (1, 2, 3): images.open_rgb(Image.new('RGBA', (size, size)))"
@@ -158,7 +158,7 @@ def test_the_warning_is_said_once_per_run(run_python):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(orientation, tmp_path, make_image):
+def test_open_rgb_applies_exif_orientation(orientation, tmp_path, make_image):
     upright = make_image(48, 32)
     undo = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
             5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
@@ -173,7 +173,7 @@ def test_exif_orientation_is_applied(orientation, tmp_path, make_image):
     assert images.open_rgb(out).tobytes() == upright.tobytes()
 
 
-def test_a_image_given_is_not_changed(make_image):
+def test_open_rgb_does_not_change_its_argument(make_image):
     image = make_image()
     images.open_rgb(image).putpixel((0, 0), (1, 2, 3))
     assert image.tobytes() == make_image().tobytes()
@@ -181,7 +181,7 @@ def test_a_image_given_is_not_changed(make_image):
 
 @pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.webp", "x.gif", "x.bmp", "x.tiff"])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.9])
-def test_a_truncated_file_is_named(name, share, tmp_path):
+def test_open_rgb_names_truncated_files(name, share, tmp_path):
     buffer = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (90, 80, 3), dtype=np.uint8)
     Image.fromarray(noise).save(buffer, images.image_format(name))
@@ -192,7 +192,7 @@ def test_a_truncated_file_is_named(name, share, tmp_path):
         images.open_rgb(path)
 
 
-def test_bytes_overwritten_inside_a_file_never_raise_anything_else(tmp_path, make_image):
+def test_open_rgb_raises_only_image_error_for_corrupt_files(tmp_path, make_image):
     rng = np.random.default_rng(0)
     for name in ("x.png", "x.jpg", "x.tiff", "x.gif"):
         make_image(64, 64).save(tmp_path / name)
@@ -210,7 +210,7 @@ def test_bytes_overwritten_inside_a_file_never_raise_anything_else(tmp_path, mak
                     assert name in str(error)
 
 
-def test_files_that_are_no_images(tmp_path):
+def test_open_rgb_names_files_that_are_not_images(tmp_path):
     (tmp_path / "text.png").write_text("hello")
     with pytest.raises(ImageError, match="text.png: not an image"):
         images.open_rgb(tmp_path / "text.png")
@@ -220,14 +220,14 @@ def test_files_that_are_no_images(tmp_path):
         images.open_rgb(tmp_path)
 
 
-def test_a_image_beyond_pillows_limit_is_refused(tmp_path, monkeypatch, make_image):
+def test_open_rgb_applies_pillow_size_limit(tmp_path, monkeypatch, make_image):
     make_image(64, 64).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ImageError, match="bomb.png.*exceeds limit"):
         images.open_rgb(tmp_path / "bomb.png")
 
 
-def test_tensors_and_back(make_image):
+def test_to_tensor_and_from_tensor_are_inverse(make_image):
     image = make_image(37, 21)
     x = images.to_tensor(image)
     assert (x.shape, x.dtype) == ((1, 3, 21, 37), torch.float32)
@@ -237,7 +237,7 @@ def test_tensors_and_back(make_image):
 
 
 @pytest.mark.parametrize("size", [(37, 21), (64, 128), (1, 1)])
-def test_levels_are_padded_like_tensors(size, make_image):
+def test_to_levels_pads_like_pad_to(size, make_image):
     image = make_image(*size)
     levels = images.to_levels(image, 64)
     assert levels.dtype == torch.uint8 and levels.is_contiguous(memory_format=torch.channels_last)
@@ -245,21 +245,21 @@ def test_levels_are_padded_like_tensors(size, make_image):
 
 
 @pytest.mark.parametrize("band", [1, 100, 2**16])
-def test_images_are_made_by_bands(band, monkeypatch):
+def test_from_tensor_does_not_depend_on_band_size(band, monkeypatch):
     monkeypatch.setattr(images, "_BAND", band)
     x = torch.rand(1, 3, 21, 37)
     wanted = (x[0] * 255).round().byte().permute(1, 2, 0).numpy()
     assert np.array_equal(np.asarray(images.from_tensor(x)), wanted)
 
 
-def test_from_tensor_clamps_and_rounds_to_the_nearest():
+def test_from_tensor_clamps_and_rounds():
     values = torch.tensor([-0.5, 0.0, 0.49 / 255, 0.51 / 255, 254.6 / 255, 1.0, 7.0])
     x = values.expand(1, 3, 1, -1)
     assert np.asarray(images.from_tensor(x))[0, :, 1].tolist() == [0, 0, 0, 1, 255, 255, 255]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 64), (63, 65), (64, 64), (129, 200)])
-def test_padding_replicates_and_is_undone_by_a_crop(size):
+def test_pad_to_replicates_edges(size):
     x = torch.rand(1, 3, *size)
     padded = images.pad_to(x, 64)
     assert padded.shape[-2] % 64 == padded.shape[-1] % 64 == 0
@@ -270,7 +270,7 @@ def test_padding_replicates_and_is_undone_by_a_crop(size):
 
 
 @pytest.mark.parametrize("name", ["x.png", "x", "x.bmp", "x.tiff", "x.webp", "x.ppm", "X.PNG"])
-def test_saving_without_loss(name, tmp_path, make_image):
+def test_save_image_lossless_formats(name, tmp_path, make_image):
     image = make_image()
     images.save_image(image, tmp_path / "new" / name)
     assert images.open_rgb(tmp_path / "new" / name).tobytes() == image.tobytes()
@@ -278,7 +278,7 @@ def test_saving_without_loss(name, tmp_path, make_image):
 
 
 @pytest.mark.parametrize(("name", "form"), [("x.jpg", "JPEG"), ("x.mpo", "JPEG"), ("x.avif", "AVIF")])
-def test_saving_with_loss_is_near(name, form, tmp_path, make_image):
+def test_save_image_lossy_formats(name, form, tmp_path, make_image):
     if form == "AVIF" and not features.check("avif"):
         pytest.skip("this Pillow has no AVIF")
     images.save_image(make_image(), tmp_path / name)
@@ -287,14 +287,14 @@ def test_saving_with_loss_is_near(name, form, tmp_path, make_image):
         assert np.abs(as_array(saved) - as_array(make_image())).max() <= 8
 
 
-def test_a_format_that_the_name_does_not_say(tmp_path, make_image):
+def test_save_image_with_explicit_format(tmp_path, make_image):
     images.save_image(make_image(), tmp_path / "x", "from somewhere", "WEBP")
     with Image.open(tmp_path / "x") as saved:
         assert saved.format == "WEBP"
     assert images.description(tmp_path / "x") == "from somewhere"
 
 
-def test_formats_that_cannot_be_written_are_named(tmp_path, make_image):
+def test_save_image_names_unsupported_formats(tmp_path, make_image):
     for name in ("x.xyz", "x.ugic", "x.pdf", "x.ico", "x.icns", "x.palm", "x.xbm", "x.wmf"):
         with pytest.raises(ImageError, match=f"{name}: cannot write .*try .png"):
             images.save_image(make_image(), tmp_path / name)
@@ -304,19 +304,19 @@ def test_formats_that_cannot_be_written_are_named(tmp_path, make_image):
 
 
 @pytest.mark.parametrize("missing", ["write", "read"])
-def test_formats_that_cannot_be_read_back_are_not_written(missing, monkeypatch):
+def test_image_format_rejects_formats_without_round_trip(missing, monkeypatch):
     def fail(*arguments, **options):
         raise OSError("not installed")
 
     monkeypatch.setattr(*((Image.Image, "save", fail) if missing == "write" else (Image, "open", fail)))
-    images._survives.cache_clear()
+    images._can_round_trip.cache_clear()
     with pytest.raises(ImageError, match="x.tga: cannot write .tga"):
         images.image_format("x.tga")
-    images._survives.cache_clear()
+    images._can_round_trip.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.webp", "x.tiff", "x.mpo"])
-def test_a_description_goes_with_the_image(name, tmp_path, make_image):
+def test_save_image_writes_description(name, tmp_path, make_image):
     path = tmp_path / name
     images.save_image(make_image(), path)
     plain, before = images.open_rgb(path), images.description(path)
@@ -328,7 +328,7 @@ def test_a_description_goes_with_the_image(name, tmp_path, make_image):
 
 @pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.tiff"])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_sizes_are_those_of_upright_images(name, orientation, tmp_path, make_image):
+def test_upright_size_matches_open_rgb(name, orientation, tmp_path, make_image):
     exif = Image.Exif()
     exif[0x0112] = orientation
     make_image(40, 30).save(tmp_path / name, exif=exif)
@@ -336,7 +336,7 @@ def test_sizes_are_those_of_upright_images(name, orientation, tmp_path, make_ima
     assert images.upright_size(tmp_path / name) == images.open_rgb(tmp_path / name).size == size
 
 
-def test_a_foreign_color_profile_is_said_and_not_applied(tmp_path, make_image):
+def test_open_rgb_warns_of_other_color_profiles(tmp_path, make_image):
     path = tmp_path / "x.png"
     for profile, warned in (("sRGB", False), ("XYZ", True)):
         data = ImageCms.ImageCmsProfile(ImageCms.createProfile(profile)).tobytes()
@@ -349,7 +349,7 @@ def test_a_foreign_color_profile_is_said_and_not_applied(tmp_path, make_image):
     assert images.open_rgb(path).size == make_image().size
 
 
-def test_what_is_no_file(make_image):
+def test_open_rgb_accepts_open_files_and_rejects_other_types(make_image):
     buffer = io.BytesIO()
     make_image().save(buffer, "PNG")
     assert images.open_rgb(io.BytesIO(buffer.getvalue())).size == make_image().size
@@ -360,7 +360,7 @@ def test_what_is_no_file(make_image):
             images.open_rgb(wrong)
 
 
-def test_saving_where_it_is_impossible(tmp_path, make_image):
+def test_save_image_below_a_file_raises_write_error(tmp_path, make_image):
     (tmp_path / "file").write_text("")
-    with pytest.raises(WriteError, match="file: cannot be written: not a folder"):
+    with pytest.raises(WriteError, match="x.png: cannot be written: not a folder"):
         images.save_image(make_image(), tmp_path / "file" / "x.png")

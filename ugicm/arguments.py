@@ -1,6 +1,6 @@
-"""What commands share: their parser, the numbers and devices they accept, and how they end.
+"""Command lines: the argument parser, argument types, devices, and exit statuses shared by all commands.
 
-Importing this module is quick.
+Importing this module is quick: PyTorch is imported only to check a device.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ugicm.errors import CheckpointError, ConfigError, ImageError, UgicmError, UsageError, described, first_line
+from ugicm.errors import CheckpointError, ConfigError, ImageError, UgicmError, UsageError, error_message, first_line
 
-# What is wrong with these lies in the command as it was given, and is found before anything is done.
-_SENSELESS = (CheckpointError, ConfigError, ImageError, UsageError, FileNotFoundError, NotADirectoryError)
+PREFERENCES = {"human": 0.0, "machine": 1.0}
+# Errors in the command line or in the files that it names: exit status 2.
+_INPUT_ERRORS = (CheckpointError, ConfigError, ImageError, UsageError, FileNotFoundError, NotADirectoryError)
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser that keeps the lines of its texts as they are, and complains in one line."""
+class ArgumentParser(argparse.ArgumentParser):
+    """An argument parser that keeps line breaks in help texts and reports errors on one line."""
 
     def __init__(self, **options: Any):
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **options})
@@ -30,23 +31,23 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
-    """An argument's type: an integer of 1 or more."""
-    return _whole(text, 1)
+    """Argument type: an integer of 1 or more."""
+    return _integer(text, 1)
 
 
 def natural(text: str) -> int:
-    """An argument's type: an integer of 0 or more."""
-    return _whole(text, 0)
+    """Argument type: an integer of 0 or more."""
+    return _integer(text, 0)
 
 
-def _whole(text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"expected an integer of {least} or more, got {text}")
+def _integer(text: str, minimum: int) -> int:
+    if not text.isdecimal() or int(text) < minimum:
+        raise argparse.ArgumentTypeError(f"expected an integer of {minimum} or more, got {text}")
     return int(text)
 
 
 def unit(text: str) -> float:
-    """An argument's type: a number from 0 to 1, as qualities and preferences are."""
+    """Argument type: a number from 0 to 1."""
     try:
         value = float(text)
     except ValueError:
@@ -56,38 +57,59 @@ def unit(text: str) -> float:
     return value
 
 
-def sides(order: str) -> Callable[[str], tuple[int, int]]:
-    """An argument's type: two sides of an image, ``order`` being HEIGHTxWIDTH or WIDTHxHEIGHT."""
+def parse_preference(text: str) -> float:
+    """Argument type: a preference, as ``human``, ``machine`` or a number from 0 (human) to 1 (machine)."""
+    try:
+        return PREFERENCES[text] if text in PREFERENCES else unit(text)
+    except argparse.ArgumentTypeError:
+        expected = "human, machine or a number from 0 (human) to 1 (machine)"
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text}") from None
 
-    def parsed(text: str) -> tuple[int, int]:
+
+def parse_preference_or_map(text: str) -> float | Path:
+    """Argument type: a preference as :func:`parse_preference` accepts it, or the path of a preference map."""
+    try:
+        return parse_preference(text)
+    except argparse.ArgumentTypeError as error:
+        if Path(text).is_file():
+            return Path(text)
+        raise argparse.ArgumentTypeError(f"{error}: neither a number nor an image file") from None
+
+
+def sides(order: str) -> Callable[[str], tuple[int, int]]:
+    """Argument type: the two sides of an image. ``order`` is "HEIGHTxWIDTH" or "WIDTHxHEIGHT", for error messages."""
+
+    def parse(text: str) -> tuple[int, int]:
         first, _, second = text.partition("x")
         try:
             return positive(first), positive(second)
         except argparse.ArgumentTypeError:
             raise argparse.ArgumentTypeError(f"expected {order} such as 512x768, got {text}") from None
 
-    return parsed
+    return parse
 
 
 def spread(count: int, of: int) -> list[int]:
-    """``count`` indices (or all) evenly spread over ``range(of)``."""
+    """Return ``count`` indices (or all) evenly spread over ``range(of)``."""
     count = min(count, of)
     return sorted({round(i * (of - 1) / max(count - 1, 1)) for i in range(count)})
 
 
 def check_device(name: str) -> None:
-    """Raises UsageError for a device that PyTorch does not know or this machine does not have."""
+    """Raise UsageError if PyTorch does not know the device or the machine does not have it."""
     import torch
 
     try:
-        torch.zeros(1, device=name).item()  # read back: "meta" makes tensors, but holds no values
+        torch.zeros(1, device=name).item()  # reading a value back also rejects "meta"
     except (RuntimeError, AssertionError, ImportError) as error:
         raise UsageError(f"device {name!r} cannot be used: {first_line(error)}") from None
 
 
 def pick_device(name: str | None = None) -> str:
-    """The device asked for; without a name, or for "auto", a GPU where there is one, else the CPU. Under torchrun each
-    process takes its own GPU. Raises UsageError for a device that cannot be used."""
+    """Return the device to use: ``name``, or for None and "auto" a GPU if there is one, else the CPU.
+
+    Under torchrun, "auto" assigns one GPU to each process. Raises UsageError if the device cannot be used.
+    """
     import torch
 
     if name in (None, "auto"):
@@ -97,29 +119,35 @@ def pick_device(name: str | None = None) -> str:
     return name
 
 
-def guarded(main: Callable[[], int], prog: str | None = None, interrupted: str = "interrupted") -> int:
-    """Do what a command does. Returns its exit status: 0 done, 1 something failed, 2 the command makes no sense as
-    given (or needs a package that is not installed), 130 interrupted.
+def run_command(main: Callable[[], int], prog: str | None = None, interrupted: str = "interrupted") -> int:
+    """Run a command and return its exit status.
 
-    ``main`` returns 0 or 1; what it raises is said in one line, after ``prog`` (default: the script's name). What is
-    not raised on purpose is a bug, and leaves its traceback. ``interrupted``: what is said after Ctrl-C.
+    The status is what ``main`` returns (0: success, 1: something failed), or follows from what it raises:
+
+    - 2: an error in the command line or in a file that it names, or a package that is not installed
+    - 1: any other :class:`~ugicm.errors.UgicmError` or OSError, or a closed standard output
+    - 130: KeyboardInterrupt
+
+    These errors are printed as one line, under torchrun by the first process only if the status is 2 or 130. Other
+    exceptions are bugs and propagate.
+
+    Args:
+        main: the command.
+        prog: name that begins the line (default: name of the script).
+        interrupted: message after Ctrl-C.
     """
-    warnings.simplefilter("ignore", FutureWarning)  # of libraries, as they are imported
+    warnings.simplefilter("ignore", FutureWarning)  # raised by libraries as they are imported
     try:
         return main()
-    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+    except BrokenPipeError:  # standard output was closed, as by `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        said, status = interrupted, 130
-    except RuntimeError as error:  # Python 3.11 makes one of Ctrl-C within a class that is being defined
-        if not isinstance(error.__cause__, KeyboardInterrupt):
-            raise
-        said, status = interrupted, 130
+        message, status = interrupted, 130
     except ModuleNotFoundError as error:
-        said, status = f"error: this needs {error.name}: pip install 'ugicm[train,eval]'", 2
+        message, status = f"error: this needs {error.name}: pip install 'ugicm[train,eval]'", 2
     except (UgicmError, OSError) as error:
-        said, status = f"error: {described(error)}", 2 if isinstance(error, _SENSELESS) else 1
-    if status == 1 or os.environ.get("RANK", "0") == "0":  # of torchrun's processes, all of which say the same
-        print(f"{prog or Path(sys.argv[0]).name}: {said}", file=sys.stderr)
+        message, status = f"error: {error_message(error)}", 2 if isinstance(error, _INPUT_ERRORS) else 1
+    if status == 1 or os.environ.get("RANK", "0") == "0":
+        print(f"{prog or Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     return status

@@ -1,8 +1,8 @@
-"""Write files whole or not at all.
+"""Write files completely or not at all.
 
-A file appears under its final name only when it is complete: it is written beside it under a hidden name
-``.HOST-PID-N.ugicm-part`` first. A run that is killed leaves at most such a file, and the next one removes it.
-Importing this module is quick: only the standard library is needed.
+A file is written under the hidden name ``.HOST-PID-N.ugicm-part`` in the folder of its target, and renamed when it is
+complete. A killed run leaves at most such temporary files, which the next run removes. Importing this module is quick:
+only the standard library is needed.
 """
 
 from __future__ import annotations
@@ -19,35 +19,30 @@ from pathlib import Path
 
 from ugicm.errors import UgicmError
 
-_OPEN = {Path("/dev/fd"), Path("/proc/self/fd")}  # folders of open files, by number
-_DEVICES = {Path("/dev"), *_OPEN}
-_STANDARD = {"stdin": 0, "stdout": 1, "stderr": 2}
+_DEVICE_FOLDERS = (Path("/dev"), Path("/dev/fd"))
 _PART_SUFFIX = ".ugicm-part"
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
 _numbers = itertools.count()
-# Errors that every further file would meet as well: a run stops there.
-_HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class WriteError(UgicmError):
-    """A file cannot be written. ``hopeless`` says that its neighbors cannot be either (a full disk)."""
+    """A file cannot be written.
+
+    Attributes:
+        fatal: whether other files would fail for the same reason, as on a full disk.
+    """
 
     def __init__(self, path: Path, error: OSError):
         not_a_folder = error.errno in (errno.ENOTDIR, errno.EEXIST)
-        reason = "not a folder" if not_a_folder else error.strerror or error
-        super().__init__(f"{error.filename or path}: cannot be written: {reason}")
-        self.hopeless = error.errno in _HOPELESS
-        self._made_from = path, error
-
-    def __reduce__(self) -> tuple:  # as exceptions are pickled, __init__ would be called with the message
-        return type(self), self._made_from
+        super().__init__(f"{path}: cannot be written: {'not a folder' if not_a_folder else error.strerror or error}")
+        self.fatal = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary path in the folder of ``path`` (made if missing) that replaces ``path`` when the block succeeds.
+    """Yield a temporary path that replaces ``path`` if the block succeeds, and is removed if it raises.
 
-    Raises WriteError for whatever the system refuses.
+    The folder of ``path`` is created if it is missing. Raises WriteError if the operating system refuses to write.
     """
     path = Path(path)
     temporary = path.parent / _part_name()
@@ -55,11 +50,11 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
-    except OSError as error:
-        _discard(temporary)
-        raise WriteError(path, OSError(error.errno, error.strerror or str(error), _place(error, temporary))) from None
-    except BaseException:
-        _discard(temporary)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise WriteError(path, error) from None
         raise
 
 
@@ -67,24 +62,12 @@ def _part_name() -> str:
     return f".{_HOST}-{os.getpid()}-{next(_numbers)}{_PART_SUFFIX}"
 
 
-def _discard(temporary: Path) -> None:
-    with contextlib.suppress(OSError):
-        temporary.unlink()
-
-
-def _place(error: OSError, temporary: Path) -> str | None:
-    """The path an error is about, unless it is the temporary one, which means nothing to people."""
-    return None if error.filename is None or Path(error.filename) == temporary else error.filename
-
-
 def write(path: str | os.PathLike, data: bytes) -> None:
-    """Write a file, whole or not at all. Raises WriteError."""
+    """Write a file atomically. Devices and pipes are written into directly. Raises WriteError."""
     path = Path(path)
     if is_special(path):
-        number = _descriptor(path)
         try:
-            # What is open already is written where it stands: opened once more, a file would be emptied first.
-            with open(path if number is None else os.dup(number), "wb") as file:
+            with open(path, "ab") as file:  # append: /dev/stdout may be a regular file, which "wb" would truncate
                 file.write(data)
         except OSError as error:
             raise WriteError(path, error) from None
@@ -94,36 +77,24 @@ def write(path: str | os.PathLike, data: bytes) -> None:
 
 
 def is_special(path: Path) -> bool:
-    """Whether ``path`` is a pipe or device, or a name that stands for whatever is open, as /dev/stdout does: it is
-    written into and never replaced."""
-    try:
-        file = path.is_file() and path.absolute().parent not in _DEVICES
-        return path.exists() and not path.is_dir() and not file
-    except OSError:  # a name too long, for example: said where the file is written
-        return False
+    """Return whether ``path`` is a device or a pipe, which must be written into rather than replaced."""
+    regular = os.path.isfile(path) and path.parent not in _DEVICE_FOLDERS  # /dev/stdout may be redirected to a file
+    return os.path.exists(path) and not regular and not os.path.isdir(path)
 
 
-def obstacle(folder: Path) -> str | None:
-    """What stands in the way of writing into ``folder``, which is made where it is missing; None: nothing known."""
+def why_not_writable(folder: Path) -> str | None:
+    """Return why files cannot be written into ``folder``, which need not exist yet, or None if no reason is known."""
     folder = folder.absolute()
-    there = next(place for place in (folder, *folder.parents) if place.exists())
-    if not there.is_dir():
-        return f"{there} is not a folder"
-    return None if os.access(there, os.W_OK | os.X_OK) else f"no permission to write in {there}"
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not existing.is_dir():
+        return f"{existing} is not a folder"
+    return None if os.access(existing, os.W_OK | os.X_OK) else f"no permission to write in {existing}"
 
 
-def _descriptor(path: Path) -> int | None:
-    """The number of the open file that a name such as /dev/stdout or /dev/fd/3 stands for."""
-    path = path.absolute()
-    if path.parent in _OPEN and path.name.isdecimal():
-        return int(path.name)
-    return _STANDARD.get(path.name) if path.parent == Path("/dev") else None
+def prepare_folders(targets: Iterable[Path]) -> None:
+    """Create the folders of ``targets``, check that they are writable, and remove temporary files of killed runs.
 
-
-def prepare(targets: Iterable[Path]) -> None:
-    """Make the output folders, see that they can be written, and clear them of what killed runs left.
-
-    Raises WriteError naming the first folder that cannot be written, before any work is done for it.
+    Raises WriteError naming the first folder that is not writable.
     """
     for folder in sorted({target.parent for target in targets if not is_special(target)}):
         probe = folder / _part_name()
@@ -132,23 +103,23 @@ def prepare(targets: Iterable[Path]) -> None:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise WriteError(folder, OSError(error.errno, error.strerror, _place(error, probe))) from None
+            raise WriteError(folder, error) from None
         remove_stale(folder)
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove what killed runs left in ``folder``: of this machine's dead processes, or older than a day."""
+    """Remove temporary files in ``folder`` that are older than a day or belong to dead processes of this machine."""
     for part in folder.glob(f".*{_PART_SUFFIX}"):
         host, _, rest = part.name[1:].partition("-")
-        owner = rest.partition("-")[0]
+        process = rest.partition("-")[0]
         with contextlib.suppress(OSError):
             old = part.stat().st_mtime < time.time() - 86400
-            if old or host == _HOST and owner.isdecimal() and not _alive(int(owner)):
+            if old or host == _HOST and process.isdecimal() and not _is_alive(int(process)):
                 part.unlink()
 
 
-def _alive(process: int) -> bool:
-    if os.name != "posix":  # elsewhere asking with signal 0 would end the process
+def _is_alive(process: int) -> bool:
+    if os.name != "posix":  # os.kill would end the process
         return True
     try:
         os.kill(process, 0)

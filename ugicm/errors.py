@@ -1,4 +1,4 @@
-"""The exceptions that users of the package meet. All are ``ValueError``: the input was not usable."""
+"""Exceptions of the package, and helpers that format them. All exceptions are subclasses of ``ValueError``."""
 
 from __future__ import annotations
 
@@ -6,42 +6,43 @@ from collections.abc import Iterable
 
 
 class UgicmError(ValueError):
-    """Base of every error this package raises on purpose."""
+    """Base class of all exceptions that the package raises on purpose."""
 
 
 class StreamError(UgicmError):
-    """A compressed stream is damaged, truncated, foreign, or belongs to another model."""
+    """A bitstream is corrupt, truncated, of an unsupported version, or was written by another model."""
 
 
 class CheckpointError(UgicmError):
-    """A checkpoint cannot be used: not a checkpoint, wrong shapes, missing keys, or values that are not finite."""
+    """A checkpoint is invalid: another kind of file, wrong shapes, missing tensors, or values that are not finite."""
 
 
 class ConfigError(UgicmError):
-    """A configuration has an unknown key, a value of the wrong type, or values that do not fit together."""
+    """A configuration has an unknown key, a value of the wrong type or range, or values that contradict each other."""
 
 
 class ImageError(UgicmError):
-    """An image file cannot be read. The message names the file."""
+    """An image file cannot be read or written. The message names the file."""
 
 
 class UsageError(UgicmError):
-    """What was asked for cannot be done as given; nothing has been read or written."""
+    """A command is invalid as given. Raised before anything is written."""
 
 
 def first_line(error: BaseException) -> str:
-    """An error's message on one line (PyTorch's run over several)."""
+    """Return the first line of an error's message, or the name of its class if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def first_of(names: Iterable[str], count: int = 3) -> str:
-    """The first few names, and how many more there are."""
+    """Return the first ``count`` names as text, followed by the number of names left out."""
     names = list(names)
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
-def described(error: Exception) -> str:
-    """An error's message on one line; the system's begins with the file's name."""
-    named = isinstance(error, OSError) and error.filename
-    return f"{error.filename}: {error.strerror}" if named else first_line(error)
+def error_message(error: Exception) -> str:
+    """Return an error's message on one line. Messages of the operating system begin with the file name."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return first_line(error)

@@ -1,11 +1,10 @@
-"""Which files a command reads, and under which names its outputs go.
+"""Find input files and plan the names of output files.
 
 Importing this module is quick: only the standard library is needed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,7 @@ from ugicm.atomic import is_special
 from ugicm.errors import UsageError
 
 STREAM_SUFFIX = ".ugic"
-# What counts as an image inside a folder; a file that is named itself may have any extension.
+# Files in a folder that count as images. A file that is named explicitly may have any extension.
 IMAGE_SUFFIXES = (
     ".apng", ".avif", ".bmp", ".dib", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg",
     ".jpx", ".mpo", ".pbm", ".pcx", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff",
@@ -25,20 +24,23 @@ IMAGE_SUFFIXES = (
 
 
 def find(folder: str | os.PathLike, suffixes: Sequence[str]) -> list[Path]:
-    """Files under ``folder`` with one of ``suffixes`` (any case), sorted; hidden files and folders are left out, and
-    links to folders are not followed.
+    """Return the sorted paths of all files below ``folder`` that have one of ``suffixes``, in any case.
 
-    Raises UsageError where there are none, OSError for a folder that cannot be listed.
+    Hidden files and folders, devices and pipes are left out. Links to folders are not followed.
+
+    Raises:
+        UsageError: there is no such file.
+        OSError: a folder cannot be listed.
     """
 
     def fail(error: OSError) -> None:
         raise error
 
     found = []
-    for place, folders, names in os.walk(folder, onerror=fail):
+    for parent, folders, names in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in suffixes]
-    found = [path for path in found if not is_special(path)]  # a pipe would be waited for
+        found += [Path(parent, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in suffixes]
+    found = [path for path in found if not is_special(path)]  # opening a pipe would block
     if not found:
         raise UsageError(f"{os.fspath(folder)}: no files to work on in this folder (looked for {' '.join(suffixes)})")
     return sorted(found)
@@ -46,39 +48,36 @@ def find(folder: str | os.PathLike, suffixes: Sequence[str]) -> list[Path]:
 
 @dataclass(frozen=True)
 class Job:
-    """One file to make from another."""
+    """An input file and the output file to make from it."""
 
     source: Path
     target: Path
 
     @property
-    def taken(self) -> bool:
-        """Whether writing the target would replace something (a device or pipe is written into)."""
-        return not is_special(self.target) and (self.target.is_file() or self.target.is_symlink())
-
-    @property
-    def mark(self) -> tuple[int, int] | None:
-        """Changes when the target is written over; None while writing it would replace nothing."""
-        with contextlib.suppress(OSError):  # a name too long, for example: said where the job is done
-            if self.taken:
-                there = self.target.lstat()
-                return there.st_ino, there.st_mtime_ns
-        return None
+    def target_exists(self) -> bool:
+        """Whether writing the target would replace a file or link. Devices and pipes are not replaced."""
+        return not is_special(self.target) and (os.path.isfile(self.target) or os.path.islink(self.target))
 
 
-def plan(
+def plan_jobs(
     source: str | os.PathLike, target: str | os.PathLike | None, suffixes: Sequence[str], suffix: str
 ) -> list[Job]:
-    """What there is to do for an input and an output given by a user.
+    """Return the jobs for the input and output arguments of a command.
 
-    A file goes to the file ``target``, or into it where it is a folder, or beside the source without one; a folder
-    goes to a folder with the same tree. Outputs are named with ``suffix`` in place of the input's; inputs of one
-    folder that would share a name (a.jpg, a.png) keep theirs in front (a.jpg.ugic, a.png.ugic).
+    A source file is converted to the file ``target``, into the folder ``target``, or to a file beside the source if
+    there is no target. A source folder is converted to the folder ``target``, which gets the same tree; see
+    :func:`pair`.
 
-    Raises UsageError: there is no input, or the output would land on it.
+    Args:
+        source: input file or folder.
+        target: output file or folder.
+        suffixes: extensions of input files in a folder.
+        suffix: extension of output files.
+
+    Raises UsageError if there is no input, or if an output would replace an input.
     """
     if not os.fspath(source) or target is not None and not os.fspath(target):
-        raise UsageError("an empty name was given for a file or folder")  # Path would take it for the current folder
+        raise UsageError("an empty name was given for a file or folder")  # Path("") is the current folder
     source = Path(source)
     if source.is_dir():
         if target is None:
@@ -103,14 +102,18 @@ def plan(
 
 
 def pair(sources: Iterable[Path], root: Path, folder: Path, suffix: str) -> list[Job]:
-    """Jobs from files under ``root`` to ``folder`` with the same tree; no two share an output."""
+    """Return jobs that convert files below ``root`` to files in the same tree below ``folder``.
+
+    ``suffix`` replaces the extension of the source. Sources that would share a target (a.jpg, a.png) keep their
+    extension before it (a.jpg.ugic, a.png.ugic).
+    """
     targets = {source: source.relative_to(root).with_suffix(suffix) for source in sources}
     while True:
-        claims = defaultdict(list)
+        by_target = defaultdict(list)
         for source, target in targets.items():
-            claims[target].append(source)
-        # A full name can meet another's short one (a.jpg.png beside a.jpg), so look again until all differ.
-        shared = [s for claim in claims.values() if len(claim) > 1 for s in claim]
+            by_target[target].append(source)
+        # A long name may collide with another short one (a.jpg.png beside a.jpg): repeat until all are different.
+        shared = [source for group in by_target.values() if len(group) > 1 for source in group]
         if not shared:
             return [Job(source, folder / target) for source, target in targets.items()]
-        targets.update((s, Path(f"{s.relative_to(root)}{suffix}")) for s in shared)
+        targets.update((source, Path(f"{source.relative_to(root)}{suffix}")) for source in shared)

@@ -1,4 +1,4 @@
-"""Which version of the code runs, for the record of what it makes."""
+"""The git revision of the running code, for records."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 
 
 def revision() -> str | None:
-    """The git revision of the checkout this package runs from, "-dirty" with changes but to documents, which results
-    are among; None outside of one."""
+    """Return the git revision of the checkout that the package runs from, or None outside of a checkout.
+
+    "-dirty" is appended if files were changed, except documents.
+    """
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None

@@ -1,137 +1,208 @@
-"""Run one function over many files: what happens to outputs already there, progress, and how it ended."""
+"""Run a task over files: keep or replace existing outputs, show progress, and summarize how the run ended."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ugicm.errors import UgicmError, described
+from ugicm import atomic, bitstream
+from ugicm.arguments import pick_device
+from ugicm.errors import UgicmError, error_message, first_line
 from ugicm.files import Job
 
 
-class Made(NamedTuple):
-    """What was made for one job."""
+class FileResult(NamedTuple):
+    """The result of one job."""
 
     pixels: int
-    size: int = 0  # bytes of the file
+    size: int = 0  # bytes of a compressed file
+
+
+@dataclass(kw_only=True)
+class CodecTask:
+    """Base class of work on single files with a codec. A task is pickled to every worker process before it starts."""
+
+    checkpoint: str | None
+    max_pixels: int | None
+    device: str = "cpu"
+    one_thread: bool = False
+
+    def start(self) -> None:
+        """Load ``codec``. Called once in each process, before its first job. An exception ends the run."""
+        import torch
+        from PIL import Image
+
+        from ugicm.codec import load
+
+        bitstream.MAX_PIXELS = self.max_pixels
+        if self.max_pixels is None or self.max_pixels > (Image.MAX_IMAGE_PIXELS or self.max_pixels):
+            Image.MAX_IMAGE_PIXELS = self.max_pixels  # Pillow has a limit of its own
+        if self.one_thread:
+            torch.set_num_threads(1)
+        try:
+            self.codec = load(self.checkpoint, self.device)
+        except RuntimeError as error:  # a GPU without enough memory, for example
+            reason = first_line(error)
+            raise UgicmError(f"cannot load the model on {self.device}: {reason}; try fewer --workers") from None
+
+    def run(self, job: Job) -> FileResult:
+        """Write the target of a job."""
+        raise NotImplementedError
+
+    def mismatch(self, job: Job) -> str | None:
+        """Return how an existing target differs from what :meth:`run` would write, or None if it does not."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one job ended; without anything made and without a reason, its output was there already."""
+    """How one job ended. Without a result and without an error, its target was up to date."""
 
-    made: Made | None = None
-    reason: str = ""  # why it failed
-    hopeless: bool = False  # its neighbors would fail as well
+    result: FileResult | None = None
+    error: str = ""
+    fatal: bool = False  # the remaining jobs would fail as well
+    warnings: tuple[str, ...] = ()  # raised in a worker process
 
 
 @dataclass
 class Summary:
     """How a run ended."""
 
+    total: int
     done: int = 0
     pixels: int = 0
-    size: int = 0  # bytes of the files made
+    size: int = 0  # bytes of the files written
     skipped: int = 0
     failed: list[tuple[Path, str]] = field(default_factory=list)
-    untried: int = 0
     stopped: str = ""  # why the run ended early
 
     @property
+    def remaining(self) -> int:
+        return self.total - self.done - self.skipped - len(self.failed)
+
+    @property
     def status(self) -> int:
-        """Exit status: 0, 1 where anything failed, 130 (as shells have it) after Ctrl-C."""
+        """Exit status: 0 if all jobs are done, 1 if anything failed, 130 after Ctrl-C."""
         return 130 if self.stopped == "interrupted" else int(bool(self.failed or self.stopped))
 
     def __str__(self) -> str:
         parts = [f"{self.done} done"]
         if self.skipped:
-            parts.append(f"{self.skipped} skipped (already there)")
-        if self.untried:
-            parts.append(f"{self.untried} not tried")
+            parts.append(f"{self.skipped} skipped (up to date)")
+        if self.remaining:
+            parts.append(f"{self.remaining} remaining")
         if self.failed:
             parts.append(f"{len(self.failed)} failed")
         text = ("stopped: " if self.stopped else "") + ", ".join(parts)
-        reasons = [reason if str(path) in reason else f"{path}: {reason}" for path, reason in self.failed]
+        reasons = [_named(path, error) for path, error in sorted(self.failed)]
         if self.stopped:
             reasons.append(self.stopped)
-        return text + (f": {reasons[0]}" if len(reasons) == 1 else "".join(f"\n  {r}" for r in reasons))
+        return text + (f": {reasons[0]}" if len(reasons) == 1 else "".join(f"\n  {reason}" for reason in reasons))
 
 
-def run(
-    jobs: Sequence[Job],
-    work: Callable[[Job], Made],
-    incomplete: Callable[[Job], str | None],
-    overwrite: bool = False,
-    say: Callable[[str], None] = lambda line: None,
-    workers: int = 1,
-    begin: Callable[[], object] = lambda: None,
-) -> Summary:
-    """Do every job whose output is not there yet; one that fails is remembered and does not stop the others.
+def run_batch(task: CodecTask, jobs: Sequence[Job], overwrite: bool = False, workers: int = 1) -> Summary:
+    """Run a task on every job whose target is not up to date. A job that fails does not stop the others.
 
     Args:
-        work: makes the output.
-        incomplete: says what is wrong with an output that is already there; None if it is what is wanted.
-        overwrite: replace outputs that are already there.
-        say: takes one line for each failure as it happens.
-        workers: with more than one, jobs are done side by side in that many processes, forked from this one.
-        begin: runs first in each of them.
+        task: what to do.
+        jobs: input and output files.
+        overwrite: replace existing targets.
+        workers: number of processes. 1 runs the jobs in this process.
+
+    Raises what ``task.start`` raises, and exceptions that are bugs.
     """
     from tqdm import tqdm
 
-    summary, start, failed = Summary(), time.perf_counter(), {}
-    unreported = {number: job.mark for number, job in enumerate(jobs)}
+    from ugicm.commands.workers import WorkerError, run_parallel
 
-    def attempt(number: int) -> Outcome:
-        job = jobs[number]
+    summary, start = Summary(len(jobs)), time.perf_counter()
+    outcomes = run_parallel(task, jobs, overwrite, workers) if workers > 1 else _run_serial(task, jobs, overwrite)
+    # disable=None hides the bar if stderr is not a terminal. sys.stderr is None if it is closed.
+    bar = tqdm(total=len(jobs), unit="image", disable=None if len(jobs) > 1 and sys.stderr else True)
+    with bar, contextlib.closing(outcomes):
         try:
-            if not job.taken or overwrite:
-                return Outcome(work(job))
-            complaint = incomplete(job)
-            return Outcome(reason=f"{job.target}: {complaint}; --overwrite replaces it" if complaint else "")
-        except (UgicmError, OSError, MemoryError, RuntimeError, ValueError) as error:
-            return Outcome(reason=described(error), hopeless=getattr(error, "hopeless", False))
-
-    # disable=None: no bar where stderr is not a terminal; closed, it is None itself
-    with tqdm(total=len(jobs), unit="image", disable=None if len(jobs) > 1 and sys.stderr else True) as bar:
-
-        def report(number: int, outcome: Outcome) -> bool:
-            source = jobs[number].source
-            del unreported[number]
-            if outcome.reason:
-                failed[number] = (source, outcome.reason)
-                with bar.external_write_mode():
-                    say(outcome.reason if str(source) in outcome.reason else f"{source}: {outcome.reason}")
-                if outcome.hopeless:
-                    summary.stopped = "no file can be written there" if len(jobs) > 1 else ""
-                    return True
-            elif outcome.made:
-                summary.done += 1
-                summary.pixels += outcome.made.pixels
-                summary.size += outcome.made.size
-                pace = summary.pixels / (time.perf_counter() - start) / 1e6
-                bar.set_postfix_str(f"{pace:.2f} MP/s", refresh=False)
-            else:
-                summary.skipped += 1
-            bar.update()
-            return False
-
-        try:
-            if workers > 1:
-                from ugicm.commands.workers import share
-
-                share(len(jobs), attempt, workers, begin, lambda reason: Outcome(reason=reason), report)
-            else:
-                for number in range(len(jobs)):
-                    if report(number, attempt(number)):
+            for job, outcome in outcomes:
+                if outcome.error:
+                    summary.failed.append((job.source, outcome.error))
+                    with bar.external_write_mode():
+                        print_error(_named(job.source, outcome.error))
+                    if outcome.fatal and len(jobs) > 1:
+                        summary.stopped = "the other files would fail for the same reason"
                         break
+                elif outcome.result:
+                    summary.done += 1
+                    summary.pixels += outcome.result.pixels
+                    summary.size += outcome.result.size
+                    pace = summary.pixels / (time.perf_counter() - start) / 1e6
+                    bar.set_postfix_str(f"{pace:.2f} MP/s", refresh=False)
+                else:
+                    summary.skipped += 1
+                bar.update()
         except KeyboardInterrupt:
             summary.stopped = "interrupted"
-            # A file that was whole when Ctrl-C came is done, though nobody lived to tell.
-            summary.done += sum(jobs[number].mark != before for number, before in unreported.items())
-    summary.failed = [failed[number] for number in sorted(failed)]
-    summary.untried = len(jobs) - summary.done - summary.skipped - len(summary.failed)
+        except WorkerError as error:
+            summary.stopped = str(error)
     return summary
+
+
+def _run_serial(task: CodecTask, jobs: Sequence[Job], overwrite: bool) -> Iterator[tuple[Job, Outcome]]:
+    task.start()
+    for job in jobs:
+        yield job, run_job(task, job, overwrite)
+
+
+def run_job(task: CodecTask, job: Job, overwrite: bool) -> Outcome:
+    """Run one job, unless its target exists. Errors of files and of the machine are returned, bugs propagate."""
+    try:
+        if overwrite or not job.target_exists:
+            return Outcome(task.run(job))
+        mismatch = task.mismatch(job)
+        return Outcome(error=f"{job.target} exists, but {mismatch}; use --overwrite to replace it" if mismatch else "")
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        return Outcome(error=error_message(error), fatal=getattr(error, "fatal", False))
+
+
+def run_codec_task(task: CodecTask, jobs: Sequence[Job], args: argparse.Namespace) -> int:
+    """Run a task on an image or a folder as the options of a command say, and print the result.
+
+    Returns the exit status.
+    """
+    import torch
+
+    from ugicm.checkpoints.native import check_readable
+    from ugicm.commands.workers import choose_workers
+
+    task.device = pick_device(args.device)
+    if task.checkpoint is not None:
+        check_readable(task.checkpoint)
+    atomic.prepare_folders(job.target for job in jobs)
+    folder = Path(args.input).is_dir()
+    workers = choose_workers(args.workers, task.device, len(jobs))
+    # The last digits of transforms depend on the number of threads. The files of a folder must not depend on the
+    # number of workers, which have one thread each.
+    task.one_thread = folder and torch.device(task.device).type == "cpu"
+    summary = run_batch(task, jobs, args.overwrite, workers)
+    # The target may be standard output itself.
+    out = sys.stderr if any(atomic.is_special(job.target) for job in jobs) else sys.stdout
+    if not folder and summary.done:
+        print(f"{jobs[0].source} -> {jobs[0].target}", file=out)
+    if summary.size:
+        print(f"{summary.size:,} bytes, {8 * summary.size / summary.pixels:.3f} bpp", file=out)
+    if folder or summary.stopped:  # the error of a single file has been printed
+        print(summary, file=out)
+    return summary.status
+
+
+def print_error(message: str) -> None:
+    """Print an error on one line of standard error."""
+    print(f"ugicm: {message}", file=sys.stderr)
+
+
+def _named(path: Path, error: str) -> str:
+    return error if str(path) in error else f"{path}: {error}"
