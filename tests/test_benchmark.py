@@ -1,13 +1,11 @@
-"""Measurements of speed: that they are taken, and mean what their names say. How fast anything is, is not tested."""
+"""The benchmark tools: their results mean what their names say. Speed itself is not tested."""
 
 import dataclasses
+import importlib
 import json
 import os
-import queue
 import time
-from importlib import util
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,39 +13,34 @@ import yaml
 from small_models import CONFIGS, small_model
 
 from scripts.benchmark import folder_speed, levers, roofline, speed, throughput, training_speed
-from scripts.benchmark.speed import Setting, Timing
-from ugicm.arguments import guarded
+from scripts.benchmark.speed import BenchmarkCase, Timing
+from ugicm.arguments import run_command
 from ugicm.codec import Codec, load
-from ugicm.commands import workers
 from ugicm.config import to_dict
 from ugicm.errors import UgicmError
-from ugicm.models.layers import Conv2d
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
 def keep_threads():
-    """Measurements set the number of threads; what runs after them should not notice."""
+    """Restore the number of threads, which benchmarks set."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
 
 
-def benchmark_script():
-    """scripts/benchmark as a module."""
-    spec = util.spec_from_file_location("benchmark_script", ROOT / "scripts" / "benchmark" / "__main__.py")
-    script = util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
+def benchmark_command():
+    """Return scripts/benchmark/__main__.py as a module."""
+    return importlib.import_module("scripts.benchmark.__main__")
 
 
-def test_median_seconds_is_of_warm_calls():
+def test_median_seconds_excludes_warm_up():
     waits = iter([0.3, 0.02, 0.05, 0.02])
     assert 0.02 <= roofline.median_seconds(lambda: time.sleep(next(waits)), 3) < 0.05
 
 
-def test_macs_are_counted():
+def test_count_macs_counts_added_layers():
     model = small_model()
     config, counts = model.config, roofline.count_macs(model)
     wider = small_model()
@@ -57,7 +50,7 @@ def test_macs_are_counted():
     assert (more["entropy"], more["g_s"]) == (counts["entropy"], counts["g_s"])
 
 
-def test_macs_of_the_synthesis_by_hand():
+def test_count_macs_matches_manual_computation_of_synthesis():
     model = small_model()
     c = model.config
 
@@ -69,7 +62,7 @@ def test_macs_of_the_synthesis_by_hand():
     assert roofline.count_macs(model)["g_s"] == pytest.approx((at_16 / 256 + at_8 / 64) / 1e3, abs=0.01)
 
 
-def test_rates_are_of_the_products_of_a_convolution(monkeypatch):
+def test_measured_rates_are_products_over_seconds(monkeypatch):
     def median_seconds(work, repeats, device):
         layers.append(work.func)
         return 1e-3
@@ -81,21 +74,12 @@ def test_rates_are_of_the_products_of_a_convolution(monkeypatch):
     assert list(rates) == ["1x1", "3x3"]
 
 
-def test_macs_are_counted_however_convolutions_are_done(monkeypatch):
-    model = small_model("mlicpp").float().requires_grad_(False)
-    monkeypatch.setattr(Conv2d, "WORTHWHILE", 10**9)
-    expected = roofline.count_macs(model)
-    monkeypatch.setattr(Conv2d, "WORTHWHILE", 1)
-    monkeypatch.setattr(Conv2d, "WORTHWHILE_POSITIONS", 1)
-    assert roofline.count_macs(model) == expected
-
-
-def test_one_setting(checkpoint):
-    setting = Setting("small", 128, 64, threads=1, checkpoint=str(checkpoint), fast=False)
-    timing, detail = speed.time_setting(setting, repeats=2)
+def test_time_case(checkpoint):
+    case = BenchmarkCase("small", 128, 64, threads=1, checkpoint=str(checkpoint), fast=False)
+    timing, detail = speed.time_case(case, repeats=2)
     assert (timing.dtype, timing.threads, timing.width, timing.height) == ("float32", 1, 128, 64)
     assert timing.entropy_read > 0 and timing.entropy_write > 0
-    larger = dataclasses.replace(setting, width=1024, height=1024)
+    larger = dataclasses.replace(case, width=1024, height=1024)
     assert speed.peak_memory(larger) > timing.memory_mib + 10 > 10  # the image as floats is 12 MiB
     seconds, floors = detail["seconds"], detail["floor_seconds"]
     assert timing.time_over_floor == pytest.approx(
@@ -103,64 +87,62 @@ def test_one_setting(checkpoint):
     )
     rate = max(detail["gmac_per_second"]["g_a"].values())
     assert floors["g_a"] == pytest.approx(detail["kmac_per_pixel"]["g_a"] * 1e3 * 128 * 64 / rate / 1e9)
-    modules = detail["modules_seconds"]
-    assert {"g_a.blocks_8 (PatchBlock)", "g_s.stem (Pointwise)", "slices.rest_params (Sequential)"} <= modules.keys()
-    assert all(value > 0 for value in modules.values())
 
 
-def test_ratios_are_to_the_reference(checkpoint, monkeypatch):
-    setting = Setting("small", 64, 64, threads=1, checkpoint=str(checkpoint), fast=False)
-    peer = speed.Ours(setting)  # stands for one
-    peer.compress()
+def test_time_case_ratios_to_reference(checkpoint, monkeypatch):
+    case = BenchmarkCase("small", 64, 64, threads=1, checkpoint=str(checkpoint), fast=False)
+    reference = speed.UgicmSubject(case)
+    reference.compress()
 
     def seconds(works, repeats, device):
         [work() for work in works]
-        assert works[-1] in (peer.compress, peer.decompress_both)
+        assert works[-1] in (reference.compress, reference.decompress_both)
         return [[1.0, 3.0, 9.0], [2.0, 4.0, 9.0]] if len(works) == 2 else [[1.0] * 3, [3.0] * 3, [4.0] * 3]
 
     monkeypatch.setattr(speed, "seconds_in_turns", seconds)
-    monkeypatch.setattr(speed, "peak_memory", lambda setting: 0.0)  # takes a process
-    timing, _ = speed.time_setting(setting, 3, peer)
+    monkeypatch.setattr(speed, "peak_memory", lambda case: 0.0)  # takes a process
+    monkeypatch.setattr(speed, "_detail", lambda *_: {})  # takes seconds
+    timing, _ = speed.time_case(case, 3, reference)
     assert (timing.compress, timing.decompress, timing.decompress_both) == (3.0, 1.0, 3.0)
     assert (timing.compress_ratio, timing.decompress_ratio) == (0.75, 0.75)
     (record,) = speed.as_records([timing])
     assert (record["compress_ratio"], record["decompress_ratio"]) == (0.75, 0.75)
 
 
-def test_time_per_pixel_is_compared_with_the_base(checkpoint, monkeypatch):
-    setting = Setting("small", 128, 128, threads=1, checkpoint=str(checkpoint), fast=False)
-    base = speed.Ours(dataclasses.replace(setting, width=64, height=64))
-    peer = speed.Ours(setting)
-    peer.compress()
+def test_time_case_per_pixel_ratios_to_base(checkpoint, monkeypatch):
+    case = BenchmarkCase("small", 128, 128, threads=1, checkpoint=str(checkpoint), fast=False)
+    base = speed.UgicmSubject(dataclasses.replace(case, width=64, height=64))
+    reference = speed.UgicmSubject(case)
+    reference.compress()
 
     def seconds(works, repeats, device):
         [work() for work in works]
         return [[8.0], [4.0], [1.0]] if len(works) == 3 else [[5.0], [6.0], [3.0], [2.0]]  # base is the last
 
     monkeypatch.setattr(speed, "seconds_in_turns", seconds)
-    monkeypatch.setattr(speed, "peak_memory", lambda setting: 0.0)  # takes a process
-    timing, _ = speed.time_setting(setting, 1, peer, base)
+    monkeypatch.setattr(speed, "peak_memory", lambda case: 0.0)  # takes a process
+    monkeypatch.setattr(speed, "_detail", lambda *_: {})  # takes seconds
+    timing, _ = speed.time_case(case, 1, reference, base)
     assert (timing.compress_ratio, timing.decompress_ratio) == (2.0, 2.0)
     assert (timing.compress_per_pixel_ratio, timing.decompress_per_pixel_ratio) == (2.0, 0.75)
 
 
-def test_the_floor_is_of_the_padded_image(checkpoint, monkeypatch):
-    setting = Setting("small", 65, 64, threads=1, checkpoint=str(checkpoint), fast=False)
-    monkeypatch.setattr(speed, "peak_memory", lambda setting: 0.0)  # takes a process
+def test_time_case_floor_uses_padded_size(checkpoint, monkeypatch):
+    case = BenchmarkCase("small", 65, 64, threads=1, checkpoint=str(checkpoint), fast=False)
+    monkeypatch.setattr(speed, "peak_memory", lambda case: 0.0)  # takes a process
     monkeypatch.setattr(speed, "measured_rates", lambda *_: {"1x1": 1.0})
-    monkeypatch.setattr(speed, "module_seconds", lambda *_: {})
-    _, detail = speed.time_setting(setting, 1)
+    _, detail = speed.time_case(case, 1)
     assert detail["floor_seconds"]["g_a"] == pytest.approx(detail["kmac_per_pixel"]["g_a"] * 1e3 * 128 * 64 / 1e9)
 
 
-def test_without_a_reference_there_are_no_ratios():
+def test_as_records_omits_missing_ratios():
     timing = Timing("ours", 1000, 500, 1, "cpu", "float32", 1.0, 0.5, 0.8, None, None, 1, 1.0, None)
     (record,) = speed.as_records([timing])
     assert (record["compress_mp_per_s"], record["decompress_mp_per_s"]) == (0.5, 1.0)
     assert not any(key.endswith("_ratio") for key in record)
 
 
-def test_works_take_turns():
+def test_seconds_in_turns_alternates_calls():
     calls = []
     seconds = roofline.seconds_in_turns([lambda: calls.append(0), lambda: calls.append(1)], 2)
     assert calls == [0, 1] * 3 and [len(s) for s in seconds] == [2, 2]
@@ -168,8 +150,7 @@ def test_works_take_turns():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not workers.available(), reason="processes are not forked here")
-def test_a_folder(checkpoint, tmp_path):
+def test_time_folder(checkpoint, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     folder_speed.make_images(photos, 4, 96, 64)
@@ -185,7 +166,7 @@ def test_a_folder(checkpoint, tmp_path):
         )
 
 
-def test_figures_of_a_folder_are_medians_of_commands_that_take_turns(tmp_path, monkeypatch):
+def test_time_folder_reports_medians_of_alternating_commands(tmp_path, monkeypatch):
     photos, runs = tmp_path / "photos", []
     folder_speed.make_images(photos, 2, 16, 16)
     seconds = iter([9, *(1, 11, 6, 2, 12, 7, 9, 99, 99), *(3, 3, 3) * 3])  # of compress; where there is only loading
@@ -213,27 +194,22 @@ def test_figures_of_a_folder_are_medians_of_commands_that_take_turns(tmp_path, m
     assert decompress["ratio_without_start"] is None
 
 
-def test_a_command_that_fails_is_not_timed(tmp_path):
+def test_folder_seconds_raises_if_command_fails(tmp_path):
     with pytest.raises(UgicmError, match="no files to work on"):
         folder_speed._seconds("-m", "ugicm", "compress", tmp_path, tmp_path / "out")
 
 
 def test_throughput(checkpoint):
-    setting = Setting("small", 64, 64, threads=1, checkpoint=str(checkpoint))
+    case = BenchmarkCase("small", 64, 64, threads=1, checkpoint=str(checkpoint))
     for count in (1, 2):
-        record = throughput.throughput(setting, count, images=3, repeats=1)
+        record = throughput.throughput(case, count, images=3, repeats=1)
         assert (record["workers"], record["images"]) == (count, 3 * count)
-        assert all(record[work] > 0 for work in throughput.WORK)
+        assert all(record[work] > 0 for work in throughput.OPERATIONS)
 
 
-def test_throughput_of_what_fails(tmp_path):
-    with pytest.raises(UgicmError, match=r"one of 2 processes: .*none\.safetensors"):
-        throughput.throughput(Setting("x", 64, 64, 1, checkpoint=str(tmp_path / "none.safetensors")), 2, 1, 1)
-
-
-def test_throughput_does_not_wait_for_the_dead():
-    with pytest.raises(UgicmError, match="one of 2 processes ended with status -9"):
-        throughput._next(queue.Queue(), [SimpleNamespace(exitcode=code) for code in (None, -9)])
+def test_throughput_reports_failed_process(tmp_path):
+    with pytest.raises(UgicmError, match=r"one of 2 processes failed: .*none\.safetensors"):
+        throughput.throughput(BenchmarkCase("x", 64, 64, 1, checkpoint=str(tmp_path / "none.safetensors")), 2, 1, 1)
 
 
 def test_start_seconds():
@@ -242,7 +218,7 @@ def test_start_seconds():
     assert 0 < found["python"] < found["ugicm info FILE"]
 
 
-def test_training_speed_is_read_from_the_records_of_a_run(tmp_path, make_image, run_script, monkeypatch):
+def test_train_command(tmp_path, make_image, run_script, monkeypatch):
     monkeypatch.setattr(os, "environ", os.environ.copy())
     (tmp_path / "images").mkdir()
     for i in range(4):
@@ -257,10 +233,10 @@ def test_training_speed_is_read_from_the_records_of_a_run(tmp_path, make_image, 
         "optim": {"steps": 1000, "lr": 1e-3, "warmup": 100},
     }))  # fmt: skip
     output = tmp_path / "speed.json"
-    done = run_script("scripts/benchmark/__main__.py", "train", "-c", config, "--set", "precision.autocast=none", "--variants",
-                      "as configured", "fp32", "--threads", 1, "--steps", 2, "--repeats", 1, "-o", output)  # fmt: skip
+    done = run_script("scripts/benchmark/__main__.py", "train", "-c", config, "--set", "precision.autocast=none",
+                      "--variants", "as configured", "fp32", "--threads", 1, "--steps", 2, "--repeats", 1, "-o", output)
     assert done.returncode == 0, done.stderr
-    assert "fp32: the same as 'as configured' here, left out" in done.stderr
+    assert "fp32: equal to 'as configured', left out" in done.stderr
     report = json.loads(output.read_text())
     assert report["same"] == {"fp32": "as configured"}
     (run,) = report["runs"]
@@ -272,20 +248,20 @@ def test_training_speed_is_read_from_the_records_of_a_run(tmp_path, make_image, 
     assert not (tmp_path / "run").exists()
 
 
-def test_speed_of_training_is_of_the_second_stretch(monkeypatch):
-    def trained(work, config, settings):
-        said = dict(setting.split("=", 1) for setting in settings)
-        assert (said["run.log_every"], said["optim.steps"]) == ("5", "10")
+def test_training_speed_excludes_warm_up_steps(monkeypatch):
+    def trained(function, config, settings):
+        overrides = dict(override.split("=", 1) for override in settings)
+        assert (overrides["run.log_every"], overrides["optim.steps"]) == ("5", "10")
         events = [{"event": "start", "device": "cpu", "threads": 1}, *({"event": "train", "step": n} for n in (5, 10))]
-        Path(said["run.dir"]).mkdir()
-        Path(said["run.dir"], "metrics.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
+        Path(overrides["run.dir"]).mkdir()
+        Path(overrides["run.dir"], "metrics.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
 
     monkeypatch.setattr(training_speed, "in_fresh_process", trained)
     start, stretch = training_speed._measured("configs/smoke.yaml", [], "cpu", 1, 5)
     assert start["event"] == "start" and stretch["step"] == 10
 
 
-def test_variants_take_turns(monkeypatch):
+def test_time_in_turns_alternates_variants(monkeypatch):
     def stretch(pace, forward):
         return {"samples_per_s": pace, "time/forward": forward, "time/backward": 1 - forward}
 
@@ -305,7 +281,7 @@ def test_variants_take_turns(monkeypatch):
     assert (second["variant"], second["threads"], second["samples_per_s"]) == ("fp32", 2, 2)
 
 
-def test_variants_that_are_the_same_are_left_out():
+def test_distinct_merges_equal_variants():
     config, names = str(ROOT / "configs" / "compact_base.yaml"), list(training_speed.VARIANTS)
     variants, same = training_speed.distinct(config, [], names)
     assert same == {"bf16": "as configured"} and variants == [name for name in names if name != "bf16"]
@@ -314,20 +290,20 @@ def test_variants_that_are_the_same_are_left_out():
 
 @pytest.mark.parametrize("arguments, words", [
     (["codec", "--size", "512"], ["HEIGHTxWIDTH"]),
-    (["codec", "--peers", "JPEG"], ["JPEG", "mbt2018_mean"]),
-    (["codec", "-c", "gone.safetensors", "--peers", "--no-full"], ["gone.safetensors: no such file"]),
+    (["codec", "--baselines", "JPEG"], ["JPEG", "mbt2018_mean"]),
+    (["codec", "-c", "gone.safetensors", "--baselines", "--no-released"], ["gone.safetensors: no such file"]),
     (["train", "-c", "gone.yaml"], ["gone.yaml"]),
     (["train", "-c", "configs/smoke.yaml", "--variants", "fp8"], ["fp8", "bf16"]),
     (["folder", "--workers", "0"], ["1 or more"]),
     (["levers", "--device", "meta"], ["device 'meta' cannot be used"]),
 ])  # fmt: skip
-def test_wrong_usage_is_one_line(arguments, words, monkeypatch, capsys):
+def test_wrong_usage_prints_one_line(arguments, words, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    script = benchmark_script()
-    monkeypatch.setattr("sys.argv", ["benchmark.py", *arguments])
+    script = benchmark_command()
+    monkeypatch.setattr("sys.argv", ["benchmark", *arguments])
     monkeypatch.setattr(os, "environ", os.environ.copy())
     try:
-        status = guarded(script.main)
+        status = run_command(script.main)
     except SystemExit as end:
         status = end.code
     _, err = capsys.readouterr()
@@ -336,14 +312,14 @@ def test_wrong_usage_is_one_line(arguments, words, monkeypatch, capsys):
     assert all(word in error[0] for word in words)
 
 
-def test_results_of_a_folder_say_which_model(checkpoint, monkeypatch):
-    script = benchmark_script()
+def test_folder_report_describes_model(checkpoint, monkeypatch):
+    script = benchmark_command()
     figures = dict.fromkeys(
         ("start_seconds", "one_by_one_seconds", "side_by_side_seconds", "ratio", "ratio_without_start"), 1.0
     )
     timed = {"images": 1, "compress": {**figures, "same_files": True}, "decompress": {**figures, "same_files": True}}
     monkeypatch.setattr(folder_speed, "time_folder", lambda *_: dict(timed))
-    monkeypatch.setattr("sys.argv", ["benchmark.py", "folder", "-d", "x", "-c", str(checkpoint)])
+    monkeypatch.setattr("sys.argv", ["benchmark", "folder", "-d", "x", "-c", str(checkpoint)])
     args = script._parser().parse_args()
     report, _ = script.folder(args)
     assert report["model"] == load(checkpoint).describe()
@@ -353,18 +329,16 @@ def test_results_of_a_folder_say_which_model(checkpoint, monkeypatch):
 
 
 @pytest.mark.parametrize("backbone", ["compact", "mlicpp"])
-def test_both_versions_of_a_lever_make_the_same_image(backbone):
+def test_levers_do_not_change_the_image(backbone):
     codec = Codec(small_model(backbone))
-    found = levers.levers(codec, 128, 64)
-    for lever in found:
+    for lever in levers.levers(codec, 128, 64):
         if lever.name != "compiled synthesis":  # takes a minute
             record = levers.measure(lever, 1)
             assert record["seconds_without"] > 0 and record["seconds_with"] > 0
             assert record["psnr_between"] is None or record["psnr_between"] > (40 if "bfloat16" in lever.name else 90)
-    assert ("Winograd convolutions" in {lever.name for lever in found}) == (backbone == "mlicpp")
 
 
-def test_figures_of_a_lever_are_medians(monkeypatch):
+def test_measure_lever_reports_medians(monkeypatch):
     monkeypatch.setattr(levers, "seconds_in_turns", lambda *_: [[1.0, 2.0, 9.0], [1.0, 1.0, 4.0]])
     lever = levers.Lever("x", True, "", lambda: torch.zeros(1), lambda: torch.full((1,), 0.1))
     record = levers.measure(lever, 3)
@@ -372,7 +346,7 @@ def test_figures_of_a_lever_are_medians(monkeypatch):
     assert record["psnr_between"] == 20.0
 
 
-def test_a_lever_that_cannot_be_measured_says_why():
+def test_measure_lever_reports_error():
     def no_compiler():
         raise RuntimeError("no compiler here\nand a long trace")
 

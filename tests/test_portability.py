@@ -1,34 +1,31 @@
-"""Streams written under one setting of the machine are read under others, in processes of their own; and what the
-commands that check streams say of arguments that are wrong."""
+"""Bitstreams decode in other environments, in processes of their own; and usage errors of the stress tools."""
 
 import json
 import sys
-from importlib import util
 
 import pytest
 import torch
-from conftest import ROOT
 from small_models import small_model
 
-from scripts.stress import large_images, portability
-from ugicm.arguments import guarded
+from scripts.stress import concurrency, fuzzing, large_images, portability
+from ugicm.arguments import run_command
 from ugicm.checkpoints.released import reference_name
 from ugicm.codec import load
 from ugicm.entropy.gaussian import log_spaced
 from ugicm.errors import UgicmError
 
 
-def test_released_checkpoints_get_the_same_tables_under_other_instruction_sets(photos, tmp_path):
-    """Their tables are built on loading; a difference in one bit would make streams those of another model."""
+def test_released_checkpoints_have_the_same_tables_on_other_instruction_sets(photos, tmp_path):
+    """Their tables are built on loading. A difference in one bit would change the fingerprint."""
     state = {reference_name(name): parameter.data for name, parameter in small_model("mlicpp").named_parameters()}
     torch.save({"state_dict": state}, tmp_path / "released.pth.tar")
-    chosen = [s for s in portability.settings() if s.name in ("1 thread", "no vector instructions")]
+    chosen = [s for s in portability.environments() if s.name in ("1 thread", "no vector instructions")]
     image = sorted(photos.rglob("*.png"))[:1]
     report = portability.check(str(tmp_path / "released.pth.tar"), image, [0.5], chosen, tmp_path)
     assert report["mismatches"] == 0 and report["streams"] == 4
 
 
-def test_scales_are_those_of_compressai_but_for_the_last_bit():
+def test_scale_table_equals_that_of_compressai_up_to_the_last_bit():
     from compressai.models.base import get_scale_table
 
     found = torch.tensor(log_spaced(0.11, 256, 64))
@@ -37,8 +34,8 @@ def test_scales_are_those_of_compressai_but_for_the_last_bit():
     assert log_spaced(2.0, 4.0, 1) == [pytest.approx(2.0)]  # a checkpoint may ask for a single row
 
 
-def test_streams_decode_under_other_threads_and_instruction_sets(checkpoint, photos, tmp_path):
-    chosen = [s for s in portability.settings() if s.name in ("2 threads", "no vector instructions")]
+def test_bitstreams_decode_with_other_threads_and_instruction_sets(checkpoint, photos, tmp_path):
+    chosen = [s for s in portability.environments() if s.name in ("2 threads", "no vector instructions")]
     images = sorted(photos.rglob("*.png")) + sorted(photos.rglob("*.jpg"))
     report = portability.check(str(checkpoint), images, [0.2, 0.8], chosen, tmp_path)
     assert report["mismatches"] == 0
@@ -46,62 +43,56 @@ def test_streams_decode_under_other_threads_and_instruction_sets(checkpoint, pho
     assert 0 < report["closest_to_a_bound"] < 0.1
 
 
-def test_a_process_that_fails_says_what_it_said(photos, tmp_path):
+def test_failed_process_is_reported_with_its_error(photos, tmp_path):
     with pytest.raises(UgicmError, match="no such file"):
-        portability.check("absent.safetensors", [], [0.5], portability.settings()[:1], tmp_path)
+        portability.check("absent.safetensors", [], [0.5], portability.environments()[:1], tmp_path)
 
 
-def script(name: str):
-    """A script as a module."""
-    specification = util.spec_from_file_location(name, ROOT / "scripts" / "stress" / f"{name}.py")
-    module = util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize("name, arguments", [
-    ("check_portability", ["-d", "PHOTOS", "-c", "gone.safetensors"]),
-    ("check_portability", ["-d", "gone"]),
-    ("check_portability", ["-d", "PHOTOS", "--images", "0"]),
-    ("check_portability", ["-d", "PHOTOS", "--quality", "7"]),
-    ("check_portability", ["-d", "PHOTOS", "-c", "SMALL", "--python", "gone/python"]),
-    ("check_large", ["-c", "gone.safetensors"]),
-    ("check_large", ["-d", "gone"]),
-    ("check_large", ["--size", "0x100"]),
-    ("check_large", ["--tile", "100"]),
-    ("check_concurrency", ["--quality", "7"]),
-    ("check_concurrency", ["--device", "foo"]),
-    ("check_concurrency", ["-d", "gone"]),
-    ("fuzz_streams", ["-c", "gone.safetensors"]),
-    ("fuzz_streams", ["--count", "0"]),
+@pytest.mark.parametrize("tool, arguments", [
+    (portability, ["-d", "PHOTOS", "-c", "gone.safetensors"]),
+    (portability, ["-d", "gone"]),
+    (portability, ["-d", "PHOTOS", "--images", "0"]),
+    (portability, ["-d", "PHOTOS", "--quality", "7"]),
+    (portability, ["-d", "PHOTOS", "-c", "SMALL", "--python", "gone/python"]),
+    (large_images, ["-c", "gone.safetensors"]),
+    (large_images, ["-d", "gone"]),
+    (large_images, ["--size", "0x100"]),
+    (large_images, ["--tile", "100"]),
+    (concurrency, ["--quality", "7"]),
+    (concurrency, ["--device", "foo"]),
+    (concurrency, ["-d", "gone"]),
+    (fuzzing, ["-c", "gone.safetensors"]),
+    (fuzzing, ["--examples", "0"]),
 ])
-def test_wrong_arguments_are_no_findings(name, arguments, photos, checkpoint, monkeypatch, tmp_path, capsys):
+def test_wrong_usage_exits_with_2(tool, arguments, photos, checkpoint, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     given = [{"PHOTOS": str(photos), "SMALL": str(checkpoint)}.get(argument, argument) for argument in arguments]
-    main = script(name).main
     with pytest.raises(SystemExit) as end:
-        sys.exit(guarded(lambda: main(given)))
+        sys.exit(run_command(lambda: tool.main(given)))
     last = capsys.readouterr().err.splitlines()[-1]
     assert end.value.code == 2 and "error: " in last and arguments[-1] in last
     assert not (tmp_path / "experiments").exists()
 
 
-def test_images_are_evenly_spread_and_results_say_which_model(checkpoint, tmp_path, monkeypatch, make_image):
+def test_portability_spreads_images_evenly(checkpoint, tmp_path, monkeypatch, make_image):
     for number in range(7):
         make_image().save(tmp_path / f"{number}.png")
     report = {"versions": {}, "pairs": [], "streams": 0, "mismatches": 0, "closest_to_a_bound": 1.0}
     seen = []
 
-    def check(path, images, *_, **__):
+    def check(path, images, *_):
         seen.extend(image.name for image in images)
         return dict(report)
 
     monkeypatch.setattr(portability, "check", check)
-    options = ["-c", str(checkpoint), "-o", str(tmp_path / "found.json")]
-    assert script("check_portability").main(["-d", str(tmp_path), "--images", "4", *options]) == 0
+    output = tmp_path / "found.json"
+    assert portability.main(["-d", str(tmp_path), "--images", "4", "-c", str(checkpoint), "-o", str(output)]) == 0
     assert seen == ["0.png", "2.png", "4.png", "6.png"]
-    assert json.loads((tmp_path / "found.json").read_text())["model"] == load(checkpoint).describe()
+    assert json.loads(output.read_text())["model"] == load(checkpoint).describe()
 
-    monkeypatch.setattr(large_images, "check", lambda *_, **__: {"checks": [], "regions": []})
-    assert script("check_large").main(options) == 0
-    assert json.loads((tmp_path / "found.json").read_text())["model"] == load(checkpoint).describe()
+
+def test_large_images_report_describes_model(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(large_images, "check", lambda *_: {"checks": [], "regions": []})
+    output = tmp_path / "found.json"
+    assert large_images.main(["-c", str(checkpoint), "-o", str(output)]) == 0
+    assert json.loads(output.read_text())["model"] == load(checkpoint).describe()

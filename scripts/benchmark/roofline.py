@@ -1,4 +1,4 @@
-"""The least time a network's arithmetic can take on this machine: its multiply-accumulates over a measured rate."""
+"""Roofline model of a network on this machine: its multiply-accumulates over a measured rate; and timers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ugicm.models.ugicm import UGICM
 
 
 def synchronize(device: torch.device | str) -> None:
-    """Wait for what a GPU has been given to do."""
+    """Wait until a GPU has finished its work."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -22,9 +22,9 @@ def synchronize(device: torch.device | str) -> None:
 def seconds_in_turns(
     works: Sequence[Callable[[], object]], repeats: int, device: torch.device | str = "cpu"
 ) -> list[list[float]]:
-    """Wall-clock seconds of every call of each of ``works``, after one warm-up call.
+    """Return wall-clock seconds of every call of each of ``works``, after one warm-up call.
 
-    They take turns: what else the machine does changes with time, and then meets all of them alike.
+    Calls alternate, so that changing load on the machine affects all of them.
     """
     for work in works:
         work()
@@ -40,21 +40,21 @@ def seconds_in_turns(
 
 
 def median_seconds(work: Callable[[], object], repeats: int, device: torch.device | str = "cpu") -> float:
-    """Median wall-clock seconds of ``work``, after one warm-up call."""
+    """Return median wall-clock seconds of ``work``, after one warm-up call."""
     return statistics.median(seconds_in_turns([work], repeats, device)[0])
 
 
 def median_ratio(seconds: Sequence[float], others: Sequence[float]) -> float:
-    """Median of the ratios of calls that took turns."""
+    """Return the median of the ratios of alternating calls."""
     return round(statistics.median(a / b for a, b in zip(seconds, others, strict=True)), 3)
 
 
 def count_macs(model: UGICM, side: int = 256) -> dict[str, float]:
-    """Thousand multiply-accumulates of convolutions and linear layers per pixel: analysis, entropy, synthesis.
+    """Count multiply-accumulates of analysis, entropy model and synthesis, in thousands per pixel.
 
-    Layers on packed halves are counted as they run, for a human viewer; products inside attention are not counted.
+    Counts convolutions and linear layers for the human preference. Products inside attention are not counted.
     """
-    parts = {"g_a": [model.g_a], "entropy": [model.h_a, model.parser], "g_s": [model.g_s]}
+    parts = {"g_a": [model.g_a], "entropy": [model.h_a, model.entropy_model], "g_s": [model.g_s]}
     counts = dict.fromkeys(parts, 0.0)
     hooks = []
 
@@ -70,8 +70,8 @@ def count_macs(model: UGICM, side: int = 256) -> dict[str, float]:
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 hooks.append(layer.register_forward_hook(count(part, layer)))
     was_training, device = model.training, next(model.parameters()).device
-    with torch.enable_grad():  # without, wide convolutions work by bands and their hooks are passed by
-        quality = torch.full((1,), 0.5, device=device) if model.has_quality else None
+    with torch.enable_grad():  # layers that run by bands bypass the hooks
+        quality = torch.full((1,), 0.5, device=device)
         model.eval()(torch.rand(1, 3, side, side, device=device), torch.zeros(1, device=device), quality)
     model.train(was_training)
     for hook in hooks:
@@ -82,10 +82,10 @@ def count_macs(model: UGICM, side: int = 256) -> dict[str, float]:
 def measured_rates(
     dtype: torch.dtype, device: torch.device | str = "cpu", channels: int = 192, repeats: int = 9
 ) -> dict[str, float]:
-    """What convolutions reach here with the threads that are set, in 10^9 multiply-accumulates a second.
+    """Measure the rate of convolutions with the current number of threads, in 10^9 multiply-accumulates per second.
 
-    By kernel size, on features of the size that a 1024x2048 image has at 1/8 resolution (four times that, each way,
-    on a GPU, which would not be busy otherwise). The floor of a roofline is counted work over the highest of these.
+    Rates are by kernel size, on the features of a 1024x2048 image at 1/8 resolution (of one four times as high and
+    wide on a GPU, which smaller ones would not fill). The floor is the counted work over the highest rate.
     """
     height = 512 if torch.device(device).type == "cuda" else 128
     width, rates = 2 * height, {}

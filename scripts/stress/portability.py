@@ -1,8 +1,12 @@
-"""Proof that streams decode everywhere: written under one setting of the machine, read under every other.
+"""Check that bitstreams decode everywhere: write them in one environment, decode them in every other.
 
-A setting changes how floating point is computed: threads, instruction sets (PyTorch's own and oneDNN's), memory
-layout, libraries, the version of PyTorch (another interpreter), the device. Every setting is a process of its own,
-since most of them are read when PyTorch starts.
+    python -m scripts.stress.portability -d photos/                               # the shipped model, 40 images
+    python -m scripts.stress.portability -c released.pth.tar -d photos/ --crop 128    # a large model on small crops
+    python -m scripts.stress.portability -d photos/ --python /other/venv/bin/python --cuda
+
+Environments differ in threads, instruction sets of PyTorch and oneDNN, oneDNN on or off, memory layout, precision of
+the synthesis and, if given, the interpreter (with another version of PyTorch) and the device.
+Exit status: 0 no mismatch, 1 a bitstream decoded to another latent or something failed, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -10,20 +14,33 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ugicm import atomic
-from ugicm.errors import UgicmError
+from scripts.processes import log, run_python
+from ugicm import atomic, bitstream, files, images
+from ugicm.arguments import ArgumentParser, check_device, positive, run_command, spread, unit
+from ugicm.errors import StreamError, UgicmError, UsageError
+from ugicm.evaluation import results
+
+if TYPE_CHECKING:
+    from ugicm.codec import Codec
 
 
 @dataclass(frozen=True)
-class Setting:
-    """How one process computes."""
+class Environment:
+    """How a process computes: settings that change the rounding of floating-point results.
+
+    Attributes:
+        python: the interpreter.
+        variables: environment variables, which PyTorch reads when it is imported.
+    """
 
     name: str
     threads: int = 1
@@ -32,171 +49,197 @@ class Setting:
     fast: bool = True
     device: str = "cpu"
     python: str = sys.executable
-    environment: dict[str, str] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
 
 
-def settings(others: Sequence[str] = (), cuda: bool = False) -> list[Setting]:
-    """The settings to try; ``others``: interpreters whose environments hold other versions of PyTorch."""
+def environments(interpreters: Sequence[str] = (), cuda: bool = False) -> list[Environment]:
+    """Return the environments to compare, including one for each of the other ``interpreters``."""
     isa, onednn = "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"
     chosen = [
-        Setting("1 thread"),
-        Setting("2 threads", threads=2),
-        Setting("no vector instructions", environment={isa: "default", onednn: "SSE41"}),
-        Setting("AVX2", environment={isa: "avx2", onednn: "AVX2"}),
-        Setting("oneDNN off", mkldnn=False),
-        Setting("channels first", channels_last=False),
-        Setting("float32 transforms", fast=False),
+        Environment("1 thread"),
+        Environment("2 threads", threads=2),
+        Environment("no vector instructions", variables={isa: "default", onednn: "SSE41"}),
+        Environment("AVX2", variables={isa: "avx2", onednn: "AVX2"}),
+        Environment("oneDNN off", mkldnn=False),
+        Environment("channels first", channels_last=False),
+        Environment("float32 transforms", fast=False),
     ]
-    chosen += [Setting(f"interpreter {python}", python=python) for python in others]
+    chosen += [Environment(f"interpreter {python}", python=python) for python in interpreters]
     if cuda:
-        chosen.append(Setting("CUDA", device="cuda"))
+        chosen.append(Environment("CUDA", device="cuda"))
     return chosen
 
 
 def check(
     checkpoint: str | None,
-    images: Sequence[Path],
+    sources: Sequence[Path],
     qualities: Sequence[float],
-    chosen: Sequence[Setting],
+    chosen: Sequence[Environment],
     folder: Path,
-    progress=lambda line: None,
-) -> dict:
-    """Write every image at every quality under every setting, read every stream under every setting.
+) -> dict[str, Any]:
+    """Write every image at every quality in every environment, and decode every bitstream in every environment.
 
-    Streams that are the same byte for byte are read once by each reader. As many settings are at work at a time as
-    there are processors: much of a process's time is its start.
+    Identical bitstreams are decoded once per environment. Processes run in parallel, one per core.
 
-    Returns the report: per pair of settings the number of streams and of mismatches (a StreamError, or a y_hat
-    that is not the writer's), and the closest approach of any scale to a bound of the table.
+    Args:
+        checkpoint: of the model, None for the shipped one.
+        sources: image files.
+        qualities: of every image.
+        chosen: environments.
+        folder: for the bitstreams.
+
+    Returns:
+        The report: the number of bitstreams and of mismatches for every pair of environments, and the smallest relative
+        distance of a scale to a bound of the table. A mismatch is a StreamError or another latent than the writer's.
+
+    Raises:
+        UgicmError: a process failed.
     """
 
-    def under_all(task: dict) -> Iterator[tuple[Setting, dict]]:
+    def run_all(task: dict[str, Any]) -> Iterator[tuple[Environment, dict]]:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            yield from zip(chosen, pool.map(lambda setting: _run(setting, task, checkpoint, folder), chosen))
+            yield from zip(chosen, pool.map(lambda env: _run(env, checkpoint, folder, task), chosen))
 
-    written, settled = {}, {}
-    task = {"mode": "write", "images": [str(p) for p in images], "qualities": list(qualities)}
-    for setting, outcome in under_all(task):
-        written[setting.name] = outcome
-        progress(f"written under: {setting.name}")
-    pairs, mismatches = [], 0
+    written = {}
+    for environment, outcome in run_all({"images": [str(path) for path in sources], "qualities": list(qualities)}):
+        written[environment.name] = outcome
+        log(f"written: {environment.name}")
     content = {
         name: hashlib.blake2b(Path(name).read_bytes()).hexdigest()
-        for outcome in written.values() for name in outcome["streams"]
+        for outcome in written.values() for name in outcome["latents"]
     }  # fmt: skip
     first = {content[name]: name for name in reversed(content)}
-    for reader, found in under_all({"mode": "read", "streams": list(first.values())}):
-        symbols = {digest: found["symbols"][name] for digest, name in first.items()}
+    pairs, mismatches = [], 0
+    for reader, outcome in run_all({"bitstreams": list(first.values())}):
+        decoded = {digest: outcome["latents"][name] for digest, name in first.items()}
         for writer in chosen:
-            streams = written[writer.name]["streams"]
-            wrong = [name for name, expected in streams.items() if symbols[content[name]] != expected]
+            latents = written[writer.name]["latents"]
+            wrong = [name for name, expected in latents.items() if decoded[content[name]] != expected]
             mismatches += len(wrong)
             pairs.append({
-                "writer": writer.name, "reader": reader.name, "streams": len(streams), "mismatches": len(wrong),
+                "writer": writer.name, "reader": reader.name, "streams": len(latents), "mismatches": len(wrong),
                 "examples": wrong[:3],
             })  # fmt: skip
-        settled[reader.name] = found["settled"]
-        progress(f"read under: {reader.name}; {mismatches} mismatches so far")
+        log(f"decoded: {reader.name}; {mismatches} mismatches so far")
     return {
         "mismatches": mismatches,
         "streams": sum(pair["streams"] for pair in pairs),
         "different_streams": len(first),
-        "closest_to_a_bound": min(w["closest"] for w in written.values()),
-        "settled_by_guard": settled,
-        "versions": {name: w["torch"] for name, w in written.items()},
+        "closest_to_a_bound": min(outcome["closest"] for outcome in written.values()),
+        "versions": {name: outcome["torch"] for name, outcome in written.items()},
         "pairs": pairs,
     }
 
 
-def _run(setting: Setting, task: dict, checkpoint: str | None, folder: Path) -> dict:
-    """Run one task in a process with the setting. Raises UgicmError with what the process said if it fails."""
-    name = hashlib.blake2b(setting.name.encode(), digest_size=6).hexdigest()
-    (folder / name).mkdir(parents=True, exist_ok=True)
-    task = task | {
-        "threads": setting.threads, "mkldnn": setting.mkldnn, "channels_last": setting.channels_last,
-        "fast": setting.fast, "device": setting.device, "checkpoint": checkpoint, "folder": str(folder / name),
-    }  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": str(setting.threads), **setting.environment}
-    environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
-    program = "import sys; from scripts.stress.portability import work; work(sys.stdin.read())"
-    process = subprocess.run(
-        [setting.python, "-W", "ignore", "-c", program], input=json.dumps(task), capture_output=True, text=True,
-        env=environment, check=False,
-    )  # fmt: skip
-    if process.returncode:
-        said = process.stderr.strip()[-800:] or f"exit status {process.returncode}"
-        raise UgicmError(f"{setting.name}: {said}")
-    return json.loads(process.stdout.splitlines()[-1])
+def _run(environment: Environment, checkpoint: str | None, folder: Path, task: dict[str, Any]) -> dict[str, Any]:
+    """Run :func:`work` in an environment. Raises UgicmError with the process's last words if it fails."""
+    name = hashlib.blake2b(environment.name.encode(), digest_size=6).hexdigest()
+    task = {**task, "checkpoint": checkpoint, "folder": str(folder / name), "environment": asdict(environment)}
+    try:
+        printed = run_python(
+            "-W", "ignore", "-c", "from scripts.stress.portability import work; work()", python=environment.python,
+            environment={"OMP_NUM_THREADS": str(environment.threads), **environment.variables}, stdin=json.dumps(task),
+        )  # fmt: skip
+    except UgicmError as error:
+        raise UgicmError(f"{environment.name}: {error}") from None
+    return json.loads(printed.splitlines()[-1])
 
 
-def work(text: str) -> None:
-    """In the process of one setting: do the task given as json, print the outcome as json."""
+def work() -> None:
+    """Read a task from standard input, write or decode bitstreams, and print the outcome. Both are JSON."""
     import torch
 
     from ugicm.codec import load
 
-    task = json.loads(text)
-    torch.set_num_threads(task["threads"])
-    torch.backends.mkldnn.enabled = task["mkldnn"]
-    codec = load(task["checkpoint"], task["device"], fast=task["fast"])
-    if not task["channels_last"]:
+    task = json.load(sys.stdin)
+    environment = Environment(**task["environment"])
+    torch.set_num_threads(environment.threads)
+    torch.backends.mkldnn.enabled = environment.mkldnn
+    codec = load(task["checkpoint"], environment.device, fast=environment.fast)
+    if not environment.channels_last:
         codec.model.to(memory_format=torch.contiguous_format)
-    watch = _Watch(codec.model.parser)
-    if task["mode"] == "write":
-        outcome = {"streams": _write(codec, task)}
+    distances = _record_distances(codec.model.entropy_model.gaussian)
+    if "bitstreams" in task:
+        paths = [Path(name) for name in task["bitstreams"]]
     else:
-        outcome = {"symbols": {name: _read(codec, Path(name)) for name in task["streams"]}}
-    outcome |= {"closest": watch.closest, "settled": watch.settled, "torch": torch.__version__}
-    print(json.dumps(outcome))
+        paths = []
+        for i, image in enumerate(task["images"]):
+            for quality in task["qualities"] if codec.has_quality else [0.5]:
+                paths.append(Path(task["folder"]) / f"{i}-{quality}.ugic")
+                atomic.write(paths[-1], codec.compress(image, quality))
+    latents = {str(path): _latent(codec, path) for path in paths}
+    print(json.dumps({"latents": latents, "closest": min(distances), "torch": torch.__version__}))
 
 
-def _write(codec, task: dict) -> dict[str, str]:
-    """Path of every stream -> digest of the latent it must give."""
-    streams = {}
-    for i, image in enumerate(task["images"]):
-        for quality in task["qualities"] if codec.has_quality else [0.5]:
-            path = Path(task["folder"]) / f"{i}-{quality}.ugic"
-            atomic.write(path, codec.compress(image, quality))
-            streams[str(path)] = _read(codec, path)
-    return streams
-
-
-def _read(codec, path: Path) -> str:
-    """Digest of a stream's latent: of its very bits where parsing is exact, else of its symbols alone."""
-    from ugicm import bitstream
-    from ugicm.errors import StreamError
-
+def _latent(codec: Codec, path: Path) -> str:
+    """Return a digest of the latent in a bitstream: of its values if their arithmetic is exact, else of its symbols."""
     parsed = bitstream.parse(path.read_bytes())
     try:
-        y_hat = codec.parse(parsed)
+        y_hat = codec.entropy_decode(parsed)
     except StreamError as error:
         return f"StreamError: {error}"
-    if codec.config.parsing != "fixed":
+    if codec.model.entropy_model.guard:
         return f"symbols {parsed.digests}"
     return hashlib.blake2b(y_hat.double().cpu().numpy().tobytes(), digest_size=16).hexdigest()
 
 
-class _Watch:
-    """Sees every choice of a table row: how close it was, and how often the guard list changed it."""
+def _record_distances(gaussian: Any) -> list[float]:
+    """Return a list to which every choice of table rows adds the relative distance of the closest scale to a bound."""
+    distances = [float("inf")]
+    choose = gaussian.build_indexes
 
-    def __init__(self, parser):
-        from ugicm.entropy import rans
+    def build_indexes(scales: Any) -> Any:
+        rows, bounds = choose(scales), gaussian.bounds(scales)
+        for bound in (bounds[(rows - 1).clamp(min=0)], bounds[rows.clamp(max=len(bounds) - 1)]):
+            distance = ((scales - bound) / bound).abs()
+            distances.append(distance[distance > 0].min().item())
+        return rows
 
-        self.closest, self.settled = float("inf"), 0
-        gaussian = parser.gaussian
-        choose, settle = gaussian.build_indexes, rans.RansDecoderCoder._settle
+    gaussian.build_indexes = build_indexes
+    return distances
 
-        def watched(scales):
-            indexes, bounds = choose(scales), gaussian.bounds().to(scales)
-            for bound in (bounds[(indexes - 1).clamp(min=0)], bounds[indexes.clamp(max=len(bounds) - 1)]):
-                distance = ((scales - bound) / bound).abs()
-                self.closest = min(self.closest, distance[distance > 0].min().item())
-            return indexes
 
-        def counted(coder, rows, neighbors):
-            before = rows.copy()
-            settle(coder, rows, neighbors)
-            self.settled += int((rows != before).sum())
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = ArgumentParser(prog="python -m scripts.stress.portability", description=__doc__)
+    parser.add_argument("-c", "--checkpoint", help="model (default: the shipped one)")
+    parser.add_argument("-d", "--dataset", required=True, help="folder of images")
+    parser.add_argument("--images", type=positive, default=40, help="number of images, evenly spread (default: 40)")
+    parser.add_argument("--crop", type=positive, help="use the center square of this many pixels")
+    parser.add_argument("--quality", type=unit, nargs="+", default=[0.1, 0.5, 0.9])
+    parser.add_argument("--python", nargs="*", default=[], help="other interpreters to write and decode with")
+    parser.add_argument("--cuda", action="store_true", help="also on the GPU")
+    parser.add_argument("-o", "--output", default="experiments/portability.json")
+    args = parser.parse_args(argv)
 
-        gaussian.build_indexes = watched
-        rans.RansDecoderCoder._settle = counted
+    import ugicm
+
+    if args.cuda:
+        check_device("cuda")
+    if missing := [name for name in args.python if not shutil.which(name)]:
+        raise UsageError(f"--python {missing[0]}: no such interpreter")
+    found = files.find(args.dataset, files.IMAGE_SUFFIXES)
+    sources = [found[i] for i in spread(args.images, len(found))]
+    model = ugicm.load(args.checkpoint).describe()
+    with tempfile.TemporaryDirectory() as folder:
+        if args.crop:
+            sources = [_crop(path, args.crop, Path(folder) / f"{i}.png") for i, path in enumerate(sources)]
+        chosen = environments(args.python, args.cuda)
+        report = check(args.checkpoint, sources, args.quality, chosen, Path(folder))
+    report |= {"images": len(sources), "qualities": args.quality, "model": model}
+    report |= {"environment": results.environment()}
+    atomic.write(args.output, (json.dumps(report, indent=2) + "\n").encode())
+    names, mismatches = list(report["versions"]), {(p["reader"], p["writer"]): p["mismatches"] for p in report["pairs"]}
+    rows = [[reader, *(mismatches[reader, writer] for writer in names)] for reader in names]
+    print(results.table(rows, ["decoded in / written in", *(str(i + 1) for i in range(len(names)))]))
+    print(f"\n{report['streams']} decodings, {report['mismatches']} mismatches; closest relative distance of a scale "
+          f"to a table bound: {report['closest_to_a_bound']:.3g}; {args.output}")  # fmt: skip
+    return 1 if report["mismatches"] else 0
+
+
+def _crop(path: Path, side: int, target: Path) -> Path:
+    images.center_crop(images.open_rgb(path), side).save(target)
+    return target
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
