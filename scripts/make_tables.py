@@ -2,23 +2,25 @@
 """Rewrite the tables in README.md and docs/ from the results files they come from.
 
     python scripts/make_tables.py            # rewrite
-    python scripts/make_tables.py --check    # exit status 1 if a table is not what its file says
+    python scripts/make_tables.py --check    # exit status 1 if a table differs from its results file
 
-A table stands between ``<!-- table: NAME docs/results/FILE.json -->`` and ``<!-- end of table -->``. The names, and
-what writes their files:
+A table stands between ``<!-- table: NAME docs/results/FILE.json -->`` and ``<!-- end of table -->``. Tables and the
+commands that write their files:
 
+  bd                    ugicm report (results.json)
   rate                  tests/test.py (results.json)
-  speed, sizes          scripts/benchmark codec; with several --size
-  levers, folder, train scripts/benchmark levers, folder, train
-  throughput            scripts/benchmark throughput; the folder of its files
-  scores                classification/test.py; a folder of its files
+  speed, sizes          python -m scripts.benchmark codec; with several --size
+  levers, folder, train python -m scripts.benchmark levers, folder, train
+  throughput            python -m scripts.benchmark throughput; the folder of its files
+  training_cost         python -m scripts.benchmark macs, and the steps in configs/paper
+  scores                classification/test.py; the folder of its files
   calibration           tests/test.py, with Gaussian tables (calibration/gaussian.json) and as shipped (kodak.json); the
                         folder of both
   effort                tests/test.py with --effort (results/effort.json) and without (results/kodak.json), and the
-                        curves of scripts/report.py; the folder docs
-  fuzz                  scripts/stress/fuzz_streams.py
-  robustness            scripts/stress/fuzz_streams.py, check_portability.py, check_concurrency.py, check_large.py, and
-                        scripts/benchmark folder; the folder of all their files
+                        curves of ugicm report; the folder docs
+  fuzz                  python -m scripts.stress.fuzzing
+  robustness            python -m scripts.stress.{fuzzing,portability,concurrency,large_images} and scripts.benchmark
+                        folder; the folder of all their files
 """
 
 from __future__ import annotations
@@ -29,15 +31,37 @@ import statistics
 import sys
 from pathlib import Path
 
-from ugicm.arguments import Parser, guarded
+from ugicm.arguments import ArgumentParser, run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 
 BLOCK = re.compile(r"(<!-- table: (\w+) (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
+BASELINES = ("JPEG", "WebP", "AVIF")
+
+
+def bd(document: dict) -> list[list[str]]:
+    """Return the BD-rate of both preferences against the baseline codecs."""
+    rows = [["BD-rate against", *BASELINES]]
+    wanted = (
+        ("kodak", "psnr-rgb", "ugicm human", "Kodak, equal PSNR, human preference"),
+        ("kodak", "ms-ssim-rgb", "ugicm human", "Kodak, equal MS-SSIM, human preference"),
+        ("imagenet_eval", "top-1 (SqueezeNet, unseen)", "ugicm machine",
+         "ImageNet photographs, equal top-1 of an unseen classifier, machine preference"),
+    )  # fmt: skip
+    sections = {section["name"]: section for section in document["sections"]}
+    for section, metric, test, title in wanted:
+        deltas = {
+            d["reference"]: d["rate"]["value"]
+            for d in sections[section]["deltas"] if (d["metric"], d["test"]) == (metric, test)
+        }  # fmt: skip
+        rows.append([title, *(f"{deltas[baseline]:+.0f} %" for baseline in BASELINES)])
+    return rows
+
+
 def rate(document: dict) -> list[list[str]]:
-    """Averages by quality."""
+    """Return averages by quality."""
     results = document["results"]
     rows = [["quality", "bpp", "PSNR, human", "PSNR, machine", "MS-SSIM, human", "MS-SSIM, machine"]]
     for i, quality in enumerate(results["quality"]):
@@ -49,13 +73,13 @@ def rate(document: dict) -> list[list[str]]:
 
 
 def _shown_seconds(value: float | None) -> str:
-    """In milliseconds where there are few."""
+    """Return seconds as text, in milliseconds below 0.1."""
     return "-" if value is None else f"{1000 * value:.0f} ms" if value < 0.1 else f"{value:.2f} s"
 
 
 def speed(document: dict) -> list[list[str]]:
-    """Seconds, ratios to the reference codec in the same run, distance from the machine's limit, memory."""
-    rows = [["codec", "size", "compress", "decompress to one", "to both", "ratio of compress", "of decompress",
+    """Return seconds, ratios to the reference codec of the same run, time over the arithmetic floor, and memory."""
+    rows = [["codec", "size", "compress", "decompress one", "decompress both", "compress ratio", "decompress ratio",
              "transforms: time / floor", "peak memory"]]  # fmt: skip
 
     def shown(record: dict, key: str, digits: int = 2, unit: str = "") -> str:
@@ -72,9 +96,10 @@ def speed(document: dict) -> list[list[str]]:
 
 
 def sizes(document: dict) -> list[list[str]]:
-    """One codec at several sizes and numbers of threads."""
-    rows = [["size", "threads", "compress", "decompress to one", "to both", "compress, ns a pixel",
-             "to both, ns a pixel", "per pixel over 512×768", "to both", "peak memory"]]  # fmt: skip
+    """Return one codec at several sizes and numbers of threads."""
+    rows = [["size", "threads", "compress", "decompress one", "decompress both", "compress, ns per pixel",
+             "decompress both, ns per pixel", "compress, relative to 512×768", "decompress both",
+             "peak memory"]]  # fmt: skip
     for r in document["timings"]:
         pixels = r["height"] * r["width"]
         rows.append([
@@ -87,8 +112,8 @@ def sizes(document: dict) -> list[list[str]]:
 
 
 def levers(document: dict) -> list[list[str]]:
-    """Ways to be faster, one by one."""
-    rows = [["way", "without", "with", "ratio", "PSNR between, dB", "used", "why"]]
+    """Return the time with and without each optimization."""
+    rows = [["optimization", "without", "with", "ratio", "PSNR between, dB", "used", "reason"]]
     for r in document["levers"]:
         used = "yes" if r["used"] else "no"
         if "error" in r:
@@ -103,8 +128,8 @@ def levers(document: dict) -> list[list[str]]:
 
 
 def robustness(documents: dict) -> list[list[str]]:
-    """Everything that must hold of streams, from all results files: what was tried, how often, how often it failed."""
-    rows = [["what", "tried", "measured", "must be"]]
+    """Return what was tried and what failed, from all results files on robustness."""
+    rows = [["property", "tried", "measured", "limit"]]
 
     def row(*cells: str) -> None:
         rows.append(list(cells))
@@ -112,22 +137,22 @@ def robustness(documents: dict) -> list[list[str]]:
     for name, d in sorted(documents["portability"].items()):
         settings, versions = len(d["versions"]), sorted({version.split("+")[0] for version in d["versions"].values()})
         images = f"{d['images']} image" + "s" * (d["images"] > 1)
-        tried = f"{d['streams']:,} readings: {images}, {settings} × {settings} settings"
+        tried = f"{d['streams']:,} decodings: {images}, {settings} × {settings} settings"
         form, _, crop = name.partition("_")
-        what = f"{form} form" + (f", crops of {crop}" if crop else "")
+        what = f"{form} form" + (f", crops of {crop}²" if crop else "")
         gpu = ", one of them a GPU" if "CUDA" in d["versions"] else ""
-        row(f"{what}, read under another setting{gpu}", f"{tried}, PyTorch {' and '.join(versions)}",
+        row(f"{what}, decoded under another setting{gpu}", f"{tried}, PyTorch {' and '.join(versions)}",
             f"{d['mismatches']} wrong", "0")  # fmt: skip
-        row("… closest that a scale came to a bound of its table", "", f"{d['closest_to_a_bound']:.1e} of it", "-")
+        row("… closest relative distance of a scale to a table boundary", "", f"{d['closest_to_a_bound']:.1e}", "-")
     d = documents["fuzz"]
-    row("damaged and forged streams", f"{d['streams']:,} mutants", f"{len(d['findings'])} findings", "0")
+    row("corrupt and forged bitstreams", f"{d['streams']:,} mutants", f"{len(d['findings'])} findings", "0")
     d = documents["concurrency"]
-    differ = f"{d['streams_that_differ']} streams and {d['images_that_differ']} images differ"
+    differ = f"{d['streams_that_differ']} bitstreams and {d['images_that_differ']} images differ"
     row(f"one codec in {d['threads']} threads", f"{d['calls']:,} calls", differ, "0")
     d = documents["folder_speed"]
     for name in ("compress", "decompress"):
-        same = "the same files as one by one" if d[name]["same_files"] else "OTHER files"
-        row(f"`ugicm {name} --workers {d['workers']}`", f"{d['images']} images", same, "the same")
+        same = "same files as with one worker" if d[name]["same_files"] else "OTHER files"
+        row(f"`ugicm {name} --workers {d['workers']}`", f"{d['images']} images", same, "same")
     width, height = documents["large"]["size"]
     for check in documents["large"]["checks"]:
         row(f"{width}×{height}: {check['what']}", "", f"{check['value']:.3g}", f"≤ {check['limit']:g}")
@@ -135,8 +160,8 @@ def robustness(documents: dict) -> list[list[str]]:
 
 
 def folder(document: dict) -> list[list[str]]:
-    """A folder one by one and side by side."""
-    rows = [["command", "images", "one by one", f"{document['workers']} workers", "ratio", "without start-up"]]
+    """Return the time of a folder with one worker and with several."""
+    rows = [["command", "images", "1 worker", f"{document['workers']} workers", "ratio", "ratio without start-up"]]
     for name in ("compress", "decompress"):
         r = document[name]
         rows.append([
@@ -148,23 +173,23 @@ def folder(document: dict) -> list[list[str]]:
 
 
 def throughput(documents: dict[str, dict]) -> list[list[str]]:
-    """Images a second with several processes side by side."""
-    rows = [["model", "size", "processes", "compress", "decompress to one", "to both"]]
+    """Return images per second of several processes."""
+    rows = [["model", "size", "processes", "compress", "decompress one", "decompress both"]]
     documents = [d for d in documents.values() if "images_per_second" in d]
     for d in sorted(documents, key=lambda d: -d["size"][0] * d["size"][1]):
-        name = "ugicm" if d["model"] == "shipped" else f"ugicm, {d['model']}"
+        name = "ugicm" if d["model"] == "shipped" else d["model"]
         for r in d["images_per_second"]:
-            paces = (f"{r[work]:.1f} a second" for work in ("compress", "decompress", "decompress_both"))
+            paces = (f"{r[work]:.1f} /s" for work in ("compress", "decompress", "decompress_both"))
             rows.append([name, "{}×{}".format(*d["size"]), str(r["workers"]), *paces])
     return rows
 
 
 def train(document: dict) -> list[list[str]]:
-    """Speed of training by variant, how far its turns are apart, and where the time of a step goes."""
+    """Return training speed by variant, its spread, and the shares of a step."""
     runs, same = document["runs"], document.get("same", {})
     phases = list(runs[0]["shares"])
     turns = [key for key in ("slowest_samples_per_s", "fastest_samples_per_s") if "fastest_samples_per_s" in runs[0]]
-    rows = [["variant", "device", "threads", "samples a second", *(key.partition("_")[0] for key in turns), *phases]]
+    rows = [["variant", "device", "threads", "samples per second", *(key.partition("_")[0] for key in turns), *phases]]
     for r in runs:
         name = " = ".join([r["variant"], *(other for other, first in same.items() if first == r["variant"])])
         shares = [f"{100 * r['shares'][phase]:.0f} %" for phase in phases]
@@ -173,8 +198,41 @@ def train(document: dict) -> list[list[str]]:
     return rows
 
 
+PEAK, UTILIZATION = 312e12, 0.4  # one A100: bf16 FLOPS, and the share of them assumed
+CLIP_MACS = 4.4e9  # one pass of ViT-B/32 on a 224x224 image
+STAGES = (  # title, configuration, whether the encoder trains, CLIP images for each sample with beta = 1
+    ("distortion only", "{}_mse", True, 0),
+    ("stage 1", "{}_stage1_rate1", True, 1),
+    ("stage 1, decoder only", "stage1_decoder", False, 1),
+    ("stage 2", "{}_stage2_rate1", False, 6),
+)
+
+
+def training_cost(document: dict) -> list[list[str]]:
+    """Return what the stages of the paper cost for one rate, from MACs per pixel and the steps of the configurations.
+
+    The MACs of a step are those of the forward pass, plus twice those of the trained part for its gradients. CLIP takes
+    a pass for the original, one for the reconstruction and one for its gradient, in half of the samples.
+    """
+    from ugicm.config import load_config
+
+    rows = [["backbone", "stage", "steps", "MAC a pixel", "MAC a step", "A100 hours for one rate"]]
+    for backbone in ("mlicpp", "bmshj2018"):
+        macs = {part: 1e3 * value for part, value in document["kmacs_per_pixel"][backbone].items()}
+        for title, name, encoder, images in STAGES:
+            config = load_config(ROOT / "configs" / "paper" / f"{name.format(backbone)}.yaml")
+            forward = sum(macs.values())
+            pixels = config.data.batch * config.data.crop**2
+            step = pixels * (forward + 2 * (forward if encoder else macs["g_s"]))
+            step += config.data.batch / 2 * images * 3 * CLIP_MACS
+            hours = 2 * step * config.optim.steps / (PEAK * UTILIZATION) / 3600
+            rows.append([backbone, title, f"{config.optim.steps:,}", f"{forward / 1e3:.0f} k", f"{step / 1e12:.0f} T",
+                         f"{hours:.0f}"])  # fmt: skip
+    return rows
+
+
 def scores(documents: dict[str, dict]) -> list[list[str]]:
-    """One row a file, named as the file."""
+    """Return the scores of each file, named as the file."""
     documents = dict(sorted(documents.items()))
     measured = [key for d in documents.values() for key, v in d["results"].items() if key != "bpp" and v[0] is not None]
     titles = list(dict.fromkeys(measured))
@@ -188,7 +246,7 @@ def scores(documents: dict[str, dict]) -> list[list[str]]:
 
 
 def calibration(documents: dict[str, dict]) -> list[list[str]]:
-    """Bits a pixel with two kinds of tables, by quality."""
+    """Return bits per pixel with Gaussian and with calibrated tables, by quality."""
     before, after = (document["results"] for document in (documents["calibration"]["gaussian"], documents["kodak"]))
     rows = [["quality", "bpp, Gaussian", "bpp, calibrated", "difference"]]
     for quality, a, b in zip(before["quality"], before["bpp"], after["bpp"], strict=True):
@@ -197,7 +255,7 @@ def calibration(documents: dict[str, dict]) -> list[list[str]]:
 
 
 def effort(documents: dict[str, dict]) -> list[list[str]]:
-    """Rate for equal PSNR, in percent, without and with effort, at the same qualities; and the median time it takes."""
+    """Return BD-rates without and with latent refinement at the same qualities, and the median times."""
     from ugicm.evaluation.bd_rate import bd_rate
 
     with_effort = documents["results"]["effort"]
@@ -210,29 +268,35 @@ def effort(documents: dict[str, dict]) -> list[list[str]]:
         deltas = (bd_rate(reference["bpp"], reference[name], r["bpp"], r[name]).value for r in (plain, refined))
         return [f"{delta:+.1f} %" for delta in deltas]
 
-    anchors = documents["report"]["curves"]["kodak"]
-    rows = [["bits for equal PSNR, against", "effort 0", f"effort {steps}"]]
-    rows += [[name, *against(anchors[name]["results"])] for name in ("JPEG", "WebP", "AVIF")]
+    baselines = documents["report"]["curves"]["kodak"]
+    rows = [["rate for equal PSNR, against", "effort 0", f"effort {steps}"]]
+    rows += [[name, *against(baselines[name]["results"])] for name in BASELINES]
     rows.append(["ugicm at effort 0", *against(plain)])
-    rows.append(["the same, both as machines see them", *against(plain, "psnr-rgb-machine")])
-    for what, key in (("to write an image", "encoding_time"), ("to read both images", "decoding_time")):
+    rows.append(["the same, machine preference", *against(plain, "psnr-rgb-machine")])
+    times = (("time to compress an image", "encoding_time"), ("time to decompress both images", "decoding_time"))
+    for what, key in times:
         both = (documents["results"][name]["per_image"] for name in ("kodak", "effort"))
         rows.append([what, *(f"{statistics.median(r[key] for r in records):.2g} s" for records in both)])
     return rows
 
 
 def fuzz(document: dict) -> list[list[str]]:
-    """What became of mutated streams."""
-    rows = [["outcome", "streams"], *([name, f"{count:,}"] for name, count in document["outcomes"].items())]
+    """Return the outcomes of mutated bitstreams."""
+    rows = [["outcome", "bitstreams"], *([name, f"{count:,}"] for name, count in document["outcomes"].items())]
     return [*rows, ["anything else", f"{len(document['findings']):,}"], ["all", f"{document['streams']:,}"]]
 
 
-TABLES = {f.__name__: f for f in (rate, speed, sizes, levers, folder, throughput, train, scores, calibration, effort,
-                                     fuzz, robustness)}  # fmt: skip
+TABLES = {
+    table.__name__: table
+    for table in (
+        bd, training_cost, rate, speed, sizes, levers, folder, throughput, train, scores, calibration, effort, fuzz,
+        robustness,
+    )
+}  # fmt: skip
 
 
 def read(path: Path) -> dict:
-    """A results file; or of a folder all that it holds, by name."""
+    """Return a results file, or all results of a folder by name."""
     if path.is_dir():
         return {p.stem: read(p) for p in path.iterdir() if p.is_dir() or p.suffix == ".json"}
     return json.loads(path.read_text())
@@ -252,7 +316,7 @@ def rewritten(text: str) -> str:
 
 
 def main() -> int:
-    parser = Parser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="only compare")
     args = parser.parse_args()
     stale = 0
@@ -268,4 +332,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_command(main))

@@ -17,7 +17,7 @@ def test_the_table_of_training_shows_what_its_file_has():
     train = runpy.run_path(str(ROOT / "scripts" / "make_tables.py"))["train"]
     run = {"variant": "as configured", "device": "cpu", "threads": 1, "samples_per_s": 9.0,
            "slowest_samples_per_s": 8.0, "shares": {"data": 0.5}}  # fmt: skip
-    heads = ["variant", "device", "threads", "samples a second", "data"]
+    heads = ["variant", "device", "threads", "samples per second", "data"]
     assert train({"runs": [run]}) == [heads, ["as configured", "cpu", "1", "9.00", "50 %"]]
     rows = train({"runs": [{**run, "fastest_samples_per_s": 9.5}], "same": {"bf16": "as configured"}})
     assert rows == [
