@@ -166,7 +166,7 @@ def scale_latents(model: UGICM) -> UGICM:
     The entropy coder then has as much work as with trained weights.
     """
     x = images.to_tensor(sample(256, 256))
-    y = model.eval().analyze(x)
+    y = model.eval().analyze(x, torch.full((1,), 0.5))
 
     def bits(scale: float) -> float:
         coder = LikelihoodCoder(model.entropy_model)

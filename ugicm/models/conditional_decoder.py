@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ugicm.models.conv3x3 import Conv3x3
-from ugicm.models.layers import Pointwise, ResidualUp, full_precision, subpel_conv3x3
+from ugicm.models.layers import Pointwise, ResidualUp, conv3x3, full_precision, subpel_conv3x3
 
 MAP_STEPS = 255  # a preference map is rounded to multiples of 1 / MAP_STEPS
 
@@ -121,8 +120,8 @@ class PCDM(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, condition_width: int):
         super().__init__()
-        self.conv1 = Conv3x3(in_channels, out_channels)
-        self.conv2 = Conv3x3(out_channels, out_channels)
+        self.conv1 = conv3x3(in_channels, out_channels)
+        self.conv2 = conv3x3(out_channels, out_channels)
         self.shift1 = nn.Linear(condition_width, out_channels, bias=False)
         self.shift2 = nn.Linear(condition_width, out_channels, bias=False)
         self.skip = nn.Identity() if in_channels == out_channels else Pointwise(in_channels, out_channels)

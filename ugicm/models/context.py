@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ugicm.entropy.checkerboard import ANCHOR, NON_ANCHOR, keep, pack, unpack
-from ugicm.models.conv3x3 import Conv3x3
-from ugicm.models.layers import Pointwise, depthwise3x3, gelu_stack
+from ugicm.models.layers import Pointwise, conv3x3, depthwise3x3, gelu_stack
 
 HEADS = 2  # of the attention within a slice
 HEAD_WIDTH = 32  # channels per head of the attention over finished slices
@@ -37,7 +36,7 @@ class ChannelContext(nn.Sequential):
     """Summarize the finished slices locally, by 3x3 convolutions. [B, in, H, W] -> [B, out, H, W]."""
 
     def __init__(self, in_channels: int, out_channels: int, widths: tuple[int, ...]):
-        super().__init__(*gelu_stack(Conv3x3, in_channels, *widths, out_channels))
+        super().__init__(*gelu_stack(conv3x3, in_channels, *widths, out_channels))
 
 
 class LatentResidualPrediction(nn.Module):
@@ -53,7 +52,7 @@ class LatentResidualPrediction(nn.Module):
         surplus = in_channels - out_channels
         full = (in_channels - surplus // 4, in_channels - surplus // 2, in_channels - surplus * 3 // 4)
         widths = full if form == "full" else (224, 128)
-        self.layers = nn.Sequential(*gelu_stack(Conv3x3, in_channels, *widths, out_channels))
+        self.layers = nn.Sequential(*gelu_stack(conv3x3, in_channels, *widths, out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return 0.5 * torch.tanh(self.layers(x))

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ugicm.entropy.lower_bound import LowerBound
-from ugicm.models.conv3x3 import Conv3x3
 
 
 class Pointwise(nn.Conv2d):
@@ -36,6 +35,11 @@ class Pointwise(nn.Conv2d):
         return super().forward(x)
 
 
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    """Return a 3x3 convolution with zero padding. [B, in, H, W] -> [B, out, H / stride, W / stride]."""
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1)
+
+
 def depthwise3x3(channels: int) -> nn.Conv2d:
     """Return a 3x3 convolution of each channel with zero padding. [B, C, H, W] -> [B, C, H, W]."""
     return nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
@@ -46,7 +50,7 @@ def subpel_conv3x3(in_channels: int, out_channels: int, factor: int) -> nn.Seque
 
     [B, in, H, W] -> [B, out, factor H, factor W].
     """
-    return nn.Sequential(Conv3x3(in_channels, out_channels * factor**2), nn.PixelShuffle(factor))
+    return nn.Sequential(conv3x3(in_channels, out_channels * factor**2), nn.PixelShuffle(factor))
 
 
 def gelu_stack(layer: Callable[[int, int], nn.Module], *widths: int) -> list[nn.Module]:
@@ -112,8 +116,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.conv1 = Conv3x3(in_channels, out_channels)
-        self.conv2 = Conv3x3(out_channels, out_channels)
+        self.conv1 = conv3x3(in_channels, out_channels)
+        self.conv2 = conv3x3(out_channels, out_channels)
         self.skip = nn.Identity() if in_channels == out_channels else Pointwise(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,8 +133,8 @@ class ResidualDown(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.conv1 = Conv3x3(in_channels, out_channels, stride=2)
-        self.conv2 = Conv3x3(out_channels, out_channels)
+        self.conv1 = conv3x3(in_channels, out_channels, stride=2)
+        self.conv2 = conv3x3(out_channels, out_channels)
         self.gdn = GDN(out_channels)
         self.skip = nn.Conv2d(in_channels, out_channels, 1, stride=2)
 
@@ -148,7 +152,7 @@ class ResidualUp(nn.Module):
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
         self.up = subpel_conv3x3(in_channels, out_channels, 2)
-        self.conv = Conv3x3(out_channels, out_channels)
+        self.conv = conv3x3(out_channels, out_channels)
         self.igdn = GDN(out_channels, inverse=True)
         self.skip = subpel_conv3x3(in_channels, out_channels, 2)
 

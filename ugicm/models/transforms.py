@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ugicm.models.conv3x3 import Conv3x3
-from ugicm.models.layers import ResidualBlock, ResidualDown, full_precision, subpel_conv3x3
+from ugicm.models.layers import ResidualBlock, ResidualDown, conv3x3, full_precision, subpel_conv3x3
 
 
 class Analysis(nn.Sequential):
@@ -31,7 +30,7 @@ class ResidualAnalysis(Analysis):
             ResidualDown(3, N), ResidualBlock(N, N),
             ResidualDown(N, N), ResidualBlock(N, N),
             ResidualDown(N, N), ResidualBlock(N, N),
-            Conv3x3(N, M, stride=2),
+            conv3x3(N, M, stride=2),
         )  # fmt: skip
 
 
@@ -40,11 +39,11 @@ class HyperAnalysis(nn.Sequential):
 
     def __init__(self, N: int, M: int):
         super().__init__(
-            Conv3x3(M, N), nn.GELU(),
-            Conv3x3(N, N), nn.GELU(),
-            Conv3x3(N, N, stride=2), nn.GELU(),
-            Conv3x3(N, N), nn.GELU(),
-            Conv3x3(N, N, stride=2),
+            conv3x3(M, N), nn.GELU(),
+            conv3x3(N, N), nn.GELU(),
+            conv3x3(N, N, stride=2), nn.GELU(),
+            conv3x3(N, N), nn.GELU(),
+            conv3x3(N, N, stride=2),
         )  # fmt: skip
 
 
@@ -54,9 +53,9 @@ class HyperSynthesis(nn.Sequential):
     def __init__(self, N: int, M: int):
         middle = M * 3 // 2
         super().__init__(
-            Conv3x3(N, M), nn.GELU(),
+            conv3x3(N, M), nn.GELU(),
             subpel_conv3x3(M, M, 2), nn.GELU(),
-            Conv3x3(M, middle), nn.GELU(),
+            conv3x3(M, middle), nn.GELU(),
             subpel_conv3x3(middle, middle, 2), nn.GELU(),
-            Conv3x3(middle, 2 * M),
+            conv3x3(middle, 2 * M),
         )  # fmt: skip
