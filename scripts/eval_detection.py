@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""How well detectors find objects in images after a codec: PASCAL VOC's mAP, or COCO's average precision of boxes.
+"""Evaluate object detection on coded images: PASCAL VOC's mAP, or COCO's average precision (AP) of boxes.
 
+examples:
   python scripts/eval_detection.py --voc VOCdevkit/VOC2007 --split test --codec ugicm --quality 0.3
-  python scripts/eval_detection.py --voc VOCdevkit/VOC2012 --split val --all-points --detector retinanet_resnet50_fpn
-  python scripts/eval_detection.py --coco A.json -d coco/val2017 --detector fasterrcnn_resnet50_fpn=W.pth
+  python scripts/eval_detection.py --voc VOCdevkit/VOC2012 --split val --all-points --detectors retinanet_resnet50_fpn
+  python scripts/eval_detection.py --coco A.json -d coco/val2017 --detectors fasterrcnn_resnet50_fpn=W.pth
 
-Detectors trained on COCO are asked for VOC's twenty classes by name.
+Labels of detectors are matched with the classes of the dataset by name, also between COCO and VOC.
 """
 
 from __future__ import annotations
@@ -13,25 +14,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ugicm.arguments import Parser, guarded
+from ugicm.arguments import ArgumentParser, run_command
 
 
-def parser() -> Parser:
+def argument_parser() -> ArgumentParser:
     from ugicm.evaluation.tasks.sources import add_source_arguments
 
-    parser = Parser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     truth = parser.add_mutually_exclusive_group(required=True)
     truth.add_argument("--voc", metavar="DIR", help="a year of VOCdevkit: JPEGImages, Annotations, ImageSets")
     truth.add_argument(
-        "--coco", metavar="JSON", help="COCO ground truth for the images in -d: boxes alone, whatever the detector "
-        "finds; instance_segmentation/test.py scores the masks as well",
+        "--coco", metavar="JSON", help="COCO ground truth of the images in -d. Scores boxes only; for masks see "
+        "instance_segmentation/test.py",
     )  # fmt: skip
-    parser.add_argument("-d", "--dataset", metavar="DIR", help="the images (with --voc: JPEGImages)")
-    parser.add_argument("--split", default="test", help="of VOC (default: %(default)s)")
-    parser.add_argument("--all-points", action="store_true", help="VOC 2010's average precision, not 2007's 11 points")
+    parser.add_argument("-d", "--dataset", metavar="DIR", help="original images (default with --voc: JPEGImages)")
+    parser.add_argument("--split", default="test", help="split of VOC (default: %(default)s)")
+    parser.add_argument("--all-points", action="store_true", help="average precision of VOC 2010 (default: 2007)")
     parser.add_argument(
-        "--detector", default="fasterrcnn_resnet50_fpn", metavar="NAME[=PATH]",
-        help="a torchvision detector (default: %(default)s)",
+        "--detectors", nargs="+", default=["fasterrcnn_resnet50_fpn"], metavar="NAME[=PATH]",
+        help="torchvision detectors; PATH: local weights, :classes=FILE: their class names (default: %(default)s)",
     )  # fmt: skip
     add_source_arguments(parser)
     parser.set_defaults(batch_size=2)
@@ -39,27 +40,25 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    args = argument_parser().parse_args(argv)
     from ugicm.arguments import pick_device
     from ugicm.errors import ConfigError
-    from ugicm.evaluation.tasks.coco import CocoEvaluator, CocoTruth, VocEvaluator, VocTruth
-    from ugicm.evaluation.tasks.command import score
+    from ugicm.evaluation.tasks.coco import CocoEvaluator, CocoTruth
+    from ugicm.evaluation.tasks.command import Task, evaluate
     from ugicm.evaluation.tasks.detectors import load_detector
+    from ugicm.evaluation.tasks.voc import VocEvaluator, VocTruth
 
+    if args.coco and not args.dataset:
+        raise ConfigError("--coco needs the folder of the images: pass -d DIR")
     device = pick_device(args.device)
+    truth = CocoTruth(args.coco) if args.coco else VocTruth(args.voc, args.split)
+    detectors = [load_detector(text, device) for text in args.detectors]
     if args.coco:
-        if not args.dataset:
-            raise ConfigError("--coco needs the folder of its images: -d DIR")
-        truth = CocoTruth(args.coco)
-        evaluator = CocoEvaluator(load_detector(args.detector, device), truth, kinds=["bbox"])
-        return score(
-            args, "detection", truth.items(args.dataset), [evaluator], device, check=truth.check_size,
-            truth=truth.digest,
-        )  # fmt: skip
-    truth = VocTruth(args.voc, args.split)
-    evaluator = VocEvaluator(load_detector(args.detector, device), truth, not args.all_points)
-    return score(args, "detection", truth.items(args.dataset), [evaluator], device, truth=truth.digest)
+        evaluators = [CocoEvaluator(detector, truth, ["bbox"]) for detector in detectors]
+    else:
+        evaluators = [VocEvaluator(detector, truth, not args.all_points) for detector in detectors]
+    return evaluate(Task("detection", truth.items(args.dataset), evaluators, truth=truth.digest), args, device)
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_command(main))

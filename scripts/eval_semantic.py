@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""How well segmentation networks name the pixels of images after a codec: mean intersection over union.
+"""Evaluate semantic segmentation on coded images: mean intersection over union (mIoU) and pixel accuracy.
 
+examples:
   python scripts/eval_semantic.py --voc VOCdevkit/VOC2012 --codec ugicm --quality 0.3
-  python scripts/eval_semantic.py -d images --masks masks --decoded out --segmenter fcn_resnet50=W.pth
+  python scripts/eval_semantic.py -d images --masks masks --decoded out --segmenters fcn_resnet50=W.pth
 
-Masks hold a class number per pixel (palette or gray), 255 where a pixel does not count.
+Masks are palette or gray images of class indices; pixels of index 255 are not scored.
 """
 
 from __future__ import annotations
@@ -12,20 +13,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ugicm.arguments import Parser, guarded
+from ugicm.arguments import ArgumentParser, run_command
 
 
-def parser() -> Parser:
+def argument_parser() -> ArgumentParser:
     from ugicm.evaluation.tasks.sources import add_source_arguments
 
-    parser = Parser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--voc", metavar="DIR", help="a year of VOCdevkit: JPEGImages, SegmentationClass, ImageSets")
-    parser.add_argument("--split", default="val", help="of VOC (default: %(default)s)")
-    parser.add_argument("-d", "--dataset", metavar="DIR", help="images, where they are not VOC's")
-    parser.add_argument("--masks", metavar="DIR", help="their masks, named alike")
+    parser.add_argument("--split", default="val", help="split of VOC (default: %(default)s)")
+    parser.add_argument("-d", "--dataset", metavar="DIR", help="original images of another dataset")
+    parser.add_argument("--masks", metavar="DIR", help="its masks, with the names of the images")
     parser.add_argument(
-        "--segmenter", default="deeplabv3_resnet50", metavar="NAME[=PATH]",
-        help="a segmentation network of torchvision (default: %(default)s)",
+        "--segmenters", nargs="+", default=["deeplabv3_resnet50"], metavar="NAME[=PATH]",
+        help="torchvision segmentation networks; PATH: local weights (default: %(default)s)",
     )  # fmt: skip
     add_source_arguments(parser)
     parser.set_defaults(batch_size=2)
@@ -33,24 +34,19 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    args = argument_parser().parse_args(argv)
     from ugicm.arguments import pick_device
     from ugicm.errors import ConfigError
-    from ugicm.evaluation.tasks.command import score
-    from ugicm.evaluation.tasks.semantic_segmentation import (
-        SegmentationEvaluator,
-        load_segmenter,
-        paired_items,
-        voc_items,
-    )
+    from ugicm.evaluation.tasks import semantic_segmentation as task
+    from ugicm.evaluation.tasks.command import Task, evaluate
 
     if bool(args.voc) == bool(args.dataset or args.masks) or bool(args.dataset) != bool(args.masks):
-        raise ConfigError("name the images: --voc DIR, or -d DIR with --masks DIR")
-    items = voc_items(args.voc, args.split) if args.voc else paired_items(args.dataset, args.masks)
+        raise ConfigError("no dataset: pass --voc DIR, or -d DIR and --masks DIR")
+    items = task.voc_items(args.voc, args.split) if args.voc else task.paired_items(args.dataset, args.masks)
     device = pick_device(args.device)
-    evaluator = SegmentationEvaluator(load_segmenter(args.segmenter, device))
-    return score(args, "semantic segmentation", items, [evaluator], device)
+    evaluators = [task.SegmentationEvaluator(task.load_segmenter(text, device)) for text in args.segmenters]
+    return evaluate(Task("semantic segmentation", items, evaluators), args, device)
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_command(main))

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Curves of several results files in one plot: ours, CompressAI's, or a report's results.json.
+"""Plot the curves of several results files: of ugicm, of CompressAI, or a report's results.json.
 
 python scripts/plot_rd.py report/curves/kodak/*.json -o kodak.png
 python scripts/plot_rd.py ours.json compressai/results/image/kodak/mbt2018-mean-mse.json --metric ms-ssim-rgb
 python scripts/plot_rd.py report/results.json --section imagenet --metric "top-1 (resnet101)"
 
-Curves have the names that their files give them; those of one name in several files have their files' names.
+Curves are labeled with the names in their files, or with file names if several files have a curve of the same name.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from ugicm.arguments import Parser, guarded
+from ugicm.arguments import ArgumentParser, run_command
 
-SHORT = {"psnr": "psnr-rgb", "ms-ssim": "ms-ssim-rgb"}  # as CompressAI's older files and its own plots have them
+SHORT = {"psnr": "psnr-rgb", "ms-ssim": "ms-ssim-rgb"}  # names in older files of CompressAI
 
 
 def read_curves(path: str, section: str | None) -> list[tuple[str, dict[str, list]]]:
-    """(name, scores per metric) of every curve in a file. Raises ConfigError for a file that holds none."""
+    """Return (name, scores by metric) of every curve in a file. Raises ConfigError if there are none."""
     from ugicm.errors import ConfigError
 
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: cannot be read as json: {error}") from None
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None
     try:
         if "sections" in document:
             names = [s["name"] for s in document["sections"]]
             if not names:
                 raise LookupError("no sections")
             if section is None and len(names) > 1:
-                raise ConfigError(f"{path}: holds several data sets, choose one with --section: {', '.join(names)}")
+                raise ConfigError(f"{path}: there are several datasets; choose one with --section: {', '.join(names)}")
             found = next((s for s in document["sections"] if section in (None, s["name"])), None)
             if found is None:
                 raise ConfigError(f"{path}: no section {section!r}; available: {', '.join(names)}")
@@ -53,8 +53,7 @@ def read_curves(path: str, section: str | None) -> list[tuple[str, dict[str, lis
 
 
 def points(path: str, name: str, bpp: Sequence[float], scores: Sequence[float | None]) -> tuple[list, list]:
-    """The rates and scores of a curve, as :func:`ugicm.report.tables.plot` takes them. Raises ConfigError
-    for what is none."""
+    """Return the rates and scores of a curve. Raises ConfigError if they are not lists of numbers of equal length."""
     from ugicm.errors import ConfigError
 
     def numbers(values) -> bool:
@@ -62,28 +61,30 @@ def points(path: str, name: str, bpp: Sequence[float], scores: Sequence[float | 
 
     known = [score for score in scores if score is not None] if isinstance(scores, list) else None
     if not (numbers(bpp) and numbers(known) and len(bpp) == len(scores)):
-        raise ConfigError(f"{path}: {name}: bits per pixel and scores must be lists of numbers, equally long, of which "
-                          "scores may be null")  # fmt: skip
+        raise ConfigError(f"{path}: {name}: bits per pixel and scores must be lists of numbers of equal length "
+                          "(scores may be null)")  # fmt: skip
     return bpp, scores
 
 
 def labels(curves: Sequence[tuple[str, str, bool]]) -> list[str]:
-    """What to call curves, (name, file, whether it is the only one in its file) each: by their names, but by as much of
-    their files' as tells them apart where several files have one of that name."""
+    """Return the labels of curves, given as (name, file, whether it is the only one in its file).
+
+    A label is the curve's name. If several files have a curve of that name, it contains a distinct part of the path.
+    """
     files = defaultdict(set)
     for name, path, _ in curves:
         files[name].add(path)
-    found = []
-    for name, path, alone in curves:
+    texts = []
+    for name, path, single in curves:
         if len(files[name]) > 1:
-            where = _distinct(path, files[name])
-            name = where if alone else f"{where}: {name}"
-        found.append(name)
-    return found
+            part = _distinct_part(path, files[name])
+            name = part if single else f"{part}: {name}"
+        texts.append(name)
+    return texts
 
 
-def _distinct(path: str, among: set[str]) -> str:
-    """The file's stem, behind as many of its folders as no other file of ``among`` shares with it."""
+def _distinct_part(path: str, among: set[str]) -> str:
+    """Return the shortest end of a path, without extension, that no other path of ``among`` has."""
     ends = [Path(other).with_suffix("").parts for other in among]
     own = Path(path).with_suffix("").parts
     count = next((n for n in range(1, len(own)) if sum(end[-n:] == own[-n:] for end in ends) == 1), len(own))
@@ -91,10 +92,10 @@ def _distinct(path: str, among: set[str]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", metavar="JSON")
     parser.add_argument("-m", "--metric", default="psnr-rgb", help="(default: %(default)s)")
-    parser.add_argument("-s", "--section", metavar="NAME", help="data set of a report's results.json")
+    parser.add_argument("-s", "--section", metavar="NAME", help="dataset in a report's results.json")
     parser.add_argument("-t", "--title", default="")
     parser.add_argument("-o", "--output", default="rd.png", metavar="PNG", help="(default: %(default)s)")
     args = parser.parse_args(argv)
@@ -119,4 +120,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_command(main))

@@ -1,4 +1,4 @@
-"""Bjøntegaard deltas: against hand calculation, against the package bjontegaard, and where they do not exist."""
+"""Bjøntegaard deltas: hand calculation, agreement with the package bjontegaard, and undefined deltas."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PSNR = np.array([26.0, 28.5, 31.0, 34.0])
 
 
 @pytest.mark.parametrize("method", ["pchip", "isotonic"])
-def test_a_curve_that_needs_twice_the_rate(method):
+def test_bd_rate_of_doubled_rate(method):
     delta = bd_rate(RATE, PSNR, 2 * RATE, PSNR, method)
     assert delta.value == pytest.approx(100)
     assert bd_rate(2 * RATE, PSNR, RATE, PSNR, method).value == pytest.approx(-50)
@@ -23,18 +23,18 @@ def test_a_curve_that_needs_twice_the_rate(method):
 
 
 @pytest.mark.parametrize("method", ["pchip", "isotonic"])
-def test_a_curve_that_scores_a_decibel_more(method):
+def test_bd_score_of_one_decibel(method):
     delta = bd_score(RATE, PSNR, RATE, PSNR + 1, method)
     assert delta.value == pytest.approx(1)
     assert (delta.low, delta.high) == pytest.approx((0.1, 0.8))
 
 
-def test_points_may_come_in_any_order():
+def test_bd_rate_ignores_point_order():
     order = [2, 0, 3, 1]
     assert bd_rate(RATE, PSNR, 1.3 * RATE[order], PSNR[order]).value == pytest.approx(30)
 
 
-def test_agrees_with_the_package_bjontegaard():
+def test_agreement_with_bjontegaard_package():
     bjontegaard = pytest.importorskip("bjontegaard")
     rate, psnr = np.array([0.12, 0.21, 0.35, 0.7]), np.array([27.0, 29.2, 30.9, 33.7])
     expected = bjontegaard.bd_rate(RATE, PSNR, rate, psnr, method="pchip", require_matching_points=False, min_overlap=0)
@@ -43,7 +43,7 @@ def test_agrees_with_the_package_bjontegaard():
     assert bd_score(RATE, PSNR, rate, psnr).value == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_noisy_curve_by_hand():
+def test_isotonic_bd_rate_by_hand():
     # 60 70 68 80 pools to 60 69 69 80. Against a straight line through (rate 1, 60) and (rate 8, 80), in log2 rate:
     # reference 3/20 per point; test: 60..69 over one doubling, then 69..80 over one doubling that starts at rate 4.
     rate, noisy = [1, 2, 4, 8], [60, 70, 68, 80]
@@ -54,24 +54,24 @@ def test_a_noisy_curve_by_hand():
     assert delta.note == "test curve made monotone"
 
 
-def test_only_the_scores_that_both_reach_count():
-    # Above 31 dB the reference has nothing: that part of the test curve must not matter.
+def test_bd_rate_uses_common_scores_only():
+    # The reference ends at 31 dB: the test curve above must have no influence.
     long = bd_rate(RATE[:3], PSNR[:3], 2 * RATE, PSNR, "isotonic")
     assert (long.value, long.low, long.high) == (pytest.approx(100), 26.0, 31.0)
     assert long.share == pytest.approx(5 / 8)
 
 
-def test_no_overlap_is_no_number():
+def test_no_overlap_has_no_delta():
     delta = bd_rate(RATE, PSNR, RATE, PSNR + 20)
     assert delta.value is None and delta.note == "no overlap"
     assert bd_score(RATE, PSNR, 100 * RATE, PSNR).note == "no overlap"
 
 
-def test_a_narrow_overlap_is_marked():
+def test_narrow_overlap_is_noted():
     assert "narrow overlap" in bd_rate(RATE, PSNR, RATE, PSNR + 7).note
 
 
-def test_curves_without_a_delta():
+def test_undefined_deltas_and_invalid_curves():
     assert "one point" in bd_rate([0.1], [30], RATE, PSNR).note
     falling = bd_rate(RATE, PSNR, RATE, PSNR[::-1])
     assert falling.value is None and "does not rise" in falling.note
@@ -82,7 +82,7 @@ def test_curves_without_a_delta():
             bd_rate(rate, score, RATE, PSNR)
 
 
-def test_the_interval_covers_the_truth_and_narrows():
+def test_interval_covers_value_and_is_reproducible():
     generator = np.random.default_rng(1)
 
     def curves(images):
@@ -96,7 +96,7 @@ def test_the_interval_covers_the_truth_and_narrows():
     few, many = (bd_rate_interval(*curves(n), resamples=100) for n in (30, 400))
     for delta in (few, many):
         assert delta.interval[0] <= delta.value <= delta.interval[1]
-        assert delta.value == pytest.approx(50)  # paired images: what makes an image hard cancels
+        assert delta.value == pytest.approx(50)  # paired images: differences between images cancel
     rate, score, rate_b, _ = curves(60)
     noisy = score + generator.normal(scale=15, size=score.shape)
     wide = bd_rate_interval(rate, score, rate_b, noisy, resamples=100)
@@ -106,7 +106,7 @@ def test_the_interval_covers_the_truth_and_narrows():
         bd_rate_interval(rate, score, rate_b[:, 1:], score[:, 1:])
 
 
-def test_the_interval_is_the_middle_95_percent_of_resampled_images():
+def test_interval_is_percentiles_of_resamples():
     rng = np.random.default_rng(5)
     rate = np.array([[0.2], [0.4], [0.8]]) * rng.uniform(0.5, 1.5, 12)
     score = np.array([[1.0], [2.0], [3.0]]) + rng.uniform(-0.3, 0.3, (3, 12))
@@ -118,24 +118,24 @@ def test_the_interval_is_the_middle_95_percent_of_resampled_images():
     assert found.interval == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])))
 
 
-def test_curves_that_overlap_for_few_images_have_no_interval():
+def test_interval_needs_overlap_of_most_resamples():
     rate = np.array([[0.2] * 20, [0.8] * 20])
     score_a, score_b = np.array([[0.0] * 20, [1.0] * 20]), np.array([[0.0] * 5 + [1.2] * 15, [2.0] * 20])
     found = bd_rate_interval(rate, score_a, rate, score_b)
     assert found.value is not None and found.interval is None
 
 
-def test_scores_are_compared_on_scales_that_rise():
+def test_comparable_scales():
     assert comparable(0.9, "ms-ssim-rgb") == pytest.approx(10)
     assert comparable(1.0, "ms-ssim-rgb") is None and comparable(None, "psnr-rgb") is None
-    assert (comparable(0.3, "lpips", falling=True), comparable(31.0, "psnr-rgb")) == (-0.3, 31.0)
+    assert (comparable(0.3, "lpips", lower_is_better=True), comparable(31.0, "psnr-rgb")) == (-0.3, 31.0)
 
 
 @pytest.mark.parametrize(("noisy", "falling"), [(True, False), (False, False), (False, True)])
-def test_noisy_scores_are_made_monotone_and_falling_ones_turned(noisy, falling):
+def test_compare_noisy_and_falling_scores(noisy, falling):
     evaluator = SimpleNamespace(
-        name="e", headline=("m",), falling=("m",) if falling else (), noisy=noisy, title=lambda metric: metric,
-        contributions=lambda metric, records: None,
+        name="e", headline=("m",), lower_is_better=("m",) if falling else (), noisy=noisy, title=lambda metric: metric,
+        per_image_scores=lambda metric, records: None,
     )  # fmt: skip
     scores = [1.0, 3.0, 2.5, 4.0] if noisy else [1.0, 2.0, 3.0, 4.0]
 

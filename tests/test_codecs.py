@@ -1,4 +1,4 @@
-"""Contenders: real file bytes without metadata, settings that cover a range of rates, the zoo from local files."""
+"""Codecs under evaluation: bytes without metadata, settings that cover a range of rates, zoo models from files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image, ImageCms, features
 
 from ugicm.errors import CheckpointError, ConfigError, StreamError
 from ugicm.evaluation import codecs
-from ugicm.evaluation.metrics import psnr
+from ugicm.evaluation.metrics import bits_per_pixel, psnr
 from ugicm.evaluation.specs import parse_spec, set_attributes
 
 IMAGE = os.path.join(os.path.dirname(__file__), "..", "ugicm", "samples")
@@ -27,7 +27,7 @@ def image():
 
 
 class JpegCodec:
-    """Stands in for our codec: preferences darken a JPEG."""
+    """A fake of ugicm.Codec: preferences darken a JPEG."""
 
     has_quality = True
 
@@ -42,53 +42,53 @@ class JpegCodec:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_files_hold_pixels_and_nothing_else(name, image):
-    contender = codecs.load_contender(name)
-    burdened = image.copy()
-    burdened.info["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    burdened.info["comment"] = b"x" * 500
+def test_files_have_no_metadata(name, image):
+    codec = codecs.load_codec(name)
+    with_metadata = image.copy()
+    with_metadata.info["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    with_metadata.info["comment"] = b"x" * 500
     exif = Image.Exif()
     exif[0x010E] = "a description " * 30
-    burdened.info["exif"] = exif.tobytes()
-    data = contender.encode(burdened, 50)
-    assert data == contender.encode(image, 50)
+    with_metadata.info["exif"] = exif.tobytes()
+    data = codec.encode(with_metadata, 50)
+    assert data == codec.encode(image, 50)
     with Image.open(io.BytesIO(data)) as written:
         assert not written.info.get("icc_profile") and not dict(written.getexif())
-    (decoded,) = contender.decode(data, (None,))
+    (decoded,) = codec.decode(data, (None,))
     assert decoded.mode == "RGB" and decoded.size == image.size
     assert psnr(image, decoded) > 25
 
 
-def test_jpeg_xl_where_there_is_a_plugin(image):
+def test_jpeg_xl_round_trip(image):
     pytest.importorskip("pillow_jxl")
-    contender = codecs.load_contender("jxl")
-    (decoded,) = contender.decode(contender.encode(image, 70), (None,))
+    codec = codecs.load_codec("jxl")
+    (decoded,) = codec.decode(codec.encode(image, 70), (None,))
     assert psnr(image, decoded) > 28
 
 
 @pytest.mark.parametrize("name", FORMATS[:2])
-def test_sweep_covers_the_range(name, image):
-    contender = codecs.load_contender(name)
+def test_sweep_covers_rate_range(name, image):
+    codec = codecs.load_codec(name)
     low, high = 0.7, 3.0
-    settings = codecs.sweep(contender, [image], low, high, 5)
-    rates = [codecs.mean_bpp(contender, [image], s) for s in settings]
+    settings = codecs.sweep(codec, [image], low, high, 5)
+    rates = [bits_per_pixel(codec.encode(image, s), image) for s in settings]
     assert 3 <= len(settings) <= 5 and rates == sorted(rates)
     assert rates[0] == pytest.approx(low, rel=0.15) and rates[-1] == pytest.approx(high, rel=0.15)
-    # What lies beyond a codec's reach ends where the codec does, once.
-    assert codecs.sweep(contender, [image], 1e-4, 1e-3, 3) == [contender.lowest]
-    assert codecs.sweep(contender, [image], 99, 100, 2) == [contender.highest]
+    # Beyond the range of a codec there is only its lowest or highest setting.
+    assert codecs.sweep(codec, [image], 1e-4, 1e-3, 3) == [codec.lowest]
+    assert codecs.sweep(codec, [image], 99, 100, 2) == [codec.highest]
 
 
-def test_sweep_of_a_continuous_quality(image):
-    contender = codecs.UgicmContender(JpegCodec(), "ours", "fake")
-    assert contender.settings is None
-    rates = [codecs.mean_bpp(contender, [image], s) for s in codecs.sweep(contender, [image], 0.8, 2.5, 3)]
+def test_sweep_of_continuous_quality(image):
+    codec = codecs.UgicmCodec(JpegCodec(), "ugicm", "fake")
+    assert codec.settings is None
+    rates = [bits_per_pixel(codec.encode(image, s), image) for s in codecs.sweep(codec, [image], 0.8, 2.5, 3)]
     assert rates == pytest.approx([0.8, np.sqrt(2.0), 2.5], rel=0.1)
-    human, machine = contender.decode(contender.encode(image, 0.5), contender.viewers)
+    human, machine = codec.decode(codec.encode(image, 0.5), codec.preferences)
     assert np.mean(machine) < np.mean(human)
 
 
-def test_fixed_rate_points_reach_just_outside_the_range():
+def test_sweep_of_fixed_rate_points():
     class Points:
         settings = (0.0, 1.0, 2.0, 3.0, 4.0)
 
@@ -116,65 +116,65 @@ def zoo_file(tmp_path_factory):
 
 
 def test_zoo_models_from_local_files(zoo_file, image):
-    contender = codecs.load_contender(f"zoo/bmshj2018-factorized={zoo_file}:label=factorized")
-    assert contender.label == "factorized" and contender.settings == (0.0, 1.0)
+    codec = codecs.load_codec(f"zoo/bmshj2018-factorized={zoo_file}:label=factorized")
+    assert codec.label == "factorized" and codec.settings == (0.0, 1.0)
     odd = image.crop((0, 0, 97, 61))
-    for setting in contender.settings:
-        data = contender.encode(odd, setting)
-        (decoded,) = contender.decode(data, (None,))
+    for setting in codec.settings:
+        data = codec.encode(odd, setting)
+        (decoded,) = codec.decode(data, (None,))
         assert decoded.size == odd.size
         # The same image as the model's own calls give.
         x = torch.from_numpy(np.array(odd)).permute(2, 0, 1)[None] / 255
         x = torch.nn.functional.pad(x, (0, 31, 0, 3), mode="replicate")
-        model = contender.models[int(setting)]
+        model = codec.models[int(setting)]
         out = model.compress(x)
         x_hat = model.decompress(**out)["x_hat"][0, :, :61, :97].clamp(0, 1)
         assert np.array_equal(np.array(decoded), x_hat.mul(255).round().byte().permute(1, 2, 0).numpy())
         assert len(data) == 10 + sum(4 + len(s[0]) for s in out["strings"])
     with pytest.raises(StreamError):
-        contender.decode(data[:7], (None,))
+        codec.decode(data[:7], (None,))
 
 
-def test_settings_are_those_a_codec_takes(zoo_file):
-    zoo = codecs.load_contender(f"zoo/bmshj2018-factorized={zoo_file}")
-    ours = codecs.UgicmContender(JpegCodec(), "ours", "fake")
-    for contender, quality in ((zoo, 1.0), (ours, 0.3), (codecs.load_contender("webp"), 0.0)):
-        assert codecs.checked_setting(contender, quality) == quality
-    assert codecs.checked_setting(ours, None) == 0.5
-    for contender, quality, numbers in (
+def test_checked_setting(zoo_file):
+    zoo = codecs.load_codec(f"zoo/bmshj2018-factorized={zoo_file}")
+    ugicm_codec = codecs.UgicmCodec(JpegCodec(), "ugicm", "fake")
+    for codec, quality in ((zoo, 1.0), (ugicm_codec, 0.3), (codecs.load_codec("webp"), 0.0)):
+        assert codecs.checked_setting(codec, quality) == quality
+    assert codecs.checked_setting(ugicm_codec, None) == 0.5
+    for codec, quality, numbers in (
         (zoo, None, "integers from 0 to 1"), (zoo, 0.5, "integers from 0 to 1"),
-        (zoo, 2.0, "integers from 0 to 1"), (ours, 30.0, "numbers from 0 to 1"),
-        (codecs.load_contender("webp"), 0.5, "integers from 0 to 100"),
+        (zoo, 2.0, "integers from 0 to 1"), (ugicm_codec, 30.0, "numbers from 0 to 1"),
+        (codecs.load_codec("webp"), 0.5, "integers from 0 to 100"),
     ):  # fmt: skip
-        with pytest.raises(ConfigError, match=f"{contender.label} takes {numbers}"):
-            codecs.checked_setting(contender, quality)
+        with pytest.raises(ConfigError, match=f"{codec.label} takes {numbers}"):
+            codecs.checked_setting(codec, quality)
 
 
-def test_errors_say_what_would_have_worked(zoo_file, tmp_path, monkeypatch):
+def test_errors_list_what_is_available(zoo_file, tmp_path, monkeypatch):
     def offline(*args, **kwargs):
         raise urllib.error.URLError("no network here")
 
     monkeypatch.setattr(urllib.request, "urlopen", offline)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(CheckpointError, match="zoo/bmshj2018-factorized=PATH"):
-        codecs.load_contender("zoo/bmshj2018-factorized")
+        codecs.load_codec("zoo/bmshj2018-factorized")
     with pytest.raises(ConfigError, match="available: jpeg, webp"):
-        codecs.load_contender("bpg")
+        codecs.load_codec("bpg")
     with pytest.raises(ConfigError, match="available: bmshj2018"):
-        codecs.load_contender("zoo/nothing")
+        codecs.load_codec("zoo/nothing")
     with pytest.raises(ConfigError, match="unknown option 'metod'; available: method"):
-        codecs.load_contender("webp:metod=3")
+        codecs.load_codec("webp:metod=3")
     with pytest.raises(CheckpointError, match="not weights of"):
-        codecs.load_contender(f"zoo/mbt2018={zoo_file / 'q0.pth.tar'}")
+        codecs.load_codec(f"zoo/mbt2018={zoo_file / 'q0.pth.tar'}")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match="list.pth: expected a state dict of named tensors, found list"):
-        codecs.load_contender(f"zoo/mbt2018={tmp_path / 'list.pth'}")
+        codecs.load_codec(f"zoo/mbt2018={tmp_path / 'list.pth'}")
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="one per rate"):
-        codecs.load_contender(f"zoo/mbt2018={tmp_path / 'empty'}")
+        codecs.load_codec(f"zoo/mbt2018={tmp_path / 'empty'}")
 
 
-def test_specifications():
+def test_parse_spec_and_set_attributes():
     spec = parse_spec(r"timm/vit@x=C:\weights\v.pth:normalize=none:head.padding=1:label=A b")
     assert (spec.name, spec.where) == ("timm/vit@x", r"C:\weights\v.pth")
     assert spec.options == {"normalize": "none", "head.padding": 1, "label": "A b"}

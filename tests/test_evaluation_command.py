@@ -1,4 +1,4 @@
-"""tests/test.py: what it writes, that its numbers are those of the files, and how it continues."""
+"""The evaluation command: output files, agreement of results with the files, and continuation."""
 
 import json
 from importlib import resources
@@ -51,7 +51,7 @@ def check_experiment(folder: Path, names: list[str], codec) -> dict:
 
 
 @pytest.mark.parametrize("place", ["root", "tests"])
-def test_as_users_run_it(place, run_python, run_script, checkpoint, tmp_path):
+def test_command_from_root_and_from_tests_folder(place, run_python, run_script, checkpoint, tmp_path):
     samples = sorted(p.stem for p in (resources.files("ugicm") / "samples").iterdir() if p.name.endswith(".png"))
     assert len(samples) == 3
     options = ("-exp", tmp_path / "exp", "--gpu_id", 0, "-c", checkpoint)
@@ -64,7 +64,7 @@ def test_as_users_run_it(place, run_python, run_script, checkpoint, tmp_path):
     assert document["meta"]["command"].endswith(f"-c {checkpoint}")
     assert document["meta"]["model"]["fingerprint"] == ugicm.load(checkpoint).fingerprint
     assert sorted(p.name for p in (tmp_path / "exp").iterdir()) == [
-        "bitstream", "comparison.png", "human", "machine", "rd.png", "results.json"
+        "bitstream", "human", "machine", "rd.png", "results.json"
     ]  # fmt: skip
     lines = done.stdout.splitlines()
     assert any(line.startswith("average") for line in lines)
@@ -72,12 +72,12 @@ def test_as_users_run_it(place, run_python, run_script, checkpoint, tmp_path):
     assert lines[-1] == f"written: {tmp_path / 'exp'}"
 
 
-def test_experiments_go_into_the_checkout():
+def test_experiments_are_written_to_checkout():
     text = (ROOT / "tests" / "test.py").read_text()
     assert '.parents[1] / "experiments")' in text
 
 
-def test_a_data_set_keeps_its_tree_and_small_images_have_no_ms_ssim(evaluate, photos, tmp_path, checkpoint):
+def test_dataset_tree_is_kept_and_small_images_have_no_ms_ssim(evaluate, photos, tmp_path, checkpoint):
     status, out, err = evaluate("-exp", "mine", "-d", photos)
     assert (status, err) == (0, "")
     document = check_experiment(
@@ -88,7 +88,7 @@ def test_a_data_set_keeps_its_tree_and_small_images_have_no_ms_ssim(evaluate, ph
     assert results.read(tmp_path / "experiments" / "mine" / "results.json") == document
 
 
-def test_several_qualities_give_rate_points(evaluate, tmp_path, make_image):
+def test_qualities_give_rate_points(evaluate, tmp_path, make_image):
     make_image(200, 180).save(tmp_path / "one.png")
     status, out, _ = evaluate("-d", tmp_path / "one.png", "--quality", 0.9, 0, 0.45)
     assert status == 0
@@ -101,30 +101,25 @@ def test_several_qualities_give_rate_points(evaluate, tmp_path, make_image):
         assert bpp == 8 * len(data) / (200 * 180)
         assert (folder / f"q{quality:g}" / "machine" / "one.png").is_file()
     assert len([line for line in out.splitlines() if line.startswith("average")]) == 3
-    with Image.open(folder / "comparison.png") as sheet, Image.open(folder / "rd.png") as curves:
-        assert sheet.width >= 3 * 200 and sheet.height >= 3 * 180
+    with Image.open(folder / "rd.png") as curves:
         assert min(curves.size) > 300
-    # One row of the sheet is the original itself, pixel for pixel.
-    original = make_image(200, 180)
-    with Image.open(folder / "comparison.png") as sheet:
-        assert sheet.crop((0, 22, 200, 22 + 180)).tobytes() == original.tobytes()
 
 
-def test_an_interrupted_run_continues_and_a_finished_one_starts_over(evaluate, photos, tmp_path, monkeypatch):
+def test_interrupted_run_continues_and_finished_run_restarts(evaluate, photos, tmp_path, monkeypatch):
     folder, measure, calls = tmp_path / "experiments" / "test", evaluation.measure, []
 
-    def impatient(*arguments):
+    def interrupted_third(*arguments):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return measure(*arguments)
 
-    monkeypatch.setattr(evaluation, "measure", impatient)
+    monkeypatch.setattr(evaluation, "measure", interrupted_third)
     status, _, err = evaluate("-d", photos)
     assert status == 130 and "continues" in err
     assert not (folder / "results.json").exists()
     with open(folder / "records.jsonl", "a") as journal:
-        journal.write('["0.5 dogs/b.ugic", {"image": "dogs/b.ugic", "qua')  # as a killed run leaves it
+        journal.write('["0.5 dogs/b.ugic", {"image": "dogs/b.ugic", "qua')  # as left by a killed run
     status, out, _ = evaluate("-d", photos)
     assert status == 0 and "continuing after 2 results" in out
     assert len(calls) == 4
@@ -138,31 +133,12 @@ def test_an_interrupted_run_continues_and_a_finished_one_starts_over(evaluate, p
     assert sorted(p.name for p in (folder / "human").rglob("*")) == ["c.png"]
 
 
-def test_results_of_before_are_kept_beside_and_named(evaluate, photos, tmp_path, other_checkpoint):
+def test_new_run_replaces_results(evaluate, photos, tmp_path, other_checkpoint):
     folder = tmp_path / "experiments" / "mine"
-    previous, said = folder / "results.previous.json", "are kept in results.previous.json"
-    status, out, _ = evaluate("-exp", "mine", "-d", photos / "cats", "--quality", 0.3)
-    first = (folder / "results.json").read_bytes()
-    assert status == 0 and said not in out and not previous.exists()
-    for options, model in (((photos / "cats", "--quality", 0.8), other_checkpoint), ((photos,), other_checkpoint)):
-        status, out, err = evaluate("-exp", "mine", "-d", *options, model=model)
-        assert (status, err) == (0, "") and sum(said in line for line in out.splitlines()) == 1
-        assert previous.read_bytes() == first
-        first = (folder / "results.json").read_bytes()
-    assert len(json.loads(first)["per_image"]) == len(list((folder / "human").rglob("*.png"))) == 3
-    assert evaluate("-exp", "mine", "-d", photos, model=other_checkpoint)[0] == 0  # the same once more
-    assert previous.read_bytes() == first
-
-    # What has that name and is no results file of this command makes the folder one of somebody else's.
-    previous.write_text("mine")
-    assert evaluate("-exp", "mine", "-d", photos)[0] == 2
-    assert previous.read_text() == "mine" and (folder / "human" / "cats" / "c.png").exists()
-
-
-def test_help_says_what_becomes_of_earlier_results(evaluate, capsys):
-    with pytest.raises(SystemExit, match="0"):
-        evaluate("--help")
-    assert "results.previous.json" in capsys.readouterr().out
+    assert evaluate("-exp", "mine", "-d", photos / "cats", "--quality", 0.3)[0] == 0
+    assert evaluate("-exp", "mine", "-d", photos, model=other_checkpoint)[0] == 0
+    assert len(json.loads((folder / "results.json").read_text())["per_image"]) == 3
+    assert len(list((folder / "human").rglob("*.png"))) == 3
 
 
 @pytest.fixture
@@ -174,41 +150,35 @@ def interrupt(evaluate, monkeypatch):
         with monkeypatch.context() as patch:
             calls = []
 
-            def impatient(*given):
+            def interrupted_second(*given):
                 if calls:
                     raise KeyboardInterrupt
                 calls.append(1)
                 return measure(*given)
 
-            patch.setattr(evaluation, "measure", impatient)
+            patch.setattr(evaluation, "measure", interrupted_second)
             assert evaluate(*arguments)[0] == 130
 
     return once
 
 
-def test_an_interrupted_run_continues_at_another_revision(evaluate, interrupt, photos, tmp_path, monkeypatch):
-    folder = tmp_path / "experiments" / "test"
-    for revision in ("aaa", "aaa-dirty"):
-        monkeypatch.setattr(results, "revision", lambda revision=revision: revision)
-        interrupt("-d", photos)
+def test_interrupted_run_of_another_revision_is_discarded(evaluate, interrupt, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "revision", lambda: "aaa")
+    interrupt("-d", photos)
     monkeypatch.setattr(results, "revision", lambda: "bbb")
     status, out, _ = evaluate("-d", photos)
-    assert status == 0 and "continuing after 2 results" in out
-    assert f"{folder}: begun at revision aaa-dirty, continued at bbb" in out.splitlines()
-    meta = json.loads((folder / "results.json").read_text())["meta"]
-    assert (meta["revision"], meta["earlier_revisions"]) == ("bbb", ["aaa", "aaa-dirty"])
-    monkeypatch.setattr(results, "revision", lambda: "ccc")
-    assert evaluate("-d", photos)[0] == 0
-    assert "earlier_revisions" not in json.loads((folder / "results.json").read_text())["meta"]
+    assert status == 0 and "1 results of an interrupted run are discarded (different revision)" in out
+    document = json.loads((tmp_path / "experiments" / "test" / "results.json").read_text())
+    assert document["meta"]["revision"] == "bbb" and len(document["per_image"]) == 3
 
 
-def test_an_interrupted_run_that_is_given_up_is_said(evaluate, interrupt, photos, tmp_path):
+def test_discarding_interrupted_run_is_reported(evaluate, interrupt, photos, tmp_path):
     interrupt("-d", photos)
     status, out, _ = evaluate("-d", photos, "--quality", 0.3)
-    assert status == 0 and "1 results of an interrupted run are dropped (other qualities)" in out
+    assert status == 0 and "1 results of an interrupted run are discarded (different qualities)" in out
 
 
-def test_an_interrupted_run_with_other_settings_starts_over(evaluate, photos, tmp_path, other_checkpoint, monkeypatch):
+def test_interrupted_run_with_other_settings_restarts(evaluate, photos, tmp_path, other_checkpoint, monkeypatch):
     measure = evaluation.measure
 
     def interrupted(*arguments):
@@ -223,58 +193,27 @@ def test_an_interrupted_run_with_other_settings_starts_over(evaluate, photos, tm
     assert not (tmp_path / "experiments" / "test" / "q0.2").exists()
 
 
-def test_only_what_an_experiment_made_is_cleared(tmp_path):
-    for name in ("bitstream", "q0.3", "q1", "quarry", "humans"):
-        (tmp_path / name).mkdir()
-    evaluation._clean(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["humans", "quarry"]
-
-
-def test_a_folder_that_is_no_experiment_is_left_alone(evaluate, photos, tmp_path):
-    theirs = tmp_path / "experiments" / "holiday" / "human"
-    theirs.mkdir(parents=True)
-    (theirs / "me.png").write_bytes(b"")
-    status, _, err = evaluate("-exp", "holiday", "-d", photos)
-    assert status == 2 and "choose another -exp" in err
-    assert (theirs / "me.png").exists()
-
-
-@pytest.mark.parametrize(
-    "name, text",
-    [
-        ("results.json", '{"mine": 1}'),
-        ("results.json", '{"name": "n", "results": {"bpp": [1]}, "meta": {"ugicm": "0"}}'),
-        ("results.json", "no json"),
-        ("records.jsonl", '{"image": 1}\n'),
-        ("records.jsonl", '{"settings": 1, "image": 2}\n'),
-        ("records.jsonl", '["settings", {"image": 1}]\n'),
-        ("records.jsonl", "no json"),
-        ("records.jsonl", ""),
-    ],
-)
-def test_results_of_something_else_make_no_experiment(name, text, evaluate, photos, tmp_path):
-    theirs = tmp_path / "experiments" / "holiday"
-    (theirs / "human").mkdir(parents=True)
-    (theirs / "human" / "me.png").write_bytes(b"")
-    (theirs / "rd.png").write_bytes(b"")
-    (theirs / name).write_text(text)
-    before = sorted(theirs.rglob("*"))
-    status, _, err = evaluate("-exp", "holiday", "-d", photos)
-    assert status == 2 and "choose another -exp" in err
-    assert sorted(theirs.rglob("*")) == before and (theirs / name).read_text() == text
-
-
-def test_foreign_results_beside_a_journal_are_kept(evaluate, photos, tmp_path):
+def test_new_run_keeps_other_folders(evaluate, photos, tmp_path):
     folder = tmp_path / "experiments" / "test"
-    assert evaluate("-d", photos)[0] == 0
-    own = json.loads((folder / "results.json").read_text())
-    (folder / "records.jsonl").write_text(json.dumps(["settings", own["meta"]]) + "\n")
-    (folder / "results.json").write_text('{"mine": 1}')
-    assert evaluate("-d", photos)[0] == 2
-    assert (folder / "results.json").read_text() == '{"mine": 1}' and (folder / "human" / "cats" / "c.png").exists()
+    assert evaluate("-d", photos / "cats", "--quality", 0.1, 0.3)[0] == 0
+    for name in ("quarry", "humans"):
+        (folder / name).mkdir()
+    assert evaluate("-d", photos / "cats")[0] == 0
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == [
+        "bitstream", "human", "humans", "machine", "quarry"
+    ]  # fmt: skip
 
 
-def test_a_broken_image_is_named_and_does_not_stop_the_run(evaluate, photos, tmp_path):
+def test_other_folder_is_refused(evaluate, photos, tmp_path):
+    other = tmp_path / "experiments" / "holiday" / "human"
+    other.mkdir(parents=True)
+    (other / "me.png").write_bytes(b"")
+    status, _, err = evaluate("-exp", "holiday", "-d", photos)
+    assert status == 2 and "choose another -exp" in err
+    assert (other / "me.png").exists()
+
+
+def test_unreadable_image_is_reported_and_skipped(evaluate, photos, tmp_path):
     (photos / "cats" / "bad.png").write_bytes(b"no")
     status, out, err = evaluate("-d", photos, "--quality", 0.1, 0.9)
     assert status == 1
@@ -284,15 +223,15 @@ def test_a_broken_image_is_named_and_does_not_stop_the_run(evaluate, photos, tmp
     assert [failure["image"] for failure in document["failed"]] == [str(photos / "cats" / "bad.png")]
 
 
-def test_a_image_that_fails_at_one_quality_is_in_no_average(evaluate, photos, tmp_path, monkeypatch):
+def test_image_failing_at_one_quality_is_excluded_from_averages(evaluate, photos, tmp_path, monkeypatch):
     measure = evaluation.measure
 
-    def short_of_memory(codec, image, outputs, quality, effort):
+    def out_of_memory(codec, image, outputs, quality, effort):
         if (image.width, quality) == (33, 0.9):
             raise MemoryError("too large")
         return measure(codec, image, outputs, quality, effort)
 
-    monkeypatch.setattr(evaluation, "measure", short_of_memory)
+    monkeypatch.setattr(evaluation, "measure", out_of_memory)
     status, out, err = evaluate("-d", photos, "--quality", 0.1, 0.9)
     assert status == 1 and err == f"test.py: {photos / 'dogs' / 'b.jpg'}: too large\n"
     document = json.loads((tmp_path / "experiments" / "test" / "results.json").read_text())
@@ -304,7 +243,7 @@ def test_a_image_that_fails_at_one_quality_is_in_no_average(evaluate, photos, tm
     assert document["results"]["bpp"][0] == pytest.approx(np.mean(low))
 
 
-def test_folders_of_very_low_qualities_are_cleaned_like_others(evaluate, photos, tmp_path):
+def test_folders_of_very_low_qualities_are_removed(evaluate, photos, tmp_path):
     folder = tmp_path / "experiments" / "test"
     assert evaluate("-d", photos, "--quality", 0.00001, 0.5)[0] == 0
     assert (folder / "q1e-05").is_dir()
@@ -312,7 +251,7 @@ def test_folders_of_very_low_qualities_are_cleaned_like_others(evaluate, photos,
     assert not (folder / "q1e-05").exists() and (folder / "bitstream").is_dir()
 
 
-def test_effort_is_measured_and_recorded(evaluate, photos, tmp_path, checkpoint):
+def test_effort_is_applied_and_recorded(evaluate, photos, tmp_path, checkpoint):
     image = photos / "dogs" / "a.png"
     assert evaluate("-d", image, "--effort", 2)[0] == 0
     folder = tmp_path / "experiments" / "test"
@@ -322,16 +261,18 @@ def test_effort_is_measured_and_recorded(evaluate, photos, tmp_path, checkpoint)
     assert (folder / "bitstream" / "a.ugic").read_bytes() == refined
 
 
-def test_what_cannot_be_done_is_one_line(evaluate, photos, tmp_path):
+def test_usage_errors_are_one_line(evaluate, photos, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for arguments, model, word in (
         (("-d", tmp_path / "gone"), None, "gone: no such"),
         (("-d", tmp_path / "empty"), None, "empty: no files"),
-        (("-d", photos, "--quality", 2), None, "0 (small) to 1 (good)"),
         (("-d", photos), tmp_path / "gone.pth.tar", "gone.pth.tar: no such file"),
     ):
         status, _, err = evaluate(*arguments, model=model)
         assert status == 2 and word in err and len(err.splitlines()) == 1
+    with pytest.raises(SystemExit, match="2"):
+        evaluate("-d", photos, "--quality", 2)
+    assert "expected a number from 0 to 1, got 2" in capsys.readouterr().err
 
 
 def test_psnr_and_ms_ssim():
@@ -341,11 +282,11 @@ def test_psnr_and_ms_ssim():
     assert metrics.ms_ssim(black, black) == pytest.approx(1)
     assert metrics.ms_ssim(black, gray) < 1
     assert metrics.ms_ssim(black.crop((0, 0, 160, 161)), gray.crop((0, 0, 160, 161))) is None
-    with pytest.raises(ValueError, match="170x161 and 5x5"):
+    with pytest.raises(ValueError, match="different sizes"):
         metrics.psnr(black, Image.new("RGB", (5, 5)))
 
 
-def test_results_files(tmp_path):
+def test_results_file_round_trip(tmp_path):
     records = [{"q": 0.1, "a": 1.0, "b": None}, {"q": 0.1, "a": 2.0, "b": 3.0}, {"q": 0.0, "a": 5.0, "b": None}]
     averages = results.rate_points(records, "q", ["a", "b"])
     assert averages == {"q": [0.0, 0.1], "a": [5.0, 1.5], "b": [None, 3.0]}
@@ -360,7 +301,7 @@ def test_results_files(tmp_path):
             results.read(tmp_path / "r.json")
 
 
-def test_a_journal_reads_what_it_can_and_goes_on(tmp_path):
+def test_journal_skips_invalid_lines_and_appends(tmp_path):
     path = tmp_path / "folder" / "journal.jsonl"
     results.Journal(path).add({"a": {"x": 1}, "b": None})
     with open(path, "a") as file:
@@ -373,7 +314,7 @@ def test_a_journal_reads_what_it_can_and_goes_on(tmp_path):
     assert results.Journal(path).records == {"a": 3, "b": None, "e": 2}
 
 
-def test_compressai_can_plot_our_results(evaluate, tmp_path, make_image):
+def test_compressai_parses_results(evaluate, tmp_path, make_image):
     from compressai.utils.plot.__main__ import parse_json_file
 
     make_image(200, 180).save(tmp_path / "one.png")
@@ -384,9 +325,9 @@ def test_compressai_can_plot_our_results(evaluate, tmp_path, make_image):
         assert curve["name"] == "ugicm compact" and len(curve["xs"]) == len(curve["ys"]) == 2
 
 
-def test_a_data_sets_digest_depends_on_names_and_contents(tmp_path):
+def test_tree_digest_depends_on_names_and_contents(tmp_path):
     for folder, name, content in (("a", "x", "1"), ("b", "x", "1"), ("c", "y", "1"), ("d", "x", "2")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / name).write_text(content)
-    a, b, c, d = (digests.tree_digest(sorted((tmp_path / f).iterdir()), tmp_path / f) for f in "abcd")
+    a, b, c, d = (digests.tree_digest((p.name, p) for p in sorted((tmp_path / f).iterdir())) for f in "abcd")
     assert a == b and len({a, c, d}) == 3

@@ -1,5 +1,7 @@
-"""The report: caches that continue, numbers that agree with the scorers, errors before work, and the page in a real
-browser. The codec is a stand-in (JPEG, darkened by preference): what is tested is the measuring."""
+"""The report: continuation from the cache, agreement of its numbers, errors, and the page in a browser.
+
+The codec is a fake: JPEG, darkened by preference.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,11 @@ import torch
 from PIL import Image
 from test_codecs import JpegCodec
 
+from ugicm.commands.main import main
 from ugicm.errors import ConfigError
 from ugicm.evaluation import bd_rate, codecs, results
 from ugicm.evaluation.metrics import psnr
-from ugicm.report import command, curves, html_page, tables
+from ugicm.report import command, curves, datasets, html_page, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = next(
@@ -26,8 +29,8 @@ CHROMIUM = next(
 )
 
 
-class Counting(JpegCodec):
-    """The stand-in, counting its work; fails once at a chosen call."""
+class CountingCodec(JpegCodec):
+    """The fake codec, counting its calls. It is interrupted at the call ``fail_at``."""
 
     def __init__(self):
         self.encoded = self.decoded = 0
@@ -60,42 +63,47 @@ def images(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory) -> str:
+def classifier(tmp_path_factory) -> str:
     import torchvision
 
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("judge") / "w.pth"
+    path = tmp_path_factory.mktemp("classifier") / "w.pth"
     torch.save(torchvision.models.squeezenet1_1().state_dict(), path)
     return f"squeezenet1_1={path}:resize=64:crop=64:label=random"
 
 
-def stand_in(patch: pytest.MonkeyPatch) -> Counting:
-    """Makes ``ugicm`` mean the stand-in."""
-    codec, load = Counting(), codecs.load_contender
+def fake_ugicm(patch: pytest.MonkeyPatch) -> CountingCodec:
+    """Make the specification ``ugicm`` load the fake codec."""
+    codec, load = CountingCodec(), codecs.load_codec
 
-    def load_contender(text, device="cpu", viewers=(0, 1)):
+    def load_codec(text, device="cpu", preferences=(0, 1)):
         if text == "ugicm":
-            return codecs.UgicmContender(codec, "ugicm", "stand-in 1", viewers)
-        return load(text, device, viewers)
+            return codecs.UgicmCodec(codec, "ugicm", "fake 1", preferences)
+        return load(text, device, preferences)
 
-    patch.setattr(codecs, "load_contender", load_contender)
+    patch.setattr(codecs, "load_codec", load_codec)
     return codec
+
+
+def report(options) -> int:
+    """Run ``ugicm report``."""
+    return main(["report", *map(str, options)])
 
 
 @pytest.fixture
 def codec(monkeypatch):
-    return stand_in(monkeypatch)
+    return fake_ugicm(monkeypatch)
 
 
-def arguments(images, judge, output, *more) -> list[str]:
-    return ["-d", str(images), "--codecs", "ugicm,jpeg,webp", "--judges", judge, "--qualities", "0.1", "0.4", "0.8",
-            "--points", "4", "--lpips", "none", "--viewer", "2", "--viewer-betas", "0", "0.5", "1", "--device", "cpu",
-            "-o", str(output), *map(str, more)]  # fmt: skip
+def arguments(images, classifier, output, *more) -> list[str]:
+    return ["-d", str(images), "--codecs", "ugicm", "jpeg", "webp", "--classifiers", classifier, "--lpips", "none",
+            "--qualities", "0.1", "0.4", "0.8", "--points", "4", "--viewer", "2",
+            "--viewer-preferences", "0", "0.5", "1", "--device", "cpu", "-o", str(output), *map(str, more)]  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Last digits of judges' scores depend on how many there are; processes that are started here have one."""
+    """Use one thread, as the started processes do: the last digits of scores depend on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -103,16 +111,16 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, images, judge, one_thread):
+def made(tmp_path_factory, images, classifier, one_thread):
     """A finished report, and its folder."""
     folder = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
-        stand_in(patch)
-        assert command.main(arguments(images, judge, folder)) == 0
+        fake_ugicm(patch)
+        assert report(arguments(images, classifier, folder)) == 0
     return folder
 
 
-def test_numbers_are_those_of_the_files(made, images):
+def test_results_agree_with_the_codecs(made, images):
     document = json.loads((made / "results.json").read_text())
     (section,) = document["sections"]
     assert section["images"] == 10 and [m["title"] for m in section["metrics"]] == [
@@ -131,7 +139,7 @@ def test_numbers_are_those_of_the_files(made, images):
         human["psnr-rgb"][1] == pytest.approx(np.mean(decibels)) and machine["psnr-rgb"][1] < human["psnr-rgb"][1] - 3
     )
     assert section["originals"]["agreement (random)"] == 100
-    for curve in (jpeg, webp):  # the range of rates is ours, a little wider, where the format reaches that far
+    for curve in (jpeg, webp):  # the range of rates is that of ugicm, slightly wider
         assert curve["bpp"] == sorted(curve["bpp"]) and len(curve["bpp"]) >= 3
         assert curve["bpp"][-1] == pytest.approx(1.1 * human["bpp"][-1], rel=0.1)
     delta = next(
@@ -143,7 +151,7 @@ def test_numbers_are_those_of_the_files(made, images):
     assert dark["rate"]["value"] is None and dark["rate"]["note"]
 
 
-def test_curves_are_compressai_s_json(made):
+def test_compressai_parses_curves(made):
     from compressai.utils.plot.__main__ import parse_json_file
 
     paths = sorted((made / "curves" / "birds").glob("*.json"))
@@ -155,10 +163,10 @@ def test_curves_are_compressai_s_json(made):
     assert len(images["files"]) == 10 and len(images["top-1 (random)"]) == 3
     assert np.mean(images["psnr-rgb"], axis=1) == pytest.approx(document["results"]["psnr-rgb"], abs=1e-4)
     assert np.mean(images["bpp"], axis=1) == pytest.approx(document["results"]["bpp"], abs=1e-4)
-    assert document["meta"]["codec"] == "stand-in 1" and document["meta"]["libraries"]
+    assert document["meta"]["codec"] == "fake 1" and document["meta"]["libraries"]
 
 
-def test_cells_of_the_table_of_deltas():
+def test_delta_cells():
     rate = {"value": -12.34, "interval": (-20.4, -5.0), "note": "narrow overlap"}
     assert tables._delta_cell({"rate": rate}) == "−12.3 % (−20 … −5) †"
     assert tables._delta_cell({"rate": {"value": 3.0, "interval": None, "note": ""}}) == "+3.0 %"
@@ -181,16 +189,16 @@ def test_markdown_and_plots(made, plot_rd, tmp_path):
     with Image.open(made / "plots" / "birds psnr-rgb.png") as image:
         assert image.width > 600
     assert text.splitlines()[2] == tables._LEGEND
-    theirs = tmp_path / "theirs.json"
-    theirs.write_text(
+    other = tmp_path / "other.json"
+    other.write_text(
         json.dumps({"name": "mbt2018", "results": {"bpp": [0.1, 0.5], "psnr": [27, 33], "ms-ssim": [0.9, 0.98]}})
     )
-    files = [str(made / "results.json"), str(theirs), str(made / "curves" / "birds" / "JPEG.json")]
+    files = [str(made / "results.json"), str(other), str(made / "curves" / "birds" / "JPEG.json")]
     assert plot_rd.main([*files, "-o", str(tmp_path / "rd.png")]) == 0
     assert plot_rd.main([*files, "-m", "ms-ssim", "-o", str(tmp_path / "ms.png")]) == 0
     assert (tmp_path / "rd.png").stat().st_size > 10_000 and (tmp_path / "ms.png").is_file()
     with pytest.raises(ConfigError, match="mbt2018 has no 'lpips'; available: bpp, psnr"):
-        plot_rd.main([str(theirs), "-m", "lpips"])
+        plot_rd.main([str(other), "-m", "lpips"])
     (tmp_path / "x.json").write_text("[1]")
     with pytest.raises(ConfigError, match="not a results file"):
         plot_rd.main([str(tmp_path / "x.json")])
@@ -199,7 +207,7 @@ def test_markdown_and_plots(made, plot_rd, tmp_path):
 @pytest.mark.parametrize(
     "document, message",
     [
-        ({"results": {"bpp": [0.1, 0.2], "psnr-rgb": [30]}}, "x: bits per pixel .* equally long"),
+        ({"results": {"bpp": [0.1, 0.2], "psnr-rgb": [30]}}, "x: bits per pixel .* of equal length"),
         ({"results": {"bpp": 0.1, "psnr-rgb": 30}}, "must be lists of numbers"),
         ({"results": {"bpp": ["a", 0.2], "psnr-rgb": [30, 31]}}, "must be lists of numbers"),
         ({"results": {"bpp": [None, 0.2], "psnr-rgb": [30, 31]}}, "must be lists of numbers"),
@@ -217,13 +225,13 @@ def test_markdown_and_plots(made, plot_rd, tmp_path):
         (None, "not a results file"),
     ],
 )
-def test_files_that_hold_no_curves_are_named(document, message, plot_rd, tmp_path):
+def test_plot_rd_rejects_files_without_curves(document, message, plot_rd, tmp_path):
     (tmp_path / "x.json").write_text(json.dumps(document))
     with pytest.raises(ConfigError, match=f"x.json: .*{message}"):
         plot_rd.main([str(tmp_path / "x.json"), "-o", str(tmp_path / "x.png")])
 
 
-def test_legends_say_names_as_they_are(tmp_path, monkeypatch):
+def test_plot_shows_names_literally(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
     drawn, save = [], Figure.savefig
@@ -238,7 +246,7 @@ def test_legends_say_names_as_they_are(tmp_path, monkeypatch):
     assert not any(text.get_parse_math() for text in texts)
 
 
-def test_curves_of_one_name_have_their_files_names(plot_rd, tmp_path, monkeypatch):
+def test_plot_rd_distinguishes_curves_of_one_name(plot_rd, tmp_path, monkeypatch):
     paths = [tmp_path / name for name in ("a/results.json", "b/results.json", "c.json", "report.json")]
     for path in paths:
         path.parent.mkdir(exist_ok=True)
@@ -255,7 +263,7 @@ def test_curves_of_one_name_have_their_files_names(plot_rd, tmp_path, monkeypatc
     assert drawn[1] == ["ugicm compact"] * 2
 
 
-def test_a_perfect_score_of_originals_is_shown_but_not_their_agreement(made, tmp_path, monkeypatch):
+def test_original_scores_exclude_agreement(made, tmp_path, monkeypatch):
     document = json.loads((made / "results.json").read_text())
     (section,) = document["sections"]
     assert section["originals"]["agreement (random)"] == 100
@@ -269,19 +277,10 @@ def test_a_perfect_score_of_originals_is_shown_but_not_their_agreement(made, tmp
     assert drawn["top-1 (random)"] == 100 and drawn["agreement (random)"] is None
 
 
-def test_plots_keep_the_colors_of_single_points(tmp_path):
-    curves = [(f"curve {i}", [0.1 * (i + 1)], [30 + i]) for i in range(6)]
-    tables.plot(tmp_path / "x.png", curves, "psnr-rgb")
-    found = np.unique(np.asarray(Image.open(tmp_path / "x.png").convert("RGB"), int).reshape(-1, 3), axis=0)
-    for color in tables.COLORS[:6]:
-        wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
-        assert np.abs(found - wanted).sum(1).min() < 6
-
-
-def test_an_interrupted_report_continues(made, images, judge, codec, tmp_path, capsys):
-    # Interrupted in the middle of the second rate point, and a line cut off as a power cut would.
+def test_interrupted_report_continues(made, images, classifier, codec, tmp_path, capsys):
+    # Interrupted in the middle of the second rate point, with a truncated line in a journal.
     codec.fail_at = 15
-    assert command.main(arguments(images, judge, tmp_path)) == 130
+    assert report(arguments(images, classifier, tmp_path)) == 130
     assert "the same command continues" in capsys.readouterr().err
     assert not (tmp_path / "index.html").exists()
     journals = sorted((tmp_path / "cache" / "records").rglob("*.jsonl"))
@@ -289,41 +288,41 @@ def test_an_interrupted_report_continues(made, images, judge, codec, tmp_path, c
     with open(journals[-1], "a") as file:
         file.write('["abc", {"psn')
     codec.fail_at, codec.encoded, codec.decoded = None, 0, 0
-    assert command.main(arguments(images, judge, tmp_path)) == 0
-    assert codec.encoded == 30 - 14  # two finished batches were cached as streams
-    assert codec.decoded < 30 + 2 * 2  # one decode per image still to be judged, and the viewer's
+    assert report(arguments(images, classifier, tmp_path)) == 0
+    assert codec.encoded == 30 - 14  # the bitstreams of finished images are cached
+    assert codec.decoded < 30 + 2 * 2  # one decode per image without a record, and those of the viewer
     assert len(results.Journal(journals[-1]).records) == len(journals[-1].read_text().splitlines()) - 1
     first, again = (json.loads((folder / "results.json").read_text()) for folder in (made, tmp_path))
     assert first["sections"] == again["sections"]
-    # Once more: nothing is left to do but the viewer's decodes. With another quality, only that one.
+    # A second run decodes for the viewer only. Another quality adds only its own work.
     codec.encoded = codec.decoded = 0
-    assert command.main(arguments(images, judge, tmp_path)) == 0
+    assert report(arguments(images, classifier, tmp_path)) == 0
     assert codec.encoded == 0 and codec.decoded == 4
-    more = [a if a != "0.8" else "0.6" for a in arguments(images, judge, tmp_path, "--viewer", "0")]
-    assert command.main([*more, "--bpp-range", "0.5", "1"]) == 0
+    more = [a if a != "0.8" else "0.6" for a in arguments(images, classifier, tmp_path, "--viewer", "0")]
+    assert report([*more, "--bpp-range", "0.5", "1"]) == 0
     assert codec.encoded == 10
 
 
-def test_a_changed_model_or_judge_starts_anew(images, codec, tmp_path):
+def test_cache_depends_on_model_and_evaluator(images, codec, tmp_path):
     from ugicm.evaluation.tasks.base import Item
     from ugicm.evaluation.tasks.fidelity import FidelityEvaluator
 
     items = [Item(p.name, p) for p in sorted(images.rglob("*.png"))[:2]]
-    dataset = curves.Dataset("x", items, [FidelityEvaluator()], images).read()
+    dataset = datasets.Dataset("x", items, [FidelityEvaluator()], images).read()
     cache = curves.Cache(tmp_path)
     for expected, identity in ((2, "model a"), (2, "model a"), (4, "model b")):
-        contender = curves.Cached(codecs.UgicmContender(codec, "ugicm", identity), cache)
-        curves.measure(dataset, contender, 0.5, cache, 2)
+        cached = curves.CachedCodec(codecs.UgicmCodec(codec, "ugicm", identity), cache)
+        curves.measure(dataset, cached, 0.5, cache)
         assert codec.encoded == expected
     dataset.evaluators[0].identity = "other"
-    curves.measure(dataset, contender, 0.5, cache, 2)
-    assert codec.encoded == 4 and codec.decoded == 6  # streams are kept, the images are judged again
-    human, machine = curves.collect(dataset, contender, [0.5], cache)
+    curves.measure(dataset, cached, 0.5, cache)
+    assert codec.encoded == 4 and codec.decoded == 6  # bitstreams are kept, the images are scored again
+    human, machine = curves.collect(dataset, cached, [0.5], cache)
     assert (human.name, machine.name) == ("ugicm human", "ugicm machine")
 
 
-def test_the_codec_itself(checkpoint, other_checkpoint, make_image, tmp_path):
-    """Two models, their true streams, every preference that was asked for."""
+def test_report_of_two_checkpoints(checkpoint, other_checkpoint, make_image, tmp_path):
+    """Two real models at three preferences."""
     import ugicm
 
     folder = tmp_path / "data"
@@ -332,24 +331,10 @@ def test_the_codec_itself(checkpoint, other_checkpoint, make_image, tmp_path):
         make_image(70, 64, index).save(folder / f"{index}.png")
     codecs = ["--codecs", f"ugicm={checkpoint}:label=A", f"ugicm={other_checkpoint}:label=B", "jpeg"]
     output = tmp_path / "r"
-    options = [
-        "--qualities",
-        "0",
-        "1",
-        "--betas",
-        "0",
-        "0.25",
-        "1",
-        "--points",
-        "2",
-        "--lpips",
-        "none",
-        "--viewer",
-        "1",
-    ]
-    assert command.main(["-d", str(folder), *codecs, *options, "--device", "cpu", "-o", str(output)]) == 0
+    options = ["--qualities", 0, 1, "--preferences", 0, 0.25, 1, "--points", 2, "--lpips", "none", "--viewer", 1]
+    assert report(["-d", str(folder), *codecs, *options, "--device", "cpu", "-o", str(output)]) == 0
     (section,) = json.loads((output / "results.json").read_text())["sections"]
-    names = [f"{codec} {viewer}" for codec in "AB" for viewer in ("human", "β = 0.25", "machine")]
+    names = [f"{codec} {preference}" for codec in "AB" for preference in ("human", "preference 0.25", "machine")]
     assert [curve["name"] for curve in section["curves"]] == [*names, "JPEG"]
     first, other = section["curves"][0], section["curves"][3]
     assert first["identity"] != other["identity"] and ugicm.__version__ in first["identity"]
@@ -360,7 +345,7 @@ def test_the_codec_itself(checkpoint, other_checkpoint, make_image, tmp_path):
     assert image.size == (70, 64)
 
 
-def test_errors_come_before_work(images, judge, codec, tmp_path, capsys, monkeypatch):
+def test_errors_come_before_measuring(images, classifier, codec, tmp_path, capsys, monkeypatch):
     import urllib.error
     import urllib.request
 
@@ -370,34 +355,36 @@ def test_errors_come_before_work(images, judge, codec, tmp_path, capsys, monkeyp
     monkeypatch.setattr(urllib.request, "urlopen", offline)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
 
-    def fails(message, *more, data=images, judge=judge, status=2):
-        assert command.main(arguments(data, judge, tmp_path / "r", *more)) == status
+    def fails(message, *more, data=images, classifier=classifier):
+        assert report(arguments(data, classifier, tmp_path / "r", *more)) == 2
         lines = capsys.readouterr().err.strip().splitlines()
-        lines = [line for line in lines if not line.startswith("Downloading:")]  # torch 2.6 says so, newer ones do not
+        lines = [line for line in lines if not line.startswith("Downloading:")]  # printed by torch 2.6
         assert len(lines) == 1 and message in lines[0], lines
         assert codec.encoded == 0 and not (tmp_path / "r").exists()
 
-    fails("--qualities: 1.5 is not from 0 to 1", "--qualities", 1.5)
-    fails("all of whose images are measured: choose another", "--cache", images / "cache")
-    fails("none of --qualities 0.1 0.4 0.8", "--viewer-qualities", 0.3)
+    fails("all of whose images are measured; choose another folder", "--cache", images / "cache")
+    fails("0.3 is not one of --qualities 0.1 0.4 0.8", "--viewer-qualities", 0.3)
     fails("--viewer-datasets: cats not found; available: ", "--viewer-datasets", "cats")
-    fails("no range", "--bpp-range", 1, 0.5)
-    fails("resnet18=PATH", judge="resnet18")
+    fails("1 0.5 is not a range", "--bpp-range", 1, 0.5)
+    fails("resnet18=PATH", classifier="resnet18")
     fails("alex=PATH", "--lpips", "alex")
-    fails("unknown codec 'bpg'", "--codecs", "ugicm,bpg")
-    fails("two codecs are called JPEG: tell them apart with :label=NAME", "--codecs", "jpeg", "jpeg:subsampling=4:4:4")
+    fails("unknown codec 'bpg'", "--codecs", "ugicm", "bpg")
+    fails("two codecs have the name JPEG: set a name with :label=NAME", "--codecs", "jpeg", "jpeg:subsampling=4:4:4")
     fails("no such folder", data=tmp_path / "none")
     (tmp_path / "empty").mkdir()
     fails("no files to work on", data=tmp_path / "empty")
     fails("device 'foo' cannot be used", "--device", "foo")
-    for option in (["--batch-size", "0"], ["--limit", "-3"], ["--points", "x"], ["--viewer", "-1"]):
+    for option in (["--limit", "-3"], ["--points", "x"], ["--viewer", "-1"]):
         with pytest.raises(SystemExit, match="2"):
-            command.main(arguments(images, judge, tmp_path / "r", *option))
+            report(arguments(images, classifier, tmp_path / "r", *option))
         assert "expected an integer" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        report(arguments(images, classifier, tmp_path / "r", "--qualities", 1.5))
+    assert "expected a number from 0 to 1, got 1.5" in capsys.readouterr().err
     fails("two folders are called birds", "-d", images, images)
     for name in (tmp_path / "out", "..", ".", "", "a/b", "a/"):
         fails("cannot name a folder of the report; give -d NAME=DIR, NAME without /", data=f"{name}={images}")
-    fails("--judges: no folder has labels", data=images / "n01440764")
+    fails("--classifiers: no folder has labels", data=images / "n01440764")
     fails("not a COCO annotation file", "--coco", _write(tmp_path / "x.json", "{}"))
     truth = {"images": [{"id": 1, "file_name": "a.jpg", "width": 1, "height": 1}], "annotations": [], "categories": []}
     fails("its images are in none of the folders", "--coco", _write(tmp_path / "c.json", json.dumps(truth)))
@@ -408,7 +395,7 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def test_what_is_not_at_hand_is_said(images, codec, tmp_path, monkeypatch, capsys):
+def test_missing_weights_and_unreadable_images_are_noted(images, codec, tmp_path, monkeypatch, capsys):
     import urllib.error
     import urllib.request
 
@@ -421,7 +408,7 @@ def test_what_is_not_at_hand_is_said(images, codec, tmp_path, monkeypatch, capsy
     shutil.copytree(images, data)
     bad = sorted(data.rglob("*.png"))[3]
     bad.write_bytes(bad.read_bytes()[:60])
-    status = command.main(["-d", f"some={data}", "--codecs", "jpeg", "--points", "2", "--device", "cpu", "--limit", "4",
+    status = report(["-d", f"some={data}", "--codecs", "jpeg", "--points", "2", "--device", "cpu", "--limit", "4",
                           "-o", str(tmp_path / "r")])  # fmt: skip
     assert status == 1 and bad.name in capsys.readouterr().err
     document = json.loads((tmp_path / "r" / "results.json").read_text())
@@ -432,71 +419,58 @@ def test_what_is_not_at_hand_is_said(images, codec, tmp_path, monkeypatch, capsy
     assert all(note.split(":")[0] in (tmp_path / "r" / "tables.md").read_text() for note in document["notes"])
 
 
-def test_command_is_light_and_hooks_into_a_parser(run_python, run_script, tmp_path, capsys):
+def test_report_command_is_light_and_reads_argument_files(run_python, tmp_path, capsys):
     parser = argparse.ArgumentParser()
     command.add_report_command(parser.add_subparsers())
     args = parser.parse_args(["report", "-d", "x", "-o", "y"])
-    assert args.command is command.run and args.codecs == ["ugicm,jpeg,webp,avif"]
+    assert args.command is command.run and args.codecs == ["ugicm", "jpeg", "webp", "avif"]
     done = run_python(
         "-c", "import sys, ugicm.report.command; print('torch' in sys.modules, 'numpy' in sys.modules)"
     )
     assert done.stdout.split() == ["False", "False"], done.stderr
     (tmp_path / "all.args").write_text("# a comment\n-d 'a folder' --codecs jpeg\n")
-    done = run_script("scripts/report.py", f"@{tmp_path / 'all.args'}", "-o", tmp_path / "r")
-    assert done.returncode == 2 and done.stderr == "report: error: a folder: no such folder\n"
+    done = run_python("-m", "ugicm", "report", f"@{tmp_path / 'all.args'}", "-o", tmp_path / "r")
+    assert done.returncode == 2 and done.stderr == "ugicm report: error: a folder: no such folder\n"
     (tmp_path / "bad.args").write_text("-d 'a folder\n")
-    for name, complaint in (("bad", "-d 'a folder: No closing quotation"), ("gone", "No such file")):
+    for name, message in (("bad", "-d 'a folder: No closing quotation"), ("gone", "No such file")):
         with pytest.raises(SystemExit, match="2"):
-            command.main([f"@{tmp_path / name}.args"])
-        assert complaint in capsys.readouterr().err
-    done = run_script("scripts/report.py", "--help")
-    assert done.returncode == 0 and "python scripts/report.py -d" in done.stdout
+            report([f"@{tmp_path / name}.args"])
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):
+        report(["--help"])
+    assert "ugicm report @docs/results.args" in capsys.readouterr().out
 
 
-def test_formats():
+def test_argument_file_of_docs(capsys):
+    parser = argparse.ArgumentParser()
+    command.add_report_command(parser.add_subparsers())
+    args = parser.parse_args(["report", f"@{ROOT / 'docs' / 'results.args'}"])
+    assert len(args.dataset) == 3 and len(args.classifiers) == 2 and args.output == "docs/report"
+
+
+def test_number_format_and_axis_labels():
     assert tables.number(None, "psnr-rgb") == "–"
     assert (
         tables.number(0.98765, "ms-ssim-rgb") == "0.9877" and tables.number(31.337, "psnr-rgb") == "31.34"
     )
     labels = {
         "top-1 (x)": "top-1 (x), %", "mask AP50 (x)": "mask AP50 (x), %", "mIoU (x)": "mIoU (x), %",
-        "psnr-rgb-machine": "psnr-rgb-machine (dB)", "log-loss (x)": "log-loss (x), nats (less is better)",
+        "psnr-rgb-machine": "psnr-rgb-machine (dB)", "log-loss (x)": "log-loss (x), nats (lower is better)",
         "encoding_time": "encoding_time, s", "bytes": "bytes",
     }  # fmt: skip
     assert {metric: tables.axis_label(metric) for metric in labels} == labels
 
 
-@pytest.mark.slow
-def test_two_processes_make_the_report_of_one(made, images, judge, tmp_path, run_python):
-    script = tmp_path / "two.py"
-    script.write_text(
-        "import sys\n"
-        f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-        "from test_codecs import JpegCodec\n"
-        "from ugicm.evaluation import codecs\nfrom ugicm.report import command\n"
-        "load = codecs.load_contender\n"
-        "codecs.load_contender = lambda text, device='cpu', viewers=(0, 1): (\n"
-        "    codecs.UgicmContender(JpegCodec(), 'ugicm', 'stand-in 1', viewers) if text == 'ugicm'\n"
-        "    else load(text, device, viewers))\n"
-        "sys.exit(command.main())\n"
-    )
-    options = arguments(images, judge, tmp_path / "r")
-    done = run_python("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", script, *options)
-    assert done.returncode == 0, done.stderr
-    one, two = (json.loads((folder / "results.json").read_text()) for folder in (made, tmp_path / "r"))
-    assert one["sections"] == two["sections"]
+# The page, in a browser
 
 
-# The page, in a real browser
-
-
-def test_names_cannot_leave_their_place_in_the_page():
+def test_page_escapes_title():
     name = "</script><!--<script>alert(1)"
     text = html_page.page({"name": name, "sections": []}, [])
     assert "alert(1)" in text and name not in text and "<!--<script>" not in text
 
 
-def test_the_page_is_one_file_that_asks_for_nothing(made):
+def test_page_makes_no_requests(made):
     text = (made / "index.html").read_text()
     assert "default-src 'none'" in text and "@@" not in text
     outside = text.split('<script type="application/json"')[0] + text.split("</script>", 1)[1]
@@ -504,7 +478,7 @@ def test_the_page_is_one_file_that_asks_for_nothing(made):
         assert mark not in outside
 
 
-def test_whatever_names_hold_the_page_can_be_read(made):
+def test_page_data_round_trips(made):
     document = json.loads((made / "results.json").read_text())
     document["notes"] = ["bad<!--.png was left out", "</script><script>alert(1)</script>", "a\u2028\\u003c & \"b\""]
     text = html_page.page(document, [None])
@@ -513,7 +487,7 @@ def test_whatever_names_hold_the_page_can_be_read(made):
     assert "<" not in data and {key: read[key] for key in document} == document
 
 
-def test_bars_in_names_do_not_end_cells(made):
+def test_tables_escape_bars(made):
     document = json.loads((made / "results.json").read_text())
     text = json.dumps(document).replace('"JPEG"', '"J|P"').replace("(random)", "(a|b)")
     for table in tables.markdown(json.loads(text)).split("\n\n"):
@@ -536,20 +510,20 @@ def browser():
 
 @pytest.fixture
 def opened(browser, made):
-    """The page, what it asked for, and what it complained about."""
+    """The page, with its requests and console messages."""
     page = browser.new_page(viewport={"width": 1300, "height": 1000})
-    page.requests, page.complaints = [], []
+    page.requests, page.messages = [], []
     page.on("request", lambda request: page.requests.append(request.url))
-    page.on("pageerror", lambda error: page.complaints.append(str(error)))
-    page.on("console", lambda message: page.complaints.append(message.text))
+    page.on("pageerror", lambda error: page.messages.append(str(error)))
+    page.on("console", lambda message: page.messages.append(message.text))
     page.goto((made / "index.html").as_uri())
     page.wait_for_selector("#viewer-0 img")
     yield page
     page.close()
 
 
-def test_page_renders_and_no_request_leaves_it(opened, made):
-    assert opened.complaints == []
+def test_page_renders_without_requests(opened, made):
+    assert opened.messages == []
     assert opened.locator(".plot").count() == 6
     assert opened.locator(".plot").first.locator("polyline").count() == 4
     assert "[object" not in opened.inner_text("body") and "undefined" not in opened.inner_text("body")
@@ -560,14 +534,14 @@ def test_page_renders_and_no_request_leaves_it(opened, made):
     assert f"{delta['rate']['value']:.1f} %".replace("-", "−") in table and "no overlap" in table
     opened.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
     assert all(url.startswith("data:") for url in opened.requests[1:])
-    # Whatever a script might try, the page's own policy refuses.
+    # The content security policy of the page refuses requests of scripts.
     refused = "fetch('http://127.0.0.1:9/').then(() => 'sent').catch(() => 'refused')"
     assert opened.evaluate(refused) == "refused"
-    assert any("Content Security Policy" in text for text in opened.complaints)
+    assert any("Content Security Policy" in text for text in opened.messages)
 
 
-def test_slider_walks_through_decodes_of_one_file(opened):
-    pane, slider = opened.locator("#viewer-0 .pane.preference"), opened.locator("#viewer-0 .beta")
+def test_slider_selects_preference(opened):
+    pane, slider = opened.locator("#viewer-0 .pane.preference"), opened.locator("#viewer-0 input.preference")
 
     def brightness() -> float:
         opened.wait_for_function("[...document.images].every(i => i.complete)")
@@ -578,19 +552,18 @@ def test_slider_walks_through_decodes_of_one_file(opened):
         )
 
     levels = []
-    for step, name in enumerate(("β = 0", "β = 0.5", "machine, β = 1")):
+    for step, name in enumerate(("preference 0 (human)", "preference 0.5", "preference 1 (machine)")):
         slider.fill(str(step))
         assert name in pane.inner_text() and "same file" in pane.inner_text()
         levels.append(brightness())
-    assert levels[0] > levels[1] + 5 > levels[2] + 10  # the stand-in darkens with preference
+    assert levels[0] > levels[1] + 5 > levels[2] + 10  # the fake codec darkens with preference
     assert "(machine)" in opened.locator("#viewer-0 output").inner_text()
-    # Keyboard too.
     slider.focus()
     opened.keyboard.press("ArrowLeft")
-    assert "β = 0.5" in pane.inner_text()
+    assert "preference 0.5" in pane.inner_text()
 
 
-def test_viewer_chooses_images_qualities_and_codecs(opened):
+def test_viewer_selects_images_qualities_and_codecs(opened):
     viewer = opened.locator("#viewer-0")
     first = viewer.locator(".original img").get_attribute("src")
     rate = viewer.locator(".human figcaption").inner_text()
@@ -599,20 +572,20 @@ def test_viewer_chooses_images_qualities_and_codecs(opened):
     viewer.locator("select.pick").select_option("0")
     viewer.locator("select.point").select_option("1")
     assert viewer.locator(".human figcaption").inner_text() != rate
-    anchor = viewer.locator(".pane.anchor")
-    assert "WebP at nearest size" in anchor.inner_text()
-    assert anchor.locator("img").get_attribute("src").startswith("data:image/webp")
-    viewer.locator("select.anchor").select_option("0")
-    assert "JPEG at nearest size" in anchor.inner_text()
-    ours, theirs = (
+    baseline = viewer.locator(".pane.baseline")
+    assert "WebP at nearest size" in baseline.inner_text()
+    assert baseline.locator("img").get_attribute("src").startswith("data:image/webp")
+    viewer.locator("select.baseline").select_option("0")
+    assert "JPEG at nearest size" in baseline.inner_text()
+    size, baseline_size = (
         int(viewer.locator(f".{name} figcaption").inner_text().split(" bytes")[0].split("\n")[-1].replace(",", ""))
-        for name in ("human", "anchor")
+        for name in ("human", "baseline")
     )
-    assert theirs == pytest.approx(ours, rel=0.1)
+    assert baseline_size == pytest.approx(size, rel=0.1)
     assert viewer.locator(".right, .wrong").count() == 4
 
 
-def test_magnifier_shows_the_same_place_everywhere(opened):
+def test_magnifier_shows_the_same_place_in_all_images(opened):
     viewer = opened.locator("#viewer-0")
     viewer.scroll_into_view_if_needed()
     box = viewer.locator(".human img").bounding_box()
@@ -628,7 +601,7 @@ def test_magnifier_shows_the_same_place_everywhere(opened):
     assert viewer.locator(".lens").first.evaluate("l => l.style.display") == "none"
 
 
-def test_plots_can_be_read_and_curves_hidden(opened, made):
+def test_plots_show_points_and_hide_curves(opened, made):
     (section,) = json.loads((made / "results.json").read_text())["sections"]
     plot = opened.locator(".plot[data-metric='psnr-rgb']")
     plot.locator("svg").focus()
@@ -652,7 +625,7 @@ def test_plots_can_be_read_and_curves_hidden(opened, made):
     assert plot.locator("polyline").count() == 3
     opened.locator(".legend button", has_text="JPEG").click()
     opened.locator(".legend button.log").click()
-    assert plot.locator("polyline").count() == 4 and opened.complaints == []
+    assert plot.locator("polyline").count() == 4 and opened.messages == []
     # Comparisons in the other direction, and of a noisy score, with its method and interval.
     opened.locator("select[aria-label=kind]").select_option("score")
     assert " dB" in opened.locator("table.deltas").inner_text()

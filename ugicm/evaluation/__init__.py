@@ -1,1 +1,1 @@
-"""Measuring: rate, distortion, task scores and speed, and the records they are kept in."""
+"""Evaluation: rate, distortion, task scores, and the result files that record them."""

@@ -1,24 +1,22 @@
-"""Bjøntegaard deltas: how much rate one curve saves over another at equal score, and how much score it gains
-at equal rate.
+"""Bjøntegaard deltas: the mean difference in rate at equal score, and in score at equal rate, between two curves.
 
-Two ways to turn points into curves:
+Curves are interpolated by one of two methods:
 
 ``pchip``
-    for PSNR, MS-SSIM, LPIPS: monotone cubic interpolation (Fritsch & Carlson, 1980) between measured points,
-    of log rate over score. As in the later Bjøntegaard documents (VCEG-AI11) with pchip in place of one
-    cubic.
+    for PSNR, MS-SSIM, LPIPS: monotone cubic interpolation (Fritsch & Carlson, 1980) of log rate over score, as in the
+    later Bjøntegaard documents (VCEG-AI11), with pchip in place of one cubic.
 ``isotonic``
     for accuracy and AP, which are noisy: the scores are first made non-decreasing in rate by least squares
     (pool adjacent violators), then joined by straight lines in log rate. The inverse of such a curve is
-    defined but for single scores, which do not matter to an integral.
+    undefined at single scores, which do not change an integral.
 
-Nothing is extrapolated: a delta is taken over the scores (or rates) that both curves reach, that range is
-part of the answer, and curves that share none have no delta.
+Nothing is extrapolated: a delta is the mean over the scores (or rates) that both curves reach. This interval is part
+of the result, and curves whose intervals do not overlap have no delta.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -26,7 +24,7 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 
 Method = Literal["pchip", "isotonic"]
-NARROW = 0.25  # overlaps below this share of the two ranges together are marked
+NARROW = 0.25  # share of both ranges below which an overlap is marked
 
 
 @dataclass(frozen=True)
@@ -34,12 +32,12 @@ class Delta:
     """A Bjøntegaard delta.
 
     Attributes:
-        value: percent of rate (``bd_rate``; negative: the test curve needs less) or score units
-            (``bd_score``); None where it is not defined, and then ``note`` says why.
-        low, high: the interval over which it was taken: scores for ``bd_rate``, rates for ``bd_score``.
-        share: length of that interval over that of both curves' ranges together (log rate for ``bd_score``).
-        interval: 95 % confidence interval over images, where it was computed.
-        note: what a reader should know about the value; may be empty.
+        value: percent of rate (``bd_rate``; negative: the test curve needs less) or score units (``bd_score``);
+            None if undefined, with the reason in ``note``.
+        low, high: the interval over which the mean is taken: scores for ``bd_rate``, rates for ``bd_score``.
+        share: length of that interval relative to the union of both curves' ranges (log rate for ``bd_score``).
+        interval: 95 % confidence interval over images, if it was computed.
+        note: remarks on the value; may be empty.
     """
 
     value: float | None
@@ -51,35 +49,32 @@ class Delta:
 
 
 def bd_rate(rate_a, score_a, rate_b, score_b, method: Method = "pchip") -> Delta:
-    """Mean difference in rate, in percent, of curve b (the test) against curve a (the reference) at equal
-    score.
+    """Return the mean difference in rate, in percent, of curve b (test) from curve a (reference) at equal score.
 
     ``rate_*`` (positive) and ``score_*`` (higher is better) are sequences of equal length, at least two
     points each, in any order.
 
-    Raises ValueError for sequences that are not curves: lengths differ, values not finite, rates not
-    positive.
+    Raises ValueError if lengths differ, values are not finite or rates are not positive.
     """
-    a, b = _sorted(rate_a, score_a), _sorted(rate_b, score_b)
-    notes = []
-    inverses = []
-    for name, (log_rate, score) in (("reference", a), ("test", b)):
+    notes, inverses = [], []
+    for name, rate, score in (("reference", rate_a, score_a), ("test", rate_b, score_b)):
+        log_rate, score = _sorted(rate, score)
         if len(log_rate) < 2:
             return Delta(None, note=f"the {name} curve has one point")
         if method == "isotonic":
             pooled = isotonic_regression(score).x
             if np.any(pooled != score):
                 notes.append(f"{name} curve made monotone")
-            inverses.append(_Lines(pooled, log_rate))
+            score = pooled
         elif np.any(np.diff(score) <= 0) or np.any(np.diff(log_rate) <= 0):
             return Delta(None, note=f"the {name} curve does not rise with rate")
-        else:
-            inverses.append(_Pchip(score, log_rate))
-    return _compare(*inverses, scale=lambda d: 100 * np.expm1(d), show=float, notes=notes)
+        inverses.append((score, log_rate))
+    delta = _mean_difference(*inverses, method, notes)
+    return delta if delta.value is None else replace(delta, value=float(100 * np.expm1(delta.value)))
 
 
 def bd_score(rate_a, score_a, rate_b, score_b, method: Method = "pchip") -> Delta:
-    """Mean difference in score of curve b (the test) against curve a (the reference) at equal rate.
+    """Return the mean difference in score of curve b (test) from curve a (reference) at equal rate.
 
     Arguments and errors as for :func:`bd_rate`; scores need not rise with rate. ``isotonic`` joins the
     points by straight lines in log rate.
@@ -91,80 +86,68 @@ def bd_score(rate_a, score_a, rate_b, score_b, method: Method = "pchip") -> Delt
             return Delta(None, note=f"the {name} curve has one point")
         if np.any(np.diff(log_rate) <= 0):
             return Delta(None, note=f"the {name} curve has two points of one rate")
-        curves.append((_Lines if method == "isotonic" else _Pchip)(log_rate, score))
-    return _compare(*curves, scale=float, show=lambda x: float(np.exp(x)), notes=[])
+        curves.append((log_rate, score))
+    delta = _mean_difference(*curves, method, [])
+    if delta.value is None:
+        return delta
+    return replace(delta, low=float(np.exp(delta.low)), high=float(np.exp(delta.high)))
 
 
 def bd_rate_interval(
     rate_a, score_a, rate_b, score_b, method: Method = "isotonic", resamples: int = 300, seed: int = 0
 ) -> Delta:
-    """:func:`bd_rate` of the means over images, with a 95 % interval from resampling images (bootstrap).
+    """Return :func:`bd_rate` of the means over images, with a 95 % bootstrap interval over images.
 
-    All arguments are arrays [points, images], the images the same and in the same order in both curves,
-    so that what makes an image hard moves both. The interval speaks of the choice of images, not of the
-    judge.
+    All arguments are arrays [points, images]. Both curves have the same images in the same order, and are resampled
+    together. The interval covers the choice of images, not the choice of the network that scores them.
     """
-    rate_a, score_a, rate_b, score_b = (np.asarray(v, dtype=float) for v in (rate_a, score_a, rate_b, score_b))
-    count = rate_a.shape[1]
-    if any(v.shape[1] != count for v in (score_a, rate_b, score_b)):
+    arrays = [np.asarray(v, dtype=float) for v in (rate_a, score_a, rate_b, score_b)]
+    count = arrays[0].shape[1]
+    if any(v.shape[1] != count for v in arrays):
         raise ValueError("both curves must be measured on the same images")
 
-    def over(pick) -> Delta:
-        return bd_rate(*(v[:, pick].mean(1) for v in (rate_a, score_a, rate_b, score_b)), method)
+    def over(images) -> Delta:
+        return bd_rate(*(v[:, images].mean(1) for v in arrays), method)
 
-    whole = over(slice(None))
-    if whole.value is None or count < 10:
-        return whole
+    delta = over(slice(None))
+    if delta.value is None or count < 10:
+        return delta
     generator = np.random.default_rng(seed)
     values = [over(generator.integers(0, count, count)).value for _ in range(resamples)]
-    found = [v for v in values if v is not None]
-    if len(found) < 0.9 * resamples:  # curves that hardly overlap: the ones that do are no fair sample
-        return whole
-    low, high = np.percentile(found, [2.5, 97.5])
-    return Delta(whole.value, whole.low, whole.high, whole.share, (float(low), float(high)), whole.note)
+    defined = [v for v in values if v is not None]
+    if len(defined) < 0.9 * resamples:  # the resamples whose curves overlap are a biased sample
+        return delta
+    low, high = np.percentile(defined, [2.5, 97.5])
+    return replace(delta, interval=(float(low), float(high)))
 
 
-class _Lines:
-    """Points joined by straight lines; x non-decreasing, jumps (equal x) allowed."""
-
-    def __init__(self, x: np.ndarray, y: np.ndarray):
-        self.x, self.y = x, y
-
-    def integral(self, low: float, high: float) -> float:
-        total = 0.0
-        for x0, x1, y0, y1 in zip(self.x[:-1], self.x[1:], self.y[:-1], self.y[1:], strict=True):
-            start, stop = max(low, x0), min(high, x1)
-            if stop > start:
-                slope = (y1 - y0) / (x1 - x0)
-                total += (stop - start) * (y0 + slope * ((start + stop) / 2 - x0))
-        return total
-
-
-class _Pchip:
-    def __init__(self, x: np.ndarray, y: np.ndarray):
-        self.x = x
-        self.curve = PchipInterpolator(x, y, extrapolate=False)
-
-    def integral(self, low: float, high: float) -> float:
-        return float(self.curve.integrate(low, high))
-
-
-def _compare(a, b, scale, show, notes: list[str]) -> Delta:
-    low, high = max(a.x[0], b.x[0]), min(a.x[-1], b.x[-1])
+def _mean_difference(a, b, method: Method, notes: list[str]) -> Delta:
+    """Return the mean of b - a over the x that both curves (x, y) cover."""
+    low, high = max(a[0][0], b[0][0]), min(a[0][-1], b[0][-1])
     if not high > low:
         return Delta(None, note="no overlap")
-    share = (high - low) / (max(a.x[-1], b.x[-1]) - min(a.x[0], b.x[0]))
+    share = (high - low) / (max(a[0][-1], b[0][-1]) - min(a[0][0], b[0][0]))
     if share < NARROW:
         notes = [*notes, "narrow overlap"]
-    mean = (b.integral(low, high) - a.integral(low, high)) / (high - low)
-    return Delta(float(scale(mean)), show(low), show(high), float(share), note="; ".join(notes))
+    difference = (_integral(*b, low, high, method) - _integral(*a, low, high, method)) / (high - low)
+    return Delta(float(difference), float(low), float(high), float(share), note="; ".join(notes))
+
+
+def _integral(x: np.ndarray, y: np.ndarray, low: float, high: float, method: Method) -> float:
+    if method == "pchip":
+        return float(PchipInterpolator(x, y).integrate(low, high))
+    start, stop = np.clip(x[:-1], low, high), np.clip(x[1:], low, high)
+    dx = np.diff(x)
+    slope = np.divide(np.diff(y), dx, out=np.zeros_like(dx), where=dx > 0)  # jumps (equal x) have no area
+    return float(np.sum((stop - start) * (y[:-1] + slope * ((start + stop) / 2 - x[:-1]))))
 
 
 def _sorted(rate, score) -> tuple[np.ndarray, np.ndarray]:
+    """Return log rates in increasing order, and their scores."""
     rate, score = np.asarray(rate, dtype=float), np.asarray(score, dtype=float)
     if rate.ndim != 1 or rate.shape != score.shape or not len(rate):
         raise ValueError(f"a curve is two sequences of equal length, got shapes {rate.shape} and {score.shape}")
     if not (np.isfinite(rate).all() and np.isfinite(score).all() and (rate > 0).all()):
-        raise ValueError("a curve has finite scores and finite positive rates")
+        raise ValueError("a curve needs finite scores and finite positive rates")
     order = np.argsort(rate, kind="stable")
     return np.log(rate[order]), score[order]

@@ -1,4 +1,4 @@
-"""Short names for what measurements depend on: images, files, data sets, weights. Each is 16 hex digits."""
+"""Digests of what measurements depend on: images, files, datasets and weights. Each is 16 hexadecimal digits."""
 
 from __future__ import annotations
 
@@ -18,35 +18,30 @@ if TYPE_CHECKING:
 
 
 def pixels_digest(image: Image.Image) -> str:
-    """Over size and pixels of an image."""
-    return hashlib.sha256(struct.pack("<II", *image.size) + image.tobytes()).hexdigest()[:16]
+    """Return the digest of an image's size and pixels."""
+    return data_digest(struct.pack("<II", *image.size) + image.tobytes())
 
 
 def data_digest(data: bytes) -> str:
-    """Over bytes; of a file's contents, the same as :func:`file_digest`."""
+    """Return the digest of bytes; for the contents of a file, the same as :func:`file_digest`."""
     return hashlib.sha256(data).hexdigest()[:16]
 
 
 def file_digest(path: str | os.PathLike) -> str:
-    """Over the contents of a file. Raises OSError where it cannot be read."""
+    """Return the digest of a file's contents. Raises OSError if it cannot be read."""
     return data_digest(Path(path).read_bytes())
 
 
 def facts_digest(facts: Any) -> str:
-    """Over whatever json can hold."""
+    """Return the digest of a JSON-serializable value."""
     return data_digest(json.dumps(facts, sort_keys=True).encode())
 
 
-def tree_digest(paths: Iterable[Path], root: Path) -> str:
-    """Over names (relative to ``root``) and contents of files: equal for equal data sets, anywhere.
+def tree_digest(files: Iterable[tuple[str, Path]]) -> str:
+    """Return the digest of (name, file) pairs, in that order. Raises OSError for a file that cannot be read.
 
-    Raises OSError for a file that cannot be read, ValueError for one that is not below ``root``.
+    With names relative to a folder, it is equal for equal datasets in any place.
     """
-    return named_digest((path.relative_to(root).as_posix(), path) for path in paths)
-
-
-def named_digest(files: Iterable[tuple[str, Path]]) -> str:
-    """Over names and contents of (name, file), in that order. Raises OSError for a file that cannot be read."""
     state = hashlib.blake2b(digest_size=8)
     for name, path in files:
         state.update(name.encode() + b"\0" + hashlib.blake2b(path.read_bytes()).digest())
@@ -54,21 +49,21 @@ def named_digest(files: Iterable[tuple[str, Path]]) -> str:
 
 
 def digest_of(model: nn.Module) -> str:
-    """Over all weights of a network."""
-    return _of_tensors(model.state_dict().items())
+    """Return the digest of all weights of a network."""
+    return _tensors_digest(model.state_dict().items())
 
 
 def model_digest(codec: Codec) -> str:
-    """Over the form and all weights, also of what the viewer sees: more than the fingerprint covers."""
+    """Return the digest of a codec's config and all weights; its fingerprint covers only those of entropy coding."""
     from ugicm.config import to_dict
 
-    return _of_tensors(sorted(codec.model.state_dict().items()), json.dumps(to_dict(codec.config)))
+    return _tensors_digest(sorted(codec.model.state_dict().items()), json.dumps(to_dict(codec.config)))
 
 
-def _of_tensors(named: Iterable[tuple[str, Tensor]], form: str = "") -> str:
+def _tensors_digest(named: Iterable[tuple[str, Tensor]], config: str = "") -> str:
     import torch
 
-    state = hashlib.blake2b(form.encode(), digest_size=8)
+    state = hashlib.blake2b(config.encode(), digest_size=8)
     for name, tensor in named:
         state.update(name.encode())
         state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

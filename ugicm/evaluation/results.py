@@ -1,9 +1,8 @@
-"""Results files: CompressAI's ``{name, description, results: {metric: [per rate point]}}``, with provenance; and
-journals, which keep what is measured until then.
+"""Results files, and journals of unfinished measurements.
 
-Besides CompressAI's keys a file holds ``meta`` (versions, device, threads, command, data set) and ``per_image``
-(what the averages are of). Averages are over images, each counting once. A value that does not exist (MS-SSIM of
-a small image, the PSNR of an exact one) is null and is left out of averages.
+A results file has CompressAI's schema, ``{name, description, results: {metric: [per rate point]}}``, plus ``meta``
+(versions, device, threads, command, dataset) and ``per_image``. Averages are means over images. A value that does not
+exist (MS-SSIM of a small image, PSNR of an exact one) is null and excluded from averages.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ _LIBRARIES = ("torch", "torchvision", "compressai", "numpy", "pillow", "pytorch-
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of the values that exist; None where none does."""
-    there = [value for value in values if value is not None]
-    return math.fsum(there) / len(there) if there else None
+    """Return the mean of the values that are not None; None if there are none."""
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None
 
 
 def finite(value: float | None) -> float | None:
-    """``value`` as JSON can hold it: None for what is not a finite number."""
+    """Return ``value`` if it is a finite number, else None: JSON has no infinity."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def rate_points(records: Sequence[Mapping[str, Any]], by: str, metrics: Sequence[str]) -> dict[str, list]:
-    """Average ``records`` into one rate point for each value of the key ``by``, in increasing order."""
+    """Average records into one rate point for each value of the key ``by``, in increasing order."""
     table: dict[str, list] = {by: sorted({record[by] for record in records})}
     for metric in metrics:
         table[metric] = [mean(r[metric] for r in records if r[by] == point) for point in table[by]]
@@ -47,13 +46,13 @@ def rate_points(records: Sequence[Mapping[str, Any]], by: str, metrics: Sequence
 
 
 def write(path: str | os.PathLike, name: str, description: str, results: Mapping[str, Sequence], **more: Any) -> None:
-    """Write a results file, whole or not at all. ``more``: ``meta``, ``per_image`` and the like."""
+    """Write a results file atomically. ``more`` holds further keys, such as ``meta`` and ``per_image``."""
     document = {"name": name, "description": description, "results": results, **more}
     atomic.write(path, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a results file, ours or CompressAI's. Raises ValueError naming the file where it is neither."""
+    """Read a results file of ugicm or CompressAI. Raises ValueError for any other file."""
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
         if isinstance(document["results"], dict):
@@ -64,35 +63,32 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
 
 
 class Journal:
-    """Records by name, in a file that only grows. A line that does not hold one, as where an interruption cut it off,
-    does not count. Raises OSError or ValueError for a file that cannot be read as text."""
+    """Records by name in an append-only file of JSON lines.
+
+    Lines that are not records are ignored, such as the last one of an interrupted run.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self.records: dict[str, Any] = {}
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        self._cut_off = not text.endswith("\n") and text != ""
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        self._line_open = not text.endswith("\n") and text != ""
         for line in text.splitlines():
             with contextlib.suppress(ValueError, TypeError):
                 name, record = json.loads(line)
                 self.records[name] = record
 
     def add(self, records: Mapping[str, Any]) -> None:
-        """Append records; on disk when this returns."""
+        """Append records to the file."""
         self.records.update(records)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write("\n" * self._cut_off + self.lines(records))
-        self._cut_off = False
-
-    @staticmethod
-    def lines(records: Mapping[str, Any]) -> str:
-        """What a journal's file says of records."""
-        return "".join(f"{json.dumps(item)}\n" for item in records.items())
+            file.write("\n" * self._line_open + "".join(f"{json.dumps(item)}\n" for item in records.items()))
+        self._line_open = False
 
 
 def environment(device: Any = "cpu") -> dict[str, Any]:
-    """Where and how something was measured: versions, processor, threads, device, revision, command, time."""
+    """Return how something was measured: versions, processor, threads, device, revision, command and time."""
     import torch
 
     device = torch.device(device)
@@ -123,12 +119,11 @@ def _processor() -> str:
 
 
 def table(rows: Sequence[Sequence[Any]], heads: Sequence[str]) -> str:
-    """Rows as aligned text; numbers to the right, None as a dash."""
+    """Return rows as aligned text: the first column left, others right, None as a dash."""
     cells = [list(heads)] + [["-" if cell is None else str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
-    lines = []
-    for row in cells:
-        first, *rest = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
-        lines.append("  ".join([first, *rest]).rstrip())
+    first, *others = (max(map(len, column)) for column in zip(*cells, strict=True))
+    lines = [
+        "  ".join([row[0].ljust(first), *map(str.rjust, row[1:], others)]).rstrip() for row in cells
+    ]
     lines.insert(1, "-" * max(map(len, lines)))
     return "\n".join(lines)

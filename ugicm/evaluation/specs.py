@@ -1,4 +1,4 @@
-"""How codecs, judges and detectors are named on the command line: ``NAME[=WHERE][:key=value ...]``.
+"""Specifications of codecs, classifiers and detectors on the command line: ``NAME[=PATH][:key=value ...]``.
 
 ``avif:speed=6``, ``resnet101``, ``resnet101=weights/resnet101.pth``,
 ``timm/vit_small_patch16_224=w.safetensors``, ``squeezenet1_1=w.pth:normalize=none:classifier.1.padding=1``.
@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
-from ugicm.errors import ConfigError, first_line
+from ugicm.errors import CheckpointError, ConfigError, first_line
 
-_OPTION = re.compile(r":(?=[A-Za-z_][\w.]*=)")  # so that C:\path and URLs are left whole
+_OPTION = re.compile(r":(?=[A-Za-z_][\w.]*=)")  # does not split C:\path and URLs
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A parsed name. ``options`` values are Python literals where they read as such, else strings."""
+    """A parsed specification. Values of ``options`` are Python literals where possible, else strings."""
 
     name: str
     where: str | None = None
@@ -27,8 +29,11 @@ class Spec:
     text: str = ""
 
     def take(self, attributes: bool = False, **defaults):
-        """Options by name, with defaults. Raises ConfigError for an option that is not among ``defaults``; with
-        ``attributes`` those with a dot are left to :func:`set_attributes`."""
+        """Return options by name, with defaults. Options with a dot are allowed if ``attributes``; they are not part
+        of the result but of :attr:`attributes`.
+
+        Raises ConfigError for an option that is not among ``defaults``.
+        """
         known = {"label", *defaults, *(self.attributes if attributes else ())}
         unknown = [key for key in self.options if key not in known]
         if unknown:
@@ -38,7 +43,7 @@ class Spec:
 
     @property
     def label(self) -> str:
-        """What tables and legends show."""
+        """The name in tables and legends."""
         return str(self.options.get("label", self.name.split("/", 1)[-1]))
 
     @property
@@ -48,27 +53,30 @@ class Spec:
 
     @property
     def changes(self) -> str:
-        """The attributes as the identity of a network has them, each after a space; empty where there are none."""
+        """The attributes as part of a network's identity, each after a space; empty if there are none."""
         return "".join(f" {key}={value}" for key, value in self.attributes.items())
 
 
 def parse_spec(text: str) -> Spec:
-    """Parse ``NAME[=WHERE][:key=value ...]``. Raises ConfigError where there is no name."""
+    """Parse ``NAME[=PATH][:key=value ...]``. Raises ConfigError if there is no valid name."""
     head, *rest = _OPTION.split(text.strip())
     name, _, where = head.partition("=")
-    if not name or not re.fullmatch(r"[\w./@ -]+", name):
+    if not re.fullmatch(r"[\w./@ -]+", name):
         raise ConfigError(f"{text!r}: expected NAME, NAME=PATH or NAME=PATH:key=value")
     options = {}
     for part in rest:
         key, _, value = part.partition("=")
-        options[key] = _literal(value)
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value
     return Spec(name, where or None, options, text)
 
 
 def set_attributes(root, attributes: dict, text: str) -> None:
-    """Set attributes of modules inside ``root``, given by dotted names that end in the attribute's.
+    """Set attributes of modules inside ``root``, given by dotted names.
 
-    The new value takes the shape of the old one: ``1`` for a padding of ``(0, 0)`` becomes ``(1, 1)``.
+    A scalar replaces every entry of a tuple: ``1`` for a padding of ``(0, 0)`` becomes ``(1, 1)``.
     Raises ConfigError for a module or attribute that does not exist, or that cannot have such a value.
     """
     for dotted, value in attributes.items():
@@ -82,12 +90,16 @@ def set_attributes(root, attributes: dict, text: str) -> None:
             value = (value,) * len(old)
         try:
             setattr(module, attribute, value)
-        except (AttributeError, TypeError) as error:  # weights, modules and properties take no plain values
+        except (AttributeError, TypeError) as error:  # weights, modules and properties do not accept plain values
             raise ConfigError(f"{text}: '{dotted}' cannot be set: {first_line(error)}") from None
 
 
-def _literal(text: str):
+def download(build: Callable[[], Any], spec: Spec, weights: str) -> Any:
+    """Return ``build()``, which downloads weights. Raises CheckpointError with instructions if that fails."""
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+        return build()
+    except Exception as error:  # hubs, HTTP libraries and file systems each raise their own
+        raise CheckpointError(
+            f"{spec.name}: {weights} could not be downloaded ({first_line(error)}); download the file elsewhere and "
+            f"pass it as {spec.name}=PATH"
+        ) from error

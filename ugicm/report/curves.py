@@ -1,257 +1,235 @@
-"""Measuring curves: contenders at their settings over a data set, decoded for every viewer, seen by every evaluator.
+"""Measure curves: every codec at its settings over a dataset, decoded for every preference, scored by every evaluator.
 
-Everything that costs time is kept on disk as it is made: streams, and evaluators' records, one per codec, setting,
-viewer, evaluator and image, named by what they depend on. An interrupted measurement continues, an extended one
-adds what is missing, and one with a changed model, codec version or judge shares nothing with the old.
+Bitstreams and evaluators' records are kept on disk as soon as they are made, under names that contain what they depend
+on. An interrupted measurement continues, an extended one adds what is missing, and a changed model, codec version or
+network shares nothing with earlier ones.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from tqdm import tqdm
 
 from ugicm import atomic
-from ugicm.errors import ConfigError, UgicmError
-from ugicm.evaluation.codecs import Contender, failures_named
-from ugicm.evaluation.digests import file_digest, pixels_digest
+from ugicm.arguments import spread
+from ugicm.evaluation.codecs import ImageCodec, failures_named, sweep
+from ugicm.evaluation.digests import pixels_digest
 from ugicm.evaluation.results import Journal
 from ugicm.evaluation.tasks.base import Evaluator, Item
 from ugicm.images import open_rgb
+from ugicm.report.datasets import Dataset
 
-ORIGINAL = "original"
-
-
-@dataclass
-class Dataset:
-    """Images and those who judge them.
-
-    Attributes, by image key: ``digests`` and ``sizes`` of pixels; ``names`` under which records are kept, which
-    depend on the image, its key and what is true about it; ``failed``, why an image is left out.
-    """
-
-    name: str
-    items: list[Item]
-    evaluators: list[Evaluator]
-    folder: Path
-    check: Callable[[Item, Image.Image], str | None] | None = None
-    class_names: Sequence[str] | None = None
-    digests: dict[str, str] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
-    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-
-    def read(self) -> Dataset:
-        """Look at every image once; those that cannot be read move to ``failed``. Raises ConfigError where none is
-        left."""
-        good = []
-        for item in self.items:
-            try:
-                image = open_rgb(item.path)
-                complaint = self.check(item, image) if self.check else None
-                if complaint:
-                    raise ConfigError(complaint)
-            except UgicmError as error:
-                self.failed[item.key] = str(error)
-                continue
-            self.digests[item.key], self.sizes[item.key] = pixels_digest(image), image.size
-            truth = file_digest(item.target) if isinstance(item.target, Path) else item.target
-            self.names[item.key] = f"{self.digests[item.key]} {truth} {item.key}"
-            good.append(item)
-        if not good:
-            raise ConfigError(f"{self.folder}: no image can be used: {next(iter(self.failed.values()))}")
-        self.items = good
-        return self
+ORIGINAL = "original"  # in place of a codec's identity
+_BATCH_SIZE = 8
+_DEFAULT_RANGE = (0.1, 1.0)  # bits per pixel of baselines without a codec that sets the range
 
 
 @dataclass
 class Point:
-    """A contender at one setting, for one viewer. ``bits`` by image key; ``records`` by evaluator and image key;
-    ``scores`` by title."""
+    """A codec at one setting and preference.
+
+    ``rates``: bits per pixel by image key; ``records``: by evaluator and image key; ``scores``: by metric title.
+    """
 
     setting: float
-    bits: dict[str, int]
-    bpp: float
+    rates: dict[str, float]
     records: dict[str, dict[str, dict]]
     scores: dict[str, float | None]
+
+    @property
+    def bpp(self) -> float:
+        """Bits per pixel, averaged over images."""
+        return sum(self.rates.values()) / len(self.rates)
 
 
 @dataclass
 class Curve:
-    """Points of one contender and viewer, from small files to large."""
+    """Rate points of one codec and preference, in order of rate."""
 
-    name: str
-    contender: Contender
-    viewer: float | None
+    codec: ImageCodec
+    preference: float | None
     points: list[Point]
+
+    @property
+    def name(self) -> str:
+        """The curve's name in legends and tables."""
+        if self.preference is None:
+            return self.codec.label
+        described = {0.0: "human", 1.0: "machine"}.get(self.preference, f"preference {self.preference:g}")
+        return f"{self.codec.label} {described}"
 
 
 class Cache:
-    """Streams and records on disk."""
+    """Bitstreams and records on disk."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self._journals: dict[Path, Journal] = {}
 
-    def stream(self, contender: Contender, setting: float, digest: str) -> Path:
-        """Where the stream of an image with this digest is, or would be."""
-        return self.folder / "streams" / _named(contender.identity) / f"{setting:g}" / f"{digest}{contender.extension}"
+    def bitstream(self, codec: ImageCodec, setting: float, digest: str) -> Path:
+        """Return the path for the bitstream of the image with this pixels digest."""
+        return self.folder / "bitstreams" / _file_name(codec.identity) / f"{setting:g}" / f"{digest}{codec.extension}"
 
-    def journal(self, contender: str, setting: float, viewer: float | None, evaluator: Evaluator) -> Journal:
-        """Records of one evaluator. ``contender``: its identity."""
-        point = f"{setting:g}" if viewer is None else f"{setting:g} for {viewer:g}"
-        path = self.folder / "records" / _named(contender) / point / f"{_named(evaluator.identity)}.jsonl"
+    def journal(self, identity: str, setting: float, preference: float | None, evaluator: Evaluator) -> Journal:
+        """Return the records of one evaluator for a codec's identity, setting and preference."""
+        point = f"{setting:g}" if preference is None else f"{setting:g} for {preference:g}"
+        path = self.folder / "records" / _file_name(identity) / point / f"{_file_name(evaluator.identity)}.jsonl"
         if path not in self._journals:
             self._journals[path] = Journal(path)
         return self._journals[path]
 
-    def forget(self) -> None:
-        """Read journals again when they are next asked for: other processes may have written."""
-        self._journals = {}
 
+class CachedCodec:
+    """An image codec that reads bitstreams from the cache, and writes those that are missing."""
 
-class Cached:
-    """A contender whose streams are kept: one that was written before is read, and not made again."""
-
-    def __init__(self, contender: Contender, cache: Cache):
-        self._contender, self._cache = contender, cache
+    def __init__(self, codec: ImageCodec, cache: Cache):
+        self._codec, self._cache = codec, cache
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._contender, name)
+        return getattr(self._codec, name)
 
     def encode(self, image: Image.Image, setting: float) -> bytes:
-        path = self._cache.stream(self._contender, setting, pixels_digest(image))
+        path = self._cache.bitstream(self._codec, setting, pixels_digest(image))
         if path.is_file():
             return path.read_bytes()
-        data = self._contender.encode(image, setting)
+        data = self._codec.encode(image, setting)
         atomic.write(path, data)
         return data
 
 
-def score_originals(dataset: Dataset, cache: Cache, batch_size: int, advance: Callable[[int], None]) -> None:
-    """Records of those evaluators that can judge originals; sets what agreement is measured against."""
-    judges = [e for e in dataset.evaluators if not e.needs_original]
-    todo = {e.name: cache.journal(ORIGINAL, 0, None, e) for e in judges}
-    for batch in _batches(dataset.items, batch_size):
-        looked = [(item, open_rgb(item.path)) for item in batch if _missing(dataset, item, todo.values())]
-        for evaluator in judges:
-            _see(evaluator, dataset, [(item, image, image) for item, image in looked], todo[evaluator.name])
-        advance(len(batch))
-    for evaluator in judges:
-        if hasattr(evaluator, "reference"):
-            evaluator.reference = _recall(dataset, todo[evaluator.name])
+def measure_curves(
+    dataset: Dataset, codecs: Sequence[ImageCodec], args: argparse.Namespace, cache: Cache
+) -> list[Curve]:
+    """Return all curves of a dataset, with the options of ``ugicm report``.
 
-
-def original_scores(dataset: Dataset, cache: Cache) -> dict[str, float | None]:
-    """Scores of the originals by title."""
-    scores = {}
-    for evaluator in dataset.evaluators:
-        if not evaluator.needs_original:
-            records = _recall(dataset, cache.journal(ORIGINAL, 0, None, evaluator))
-            scores.update(_titled(evaluator, records))
-    return scores
-
-
-def measure(
-    dataset: Dataset,
-    contender: Cached,
-    setting: float,
-    cache: Cache,
-    batch_size: int,
-    advance: Callable[[int], None] = lambda count: None,
-) -> None:
-    """Encode, decode and judge every image at one setting, as far as the cache does not know the outcome.
-
-    Raises UgicmError naming the image where a codec fails: a curve with holes could not be compared.
+    Codecs with preferences come first in ``codecs``, and set the range of rates of the others.
     """
-    journals = {
-        (viewer, evaluator.name): cache.journal(contender.identity, setting, viewer, evaluator)
-        for viewer in contender.viewers
-        for evaluator in dataset.evaluators
-    }
-    for batch in _batches(dataset.items, batch_size):
-        decoded: dict[float | None, list] = {viewer: [] for viewer in contender.viewers}
-        for item in batch:
-            wanted = [
-                v
-                for v in contender.viewers
-                if _missing(dataset, item, (journals[v, e.name] for e in dataset.evaluators))
-            ]
-            path = cache.stream(contender, setting, dataset.digests[item.key])
-            if not wanted and path.is_file():
-                continue
-            original = open_rgb(item.path)
-            with failures_named(contender, setting, item.path):
-                data = contender.encode(original, setting)
-                for viewer, image in zip(wanted, contender.decode(data, wanted) if wanted else (), strict=True):
-                    decoded[viewer].append((item, image, original))
-        for viewer, looked in decoded.items():
-            for evaluator in dataset.evaluators:
-                _see(evaluator, dataset, looked, journals[viewer, evaluator.name])
-        advance(len(batch))
-
-
-def collect(dataset: Dataset, contender: Contender, settings: Sequence[float], cache: Cache) -> list[Curve]:
-    """Curves from what is in the cache after :func:`measure`; one per viewer."""
-    curves = []
-    for viewer in contender.viewers:
-        points = []
+    probes = [open_rgb(dataset.items[i].path) for i in spread(4, len(dataset.items))]
+    low, high = args.bpp_range or _DEFAULT_RANGE
+    curves: list[Curve] = []
+    score_originals(dataset, cache)
+    for codec in codecs:
+        cached = CachedCodec(codec, cache)
+        if None in codec.preferences:
+            settings = sweep(cached, probes, low, high, args.points)
+        else:
+            settings = sorted(set(args.qualities)) if codec.settings is None else list(codec.settings)
         for setting in settings:
-            bits = {
-                item.key: 8 * cache.stream(contender, setting, dataset.digests[item.key]).stat().st_size
-                for item in dataset.items
-            }
-            rates = [bits[key] / (width * height) for key, (width, height) in dataset.sizes.items()]
-            records, scores = {}, {}
-            for evaluator in dataset.evaluators:
-                found = _recall(dataset, cache.journal(contender.identity, setting, viewer, evaluator))
-                records[evaluator.name] = found
-                scores.update(_titled(evaluator, found))
-            points.append(Point(setting, bits, sum(rates) / len(rates), records, scores))
-        points.sort(key=lambda point: point.bpp)
-        curves.append(Curve(curve_name(contender, viewer), contender, viewer, points))
+            measure(dataset, cached, setting, cache)
+        curves += collect(dataset, codec, settings, cache)
+        if None not in codec.preferences and args.bpp_range is None:
+            rates = [point.bpp for curve in curves for point in curve.points]
+            low, high = 0.9 * min(rates), 1.1 * max(rates)
     return curves
 
 
-def curve_name(contender: Contender, viewer: float | None) -> str:
-    """A contender for one viewer, as legends show it."""
-    if viewer is None:
-        return contender.label
-    return f"{contender.label} {({0.0: 'human', 1.0: 'machine'}).get(viewer, f'β = {viewer:g}')}"
+def score_originals(dataset: Dataset, cache: Cache) -> None:
+    """Score the originals with the evaluators that need no reference; set the reference of those that compare."""
+    journals = {e.name: cache.journal(ORIGINAL, 0, None, e) for e in dataset.evaluators if not e.needs_original}
+    for batch in _batches(dataset, "originals"):
+        images = [(item, open_rgb(item.path)) for item in batch if _is_missing(dataset, item, journals.values())]
+        _score(dataset, [(item, image, image) for item, image in images], journals)
+    for evaluator in dataset.evaluators:
+        if hasattr(evaluator, "reference"):
+            evaluator.reference = _records(dataset, journals[evaluator.name])
 
 
-def _batches(items: list[Item], size: int) -> list[list[Item]]:
-    return [items[i : i + size] for i in range(0, len(items), size)]
+def original_scores(dataset: Dataset, cache: Cache) -> dict[str, float | None]:
+    """Return the scores of the originals by metric title."""
+    scores = {}
+    for evaluator in dataset.evaluators:
+        if not evaluator.needs_original:
+            scores |= _scores(evaluator, _records(dataset, cache.journal(ORIGINAL, 0, None, evaluator)))
+    return scores
 
 
-def _missing(dataset: Dataset, item: Item, journals) -> bool:
-    return any(dataset.names[item.key] not in journal.records for journal in journals)
+def measure(dataset: Dataset, codec: CachedCodec, setting: float, cache: Cache) -> None:
+    """Encode, decode and score every image at one setting, as far as the cache does not have the records.
+
+    Raises UgicmError naming the image if a codec fails: curves over different images could not be compared.
+    """
+    journals = {
+        preference: {e.name: cache.journal(codec.identity, setting, preference, e) for e in dataset.evaluators}
+        for preference in codec.preferences
+    }
+    for batch in _batches(dataset, f"{codec.label} {setting:g}"):
+        decoded: dict[float | None, list] = {preference: [] for preference in codec.preferences}
+        for item in batch:
+            missing = [p for p in codec.preferences if _is_missing(dataset, item, journals[p].values())]
+            if not missing and cache.bitstream(codec, setting, dataset.digests[item.key]).is_file():
+                continue
+            original = open_rgb(item.path)
+            with failures_named(f"{item.path}: {codec.label} at {setting:g}"):
+                data = codec.encode(original, setting)
+                for preference, image in zip(missing, codec.decode(data, missing) if missing else (), strict=True):
+                    decoded[preference].append((item, image, original))
+        for preference, images in decoded.items():
+            _score(dataset, images, journals[preference])
 
 
-def _see(evaluator: Evaluator, dataset: Dataset, looked: list, journal: Journal) -> None:
-    """Show (item, image, original) to an evaluator, but for those whose records are there."""
-    fresh = [one for one in looked if dataset.names[one[0].key] not in journal.records]
-    if not fresh:
-        return
-    evaluator.reset()
-    evaluator.process([item for item, _, _ in fresh], [evaluator.prepare(*one) for one in fresh])
-    journal.add({dataset.names[key]: record for key, record in evaluator.records.items()})
+def collect(dataset: Dataset, codec: ImageCodec, settings: Sequence[float], cache: Cache) -> list[Curve]:
+    """Return the curves that :func:`measure` has put into the cache, one per preference."""
+    curves = []
+    for preference in codec.preferences:
+        points = []
+        for setting in settings:
+            rates, records, scores = {}, {}, {}
+            for item in dataset.items:
+                path = cache.bitstream(codec, setting, dataset.digests[item.key])
+                width, height = dataset.sizes[item.key]
+                rates[item.key] = 8 * path.stat().st_size / (width * height)
+            for evaluator in dataset.evaluators:
+                journal = cache.journal(codec.identity, setting, preference, evaluator)
+                records[evaluator.name] = _records(dataset, journal)
+                scores |= _scores(evaluator, records[evaluator.name])
+            points.append(Point(setting, rates, records, scores))
+        curves.append(Curve(codec, preference, sorted(points, key=lambda point: point.bpp)))
+    return curves
 
 
-def _recall(dataset: Dataset, journal: Journal) -> dict[str, dict]:
-    return {item.key: journal.records[dataset.names[item.key]] for item in dataset.items}
+def _batches(dataset: Dataset, title: str) -> Iterator[list[Item]]:
+    """Yield the images in batches, and show the progress."""
+    total = len(dataset.items)
+    with tqdm(total=total, desc=f"{dataset.name}: {title}", unit="image", disable=not sys.stderr.isatty(),
+              leave=False) as bar:  # fmt: skip
+        for start in range(0, total, _BATCH_SIZE):
+            yield (batch := dataset.items[start : start + _BATCH_SIZE])
+            bar.update(len(batch))
 
 
-def _titled(evaluator: Evaluator, records: dict[str, dict]) -> dict[str, float | None]:
+def _is_missing(dataset: Dataset, item: Item, journals: Iterable[Journal]) -> bool:
+    return any(dataset.record_names[item.key] not in journal.records for journal in journals)
+
+
+def _score(dataset: Dataset, images: list, journals: dict[str, Journal]) -> None:
+    """Score (item, image, original) triples with the evaluators whose journal lacks them, and add the records."""
+    for evaluator in dataset.evaluators:
+        journal = journals.get(evaluator.name)
+        new = [triple for triple in images if journal and _is_missing(dataset, triple[0], [journal])]
+        if new:
+            evaluator.reset()
+            evaluator.process([item for item, _, _ in new], [evaluator.prepare(*triple) for triple in new])
+            journal.add({dataset.record_names[key]: record for key, record in evaluator.records.items()})
+
+
+def _records(dataset: Dataset, journal: Journal) -> dict[str, dict]:
+    return {item.key: journal.records[dataset.record_names[item.key]] for item in dataset.items}
+
+
+def _scores(evaluator: Evaluator, records: dict[str, dict]) -> dict[str, float | None]:
     return {evaluator.title(metric): value for metric, value in evaluator.summarize(records).items()}
 
 
-def _named(identity: str) -> str:
-    """A file name for an identity: its first word, for people, and a digest."""
-    first = re.sub(r"\W+", "-", identity.split(" weights ")[0])[:40].strip("-")
-    return f"{first}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+def _file_name(identity: str) -> str:
+    """Return a file name for an identity: its readable beginning, and a digest."""
+    start = re.sub(r"\W+", "-", identity.split(" weights ")[0])[:40].strip("-")
+    return f"{start}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"

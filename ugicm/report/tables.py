@@ -1,43 +1,38 @@
-"""The report for papers and READMEs: markdown tables and PNG plots."""
+"""Markdown tables and PNG plots of a report's results."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from ugicm import atomic
 from ugicm.report.comparison import comparable
 
-# Okabe & Ito's colors, told apart by everyone; ours first.
+# Okabe & Ito's colors, distinguishable with color vision deficiencies; ugicm comes first.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#000000")
 MARKERS = "os^Dvp*X"
 _LEGEND = (
-    "BD-rates: in brackets a 95 % interval, from resampling the images; † where the two curves share less than a "
-    "quarter of what they span."
+    "BD-rates, with 95 % bootstrap intervals over images in parentheses. † marks an overlap of less than a quarter of "
+    "the range of the two curves."
 )
-# How metrics begin, and their unit.
+# Units by the beginning of a metric's title.
 _UNITS = {
-    "psnr": " (dB)", "ms-ssim": " (dB)", "lpips": " (less is better)", "log-loss": ", nats (less is better)",
+    "psnr": " (dB)", "ms-ssim": " (dB)", "lpips": " (lower is better)", "log-loss": ", nats (lower is better)",
     "encoding_time": ", s", "decoding_time": ", s",
     **dict.fromkeys(("top-", "agreement", "AP", "box AP", "mask AP", "mAP", "mIoU", "IoU", "pixel accuracy"), ", %"),
 }  # fmt: skip
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """Tables of a results document: per data set the Bjøntegaard deltas of every headline score, then the points."""
+    """Return the tables of a results document: per dataset the BD-rates of every metric, then the rate points."""
     parts = [f"# {document['name']}\n\n{_LEGEND}\n"]
     for section in document["sections"]:
         parts.append(f"\n## {section['name']}, {section['images']} images\n")
-        if section["originals"]:
-            shown = {title: v for title in section["originals"] if (v := original(section, title)) is not None}
-            scores = ", ".join(f"{title} {value:.1f}" for title, value in shown.items())
-            parts.append(f"\nOriginals: {scores}.\n" if scores else "")
-        for metric in section["metrics"]:
-            parts.append(_delta_table(section, metric))
+        scores = {title: original_score(section, title) for title in section["originals"]}
+        shown = ", ".join(f"{title} {value:.1f}" for title, value in scores.items() if value is not None)
+        parts.append(f"\nOriginals: {shown}.\n" if shown else "")
+        parts += [_delta_table(section, metric["title"]) for metric in section["metrics"] if section["deltas"]]
         parts.append(_points_table(section))
     if document["notes"]:
         parts.append("\n## Not measured, left out\n\n" + "".join(f"- {note}\n" for note in document["notes"]))
@@ -49,26 +44,16 @@ def markdown(document: dict[str, Any]) -> str:
     return "".join(parts)
 
 
-def original(section: dict[str, Any], title: str) -> float | None:
-    """The score of the original images; None where there is none, and for their agreement with themselves."""
+def original_score(section: dict[str, Any], title: str) -> float | None:
+    """Return the score of the original images; None if there is none, and for the agreement with themselves."""
     return None if title.startswith("agreement") else section["originals"].get(title)
 
 
-def _delta_table(section: dict[str, Any], metric: dict[str, Any]) -> str:
-    title = metric["title"]
+def _delta_table(section: dict[str, Any], title: str) -> str:
     rows = {(d["test"], d["reference"]): d for d in section["deltas"] if d["metric"] == title}
     names = [curve["name"] for curve in section["curves"]]
-    if not rows:
-        return ""
-    lines = [
-        f"\n### BD-rate at equal {title}\n\n",
-        "| rate needed by ↓ against → | " + " | ".join(map(_cell, names)) + " |\n",
-        "|---|" + "--:|" * len(names) + "\n",
-    ]
-    for test in names:
-        cells = [_delta_cell(rows.get((test, reference))) for reference in names]
-        lines.append(f"| {_cell(test)} | " + " | ".join(cells) + " |\n")
-    return "".join(lines)
+    cells = [[test, *(_delta_cell(rows.get((test, reference))) for reference in names)] for test in names]
+    return f"\n### BD-rate at equal {title}\n\n" + _table(["rate needed by ↓ against →", *names], cells)
 
 
 def _delta_cell(row: dict[str, Any] | None) -> str:
@@ -77,48 +62,44 @@ def _delta_cell(row: dict[str, Any] | None) -> str:
     rate = row["rate"]
     if rate["value"] is None:
         return rate["note"]
-    text = f"{rate['value']:+.1f} %".replace("-", "−")
+    text = f"{rate['value']:+.1f} %"
     if rate["interval"]:
-        text += " ({:+.0f} … {:+.0f})".format(*rate["interval"]).replace("-", "−")
-    return text + (" †" if "narrow" in rate["note"] else "")
+        text += " ({:+.0f} … {:+.0f})".format(*rate["interval"])
+    return text.replace("-", "−") + (" †" if "narrow" in rate["note"] else "")
 
 
 def _points_table(section: dict[str, Any]) -> str:
-    titles = [m["title"] for m in section["metrics"]]
-    lines = ["\n### Rate points\n\n", "| curve | setting | bpp | " + " | ".join(map(_cell, titles)) + " |\n"]
-    lines.append("|---|--:|--:|" + "--:|" * len(titles) + "\n")
+    titles = [metric["title"] for metric in section["metrics"]]
+    cells = []
     for curve in section["curves"]:
-        for index, setting in enumerate(curve["settings"]):
-            values = [curve["results"].get(title, [None] * (index + 1))[index] for title in titles]
-            cells = " | ".join(number(value, title) for value, title in zip(values, titles, strict=True))
-            bpp = curve["results"]["bpp"][index]
-            lines.append(f"| {_cell(curve['name'])} | {setting:g} | {bpp:.3f} | {cells} |\n")
+        results = curve["results"]
+        for i, (setting, bpp) in enumerate(zip(curve["settings"], results["bpp"], strict=True)):
+            scores = (number(results[title][i], title) for title in titles)
+            cells.append([curve["name"], f"{setting:g}", f"{bpp:.3f}", *scores])
+    return "\n### Rate points\n\n" + _table(["curve", "setting", "bpp", *titles], cells)
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a markdown table, numbers right-aligned; a bar in a cell is escaped."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in (heads, *rows)]
+    lines.insert(1, "|---|" + "--:|" * (len(heads) - 1) + "\n")
     return "".join(lines)
 
 
-def _cell(name: str) -> str:
-    """A name in a table: a bar would end its cell."""
-    return name.replace("|", "\\|")
-
-
 def number(value: float | None, title: str) -> str:
-    """A score as people read it."""
+    """Return a score as text, with the digits that suit its metric."""
     if value is None:
         return "–"
     return f"{value:.4f}" if title.startswith(("ms-ssim", "lpips")) else f"{value:.2f}"
 
 
 def plots(document: dict[str, Any], folder: Path) -> None:
-    """``FOLDER/DATASET METRIC.png`` for every headline score."""
+    """Write ``FOLDER/DATASET METRIC.png`` for every metric."""
     for section in document["sections"]:
-        for metric in section["metrics"]:
-            curves = [
-                (curve["name"], curve["results"]["bpp"], curve["results"].get(metric["title"], []))
-                for curve in section["curves"]
-            ]
-            name = "".join(c if c.isalnum() or c in " -." else "_" for c in f"{section['name']} {metric['title']}")
-            plot(folder / f"{name.strip()}.png", curves, metric["title"], section["name"],
-                 original(section, metric["title"]))  # fmt: skip
+        for title in (metric["title"] for metric in section["metrics"]):
+            curves = [(c["name"], c["results"]["bpp"], c["results"][title]) for c in section["curves"]]
+            name = "".join(c if c.isalnum() or c in " -." else "_" for c in f"{section['name']} {title}")
+            plot(folder / f"{name.strip()}.png", curves, title, section["name"], original_score(section, title))
 
 
 def plot(
@@ -128,8 +109,10 @@ def plot(
     title: str = "",
     original: float | None = None,
 ) -> None:
-    """Curves (name, bits per pixel, scores) of one metric, to a PNG file. MS-SSIM is drawn in dB. ``original``: the
-    score of uncompressed images, a dotted line."""
+    """Plot curves (name, bits per pixel, scores) of one metric to a PNG file. MS-SSIM is drawn in dB.
+
+    ``original``: the score of uncompressed images, a dotted line.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4.2), layout="constrained")
@@ -139,14 +122,8 @@ def plot(
         pairs = [(x, comparable(y, metric)) for x, y in zip(bpp, scores, strict=True)]
         pairs = sorted(pair for pair in pairs if pair[1] is not None)
         if pairs:
-            axes.plot(
-                *zip(*pairs, strict=True),
-                color=COLORS[index % len(COLORS)],
-                marker=MARKERS[index % len(MARKERS)],
-                markersize=4,
-                linewidth=1.4,
-                label=str(len(names)),
-            )
+            axes.plot(*zip(*pairs, strict=True), color=COLORS[index % len(COLORS)],
+                      marker=MARKERS[index % len(MARKERS)], markersize=4, linewidth=1.4, label="curve")  # fmt: skip
             names.append(name)
     if original is not None:
         axes.axhline(original, color="#555555", linestyle=":", linewidth=1, label="original")
@@ -155,17 +132,14 @@ def plot(
     axes.set_ylabel(axis_label(metric), parse_math=False)
     axes.set_title(title, fontsize=10, parse_math=False)
     axes.grid(alpha=0.3)
-    # Names come last: matplotlib leaves out labels that begin with _, and takes what is between two $ for a formula.
+    # Names are set last: matplotlib omits labels that begin with _, and parses text between two $ as a formula.
     for text, name in zip(axes.legend(fontsize=8).get_texts(), names, strict=True):
         text.set_parse_math(False)
         text.set_text(name)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=150)
-    with atomic.replacing(path) as temporary:  # lines need few colors: a third of the size
-        few = Image.open(drawn).convert("RGB").quantize(64, Image.Quantize.MAXCOVERAGE)  # also those of single points
-        few.save(temporary, "PNG", optimize=True)
+    with atomic.replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
 
 
 def axis_label(metric: str) -> str:
-    """A metric with its unit."""
+    """Return a metric's title with its unit."""
     return metric + next((unit for start, unit in _UNITS.items() if metric.startswith(start)), "")

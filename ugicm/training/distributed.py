@@ -77,18 +77,12 @@ def join(device: str) -> World:
     place = torch.device(pick_device("cpu" if device == "cpu" else "auto"))
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    rank, size = process_group("nccl" if place.type == "cuda" else "gloo")
-    return World(rank, size, place)
-
-
-def process_group(backend: str = "gloo") -> tuple[int, int]:
-    """Return (rank, number of processes), joining the process group under torchrun; (0, 1) otherwise."""
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
-        return 0, 1
+        return World(0, 1, place)
     if not dist.is_initialized():
-        dist.init_process_group(backend)
-    return dist.get_rank(), size
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    return World(dist.get_rank(), size, place)
 
 
 def gather(value: Any) -> list[Any]:

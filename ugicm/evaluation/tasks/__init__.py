@@ -1,12 +1,15 @@
-"""Task scores: how well networks that never saw a codec work on its images.
+"""Task scores: how well networks perform on coded images that they were not trained on.
 
-``base``            the evaluator protocol and the loop that feeds it
-``sources``         where the images under test come from: a folder, streams, or a codec
-``labels``          image folders with class labels
-``judges``          classifiers by name or local weights; ``zeroshot`` makes one of a CLIP model
-``classification``  top-1, top-5, agreement
-``detectors``       torchvision detectors by name or local weights
-``detection``       COCO box and mask AP, VOC mAP
-``segmentation``    mean intersection over union
-``fidelity``        PSNR, MS-SSIM, LPIPS: the human side
+``base``                   the evaluator interface and the evaluation loop
+``command``                the run that the task scripts share
+``sources``                the images under test: originals, decoded images, bitstreams, or a codec
+``labels``                 image folders with class labels
+``classification``         top-1, top-5, agreement, log-loss
+``classifiers``            classifiers of torchvision and timm, ``zero_shot``: those of open_clip
+``detectors``              torchvision detectors
+``coco``                   COCO box and mask AP
+``voc``                    PASCAL VOC mAP
+``semantic_segmentation``  mean intersection over union
+``fidelity``               PSNR, MS-SSIM, LPIPS
+``hub``                    networks of torchvision with pretrained or local weights
 """

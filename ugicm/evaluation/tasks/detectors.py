@@ -1,10 +1,8 @@
-"""Detectors of torchvision that find objects in images, by name or with local weights.
+"""Object detectors of torchvision with pretrained or local weights.
 
-``maskrcnn_resnet50_fpn``, ``maskrcnn_resnet50_fpn_v2=PATH``,
-``fasterrcnn_resnet50_fpn=PATH:classes=names.txt``. Options: ``num_classes=N`` (background counted) and
-``classes=FILE`` (their names, one a line, background left out) for weights trained on other things than
-COCO; names with dots set attributes of inner modules (``roi_heads.score_thresh=0.05``,
-``transform.min_size=640``).
+``maskrcnn_resnet50_fpn``, ``maskrcnn_resnet50_fpn_v2=PATH``, ``fasterrcnn_resnet50_fpn=PATH:classes=names.txt``.
+Local weights that were not trained on COCO need ``classes=FILE``, the class names without background. An option with
+dots sets an attribute of a submodule (``roi_heads.score_thresh=0.05``, ``transform.min_size=640``).
 """
 
 from __future__ import annotations
@@ -13,20 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 import torchvision
+from PIL import Image
 from torch import Tensor, nn
 
-from ugicm.checkpoints.state_dict import load_state, read_state
+from ugicm.checkpoints.state_dict import load_matching, read_state_dict
 from ugicm.errors import ConfigError, first_of
 from ugicm.evaluation.digests import digest_of
-from ugicm.evaluation.specs import Spec, parse_spec, set_attributes
-from ugicm.evaluation.tasks.hub import downloaded
-from ugicm.evaluation.tasks.zero_shot import read_classes
+from ugicm.evaluation.specs import parse_spec, set_attributes
+from ugicm.evaluation.tasks.hub import download_torchvision, find_torchvision
+from ugicm.evaluation.tasks.labels import read_class_names
 
-_HEAD = "roi_heads.box_predictor.cls_score.bias"
-# PASCAL VOC's names for what COCO calls otherwise.
-SYNONYMS = {
+# PASCAL VOC names of COCO categories.
+_SYNONYMS = {
     "aeroplane": "airplane",
     "diningtable": "dining table",
     "motorbike": "motorcycle",
@@ -38,95 +37,77 @@ SYNONYMS = {
 
 @dataclass
 class Detector:
-    """A network from images to boxes. ``categories``: name of every label it gives (0 is background), or
-    None where nobody said."""
+    """An object detector.
+
+    Attributes:
+        name: name in tables.
+        categories: name of every label. Label 0 is the background.
+        origin: library, architecture and modified attributes.
+    """
 
     name: str
     model: nn.Module
-    categories: list[str] | None
-    labels: int
+    categories: list[str]
     device: str
     origin: str
 
     @property
     def has_masks(self) -> bool:
+        """Whether detections include masks."""
         return getattr(getattr(self.model, "roi_heads", None), "mask_head", None) is not None
 
     @cached_property
     def identity(self) -> str:
-        # A report's cache may hold what was found in batches, before.
+        """Everything that detections depend on."""
         return f"{self.origin} weights {digest_of(self.model)} one image at a time"
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """uint8 images [3, H, W] -> per image boxes [n, 4] (x0, y0, x1, y1), labels, scores, and masks
-        [n, 1, H, W] in [0, 1] where it has them; on the CPU."""
-        # One at a time: torchvision pads a batch to its largest image, and so what is found in an image would
-        # depend on those beside it.
-        found = [self.model([image.to(self.device).float() / 255])[0] for image in images]
-        return [{key: value.cpu() for key, value in one.items()} for one in found]
+        """Return the detections in each of the uint8 images [3, H, W], on the CPU: ``boxes`` [n, 4] (x0, y0, x1, y1),
+        ``labels`` [n], ``scores`` [n], and ``masks`` [n, 1, H, W] in [0, 1] if the detector has masks."""
+        # torchvision pads a batch to its largest image, which changes the detections in the others.
+        outputs = [self.model([image.to(self.device).float() / 255])[0] for image in images]
+        return [{key: value.cpu() for key, value in output.items()} for output in outputs]
 
-    def translate(self, categories: dict[int, str], where: str) -> dict[int, int]:
-        """Its labels -> ids of a data set's categories, matched by name (or by order, where labels have no
-        names and there are as many).
+    def map_labels(self, categories: dict[int, str], where: str) -> dict[int, int]:
+        """Return the category id of each label whose name is that of a category of the dataset ``where``.
 
-        Raises ConfigError naming the categories it does not know.
+        Raise ConfigError if the detector lacks a category.
         """
-        if self.categories is None:
-            if self.labels != len(categories) + 1:
-                raise ConfigError(
-                    f"{self.name} gives {self.labels - 1} labels without names and {where} has {len(categories)} "
-                    "categories; name the labels with :classes=FILE"
-                )
-            return dict(enumerate(sorted(categories), start=1))
-        labels = {_plain(name): label for label, name in enumerate(self.categories) if name != "N/A"}
-        unknown = [name for name in categories.values() if _plain(name) not in labels]
+        labels = {_normalize(name): label for label, name in enumerate(self.categories) if name != "N/A"}
+        unknown = [name for name in categories.values() if _normalize(name) not in labels]
         if unknown:
-            raise ConfigError(f"{where}: {self.name} does not know the categories {first_of(unknown)}")
-        return {labels[_plain(name)]: id for id, name in categories.items()}
+            raise ConfigError(f"{where}: {self.name} does not have the categories {first_of(unknown)}; use another one")
+        return {labels[_normalize(name)]: id for id, name in categories.items()}
+
+
+def to_uint8(item, image: Image.Image, original: Image.Image | None = None) -> Tensor:
+    """Return the input of a detector, uint8 [3, H, W]. Serves as ``prepare`` of an evaluator."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def load_detector(text: str = "maskrcnn_resnet50_fpn", device: str = "cpu") -> Detector:
-    """The detector that a specification names.
+    """Load the detector that a specification names.
 
-    Raises ConfigError for an unknown name or option, CheckpointError for weights that cannot be had or do
-    not fit.
+    Raise ConfigError if a name or option is unknown, CheckpointError if weights do not fit or cannot be downloaded.
     """
     spec = parse_spec(text)
-    name = spec.name.removeprefix("torchvision/")
-    known = torchvision.models.list_models(module=torchvision.models.detection)
-    if name not in known:
-        raise ConfigError(f"{text}: torchvision has no detector '{name}'; available: {', '.join(known)}")
-    catalog = torchvision.models.get_model_weights(name)
-    if spec.where is None or spec.where in catalog.__members__:
-        spec.take(attributes=True)
-        preset = catalog[spec.where] if spec.where else catalog.DEFAULT
-        model = downloaded(
-            lambda: torchvision.models.get_model(name, weights=preset), spec, f"its weights {preset.name}"
-        )
-        categories, labels = list(preset.meta["categories"]), len(preset.meta["categories"])
+    weights, path = find_torchvision(spec, torchvision.models.detection, "detector")
+    categories = list(weights.meta["categories"])
+    options = spec.take(attributes=True, **({"classes": None} if path else {}))
+    if path:
+        if (file := options["classes"]) is not None:
+            categories = ["__background__", *read_class_names(str(file))]
+        count = len(categories)
+        model = torchvision.models.get_model(spec.name, weights=None, weights_backbone=None, num_classes=count)
+        load_matching(model, read_state_dict(path), path, f"{spec.name} of {count - 1} classes (:classes=FILE)")
     else:
-        model, categories, labels = _from_file(spec, name, catalog)
+        model = download_torchvision(spec, weights)
     set_attributes(model, spec.attributes, text)
-    origin = f"torchvision {name}{spec.changes}"
-    return Detector(spec.label, model.eval().to(device), categories, labels, device, origin)
+    origin = f"torchvision {spec.name}{spec.changes}"
+    return Detector(spec.label, model.eval().to(device), categories, device, origin)
 
 
-def _from_file(spec: Spec, name: str, catalog) -> tuple[nn.Module, list[str] | None, int]:
-    options = spec.take(attributes=True, num_classes=None, classes=None)
-    state = read_state(spec.where)
-    names = None if options["classes"] is None else read_classes(str(options["classes"]))
-    standard = list(catalog.DEFAULT.meta["categories"])
-    labels = options["num_classes"] or (len(names) + 1 if names else len(state.get(_HEAD, standard)))
-    model = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=labels)
-    load_state(model, state, spec.where, spec.name)
-    if names is not None:
-        if len(names) + 1 != labels:
-            raise ConfigError(f"{spec.text}: {options['classes']} names {len(names)} classes for {labels - 1} labels")
-        return model, ["__background__", *names], labels
-    return model, standard if labels == len(standard) else None, labels
-
-
-def _plain(name: str) -> str:
+def _normalize(name: str) -> str:
     name = name.strip().lower().replace("_", " ")
-    return SYNONYMS.get(name.replace(" ", ""), name)
+    return _SYNONYMS.get(name.replace(" ", ""), name)

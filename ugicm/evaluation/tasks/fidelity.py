@@ -1,38 +1,39 @@
-"""The human side: how near a decoded image is to the original, and how near it looks.
+"""Fidelity to the original image, for human viewing.
 
 ==============  =============================================================================================
 ``psnr-rgb``    dB over all samples
-``psnr-y``      dB over luma, Y = .299 R + .587 G + .114 B (BT.601, unrounded)
-``ms-ssim-rgb`` Wang et al. 2003; none for images with a side under 161
-``lpips``       Zhang et al. 2018, version 0.1, where the backbone's weights are at hand; lower is better
+``psnr-y``      dB over luma, Y = 0.299 R + 0.587 G + 0.114 B (BT.601, not rounded)
+``ms-ssim-rgb`` Wang et al. 2003; undefined for images with a side of less than 161 pixels
+``lpips``       Zhang et al. 2018, version 0.1; lower is better
 ==============  =============================================================================================
 """
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ugicm.checkpoints.state_dict import read_state
+from ugicm.checkpoints.state_dict import load_matching, read_state_dict
 from ugicm.errors import ConfigError
 from ugicm.evaluation.digests import digest_of
 from ugicm.evaluation.metrics import ms_ssim, psnr
 from ugicm.evaluation.results import finite, mean
-from ugicm.evaluation.specs import parse_spec
+from ugicm.evaluation.specs import download, parse_spec
 from ugicm.evaluation.tasks.base import Evaluator, Item
 from ugicm.images import to_tensor
-from ugicm.losses.distortion import LPIPS_BACKBONES, lpips_network
 
 _LUMA = np.array([0.299, 0.587, 0.114])
+_BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
 
 
 class FidelityEvaluator(Evaluator):
-    """Distances to the original, all computed by the readers of images; nothing is left for a batch."""
+    """PSNR and MS-SSIM, which are computed by :meth:`prepare`."""
 
     name = "fidelity"
     identity = "fidelity 1"
@@ -44,31 +45,29 @@ class FidelityEvaluator(Evaluator):
     def prepare(item: Item, image: Image.Image, original: Image.Image | None) -> dict:
         return {
             "psnr-rgb": finite(psnr(original, image)),
-            "psnr-y": finite(psnr_luma(original, image)),
+            "psnr-y": finite(psnr(original, image, _LUMA)),
             "ms-ssim-rgb": ms_ssim(original, image),
         }
 
     def title(self, metric: str) -> str:
         return metric
 
-    def contributions(self, metric: str, records: dict[str, dict]) -> dict[str, float] | None:
+    def per_image_scores(self, metric: str, records: dict[str, dict]) -> dict[str, float] | None:
         values = {key: record[metric] for key, record in records.items()}
         return None if None in values.values() else values
 
-    def process(self, items: Sequence[Item], prepared: Sequence[dict]) -> None:
-        self.records.update((item.key, record) for item, record in zip(items, prepared, strict=True))
+    def process(self, items: Sequence[Item], inputs: Sequence[dict]) -> None:
+        self.records.update((item.key, record) for item, record in zip(items, inputs, strict=True))
 
     def summarize(self, records: dict[str, dict]) -> dict[str, float | None]:
-        """Means over images. An image without a value (exact: infinite PSNR; small: no MS-SSIM) is left
-        out.
-        """
+        """Return means over the images whose value is defined (finite PSNR, MS-SSIM of a large enough image)."""
         return {metric: mean(r[metric] for r in records.values()) for metric in self.metrics}
 
 
 class LpipsEvaluator(Evaluator):
-    """Learned perceptual distance; images one at a time, as they differ in size."""
+    """Learned perceptual image patch similarity."""
 
-    metrics = headline = falling = ("lpips",)
+    metrics = headline = lower_is_better = ("lpips",)
     noisy = False
     needs_original = True
 
@@ -83,8 +82,8 @@ class LpipsEvaluator(Evaluator):
         return to_tensor(image), to_tensor(original)
 
     @torch.inference_mode()
-    def process(self, items: Sequence[Item], prepared: Sequence[tuple[Tensor, Tensor]]) -> None:
-        for item, (image, original) in zip(items, prepared, strict=True):
+    def process(self, items: Sequence[Item], inputs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        for item, (image, original) in zip(items, inputs, strict=True):
             value = self.model(image.to(self.device), original.to(self.device), normalize=True)
             self.records[item.key] = {"lpips": float(value)}
 
@@ -92,26 +91,29 @@ class LpipsEvaluator(Evaluator):
         return {"lpips": mean(r["lpips"] for r in records.values())}
 
 
-def psnr_luma(original: Image.Image, decoded: Image.Image) -> float:
-    """Peak signal-to-noise ratio of luma in dB; infinite for equal images. RGB images of one size."""
-    a, b = (np.asarray(image, dtype=np.float64) @ _LUMA for image in (original, decoded))
-    mse = np.mean((a - b) ** 2)
-    return math.inf if mse == 0 else float(10 * np.log10(255**2 / mse))
-
-
 def load_lpips(text: str = "alex", device: str = "cpu") -> LpipsEvaluator:
-    """``alex``, ``vgg`` or ``squeeze``, with the backbone's ImageNet weights from torchvision's hub or
-    ``=PATH``.
+    """Load LPIPS with the backbone ``alex``, ``vgg`` or ``squeeze``, or ``alex=PATH`` with local weights.
 
-    The calibrated linear layers come with the lpips package; the backbone does not, and without its own
-    weights the number would not be LPIPS.
+    The package lpips contains the linear layers; torchvision's ImageNet weights of the backbone are downloaded.
 
-    Raises ConfigError for another name, CheckpointError for weights that cannot be had or do not fit.
+    Raise ConfigError if the backbone is unknown, CheckpointError if weights cannot be downloaded or do not fit.
     """
     spec = parse_spec(text)
     spec.take()
-    if spec.name not in LPIPS_BACKBONES:
-        raise ConfigError(f"{text}: LPIPS has backbones {', '.join(LPIPS_BACKBONES)}")
-    backbone, where = (read_state(spec.where), spec.where) if spec.where else ("default", f"{spec.name}=PATH")
-    model = lpips_network(spec.name, backbone, where)
-    return LpipsEvaluator(model, spec.name, device)
+    if spec.name not in _BACKBONES:
+        raise ConfigError(f"{text}: unknown LPIPS backbone; available: {', '.join(_BACKBONES)}")
+    state = read_state_dict(spec.where) if spec.where else None
+    try:
+        import lpips
+    except ImportError:
+        raise ConfigError("LPIPS needs the package lpips: pip install lpips") from None
+    build = partial(lpips.LPIPS, net=spec.name, pnet_rand=state is not None, verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the package passes arguments that torchvision deprecates
+        network = download(build, spec, f"torchvision weights of the LPIPS backbone {_BACKBONES[spec.name]}")
+    if state is not None:
+        # LPIPS divides torchvision's "features" into slices, whose layers keep their numbers.
+        slices = {"features." + key.partition(".")[2]: key for key in network.net.state_dict()}
+        state = {slices.get(key, key): tensor for key, tensor in state.items() if key.startswith("features.")}
+        load_matching(network.net, state, spec.where, f"the LPIPS backbone {_BACKBONES[spec.name]}")
+    return LpipsEvaluator(network.requires_grad_(False), spec.name, device)

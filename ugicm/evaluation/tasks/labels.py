@@ -1,17 +1,17 @@
-"""Images with class labels, from what people have on disk.
+"""Images with class labels, in the formats that are in common use.
 
-==============================  ==========================================================================
-a folder per class              WordNet ids (``n01440764``), numbers, or any names when there are as many as
-                                the judge has classes (sorted, as torchvision's ``ImageFolder``)
-``labels.csv``, any csv         one row per image: its path and a class index or WordNet id; a header with
-                                ``file`` and ``class_index``, ``label`` or ``wnid``, or two plain columns
-``LOC_val_solution.csv``        as ImageNet comes from Kaggle
-``val.txt``                     ``ILSVRC2012_val_00000001.JPEG 65`` per line, as Caffe has it
-``ILSVRC2012_validation_        as in ImageNet's development kit, whose own class numbers are translated
-ground_truth.txt``              by the ``meta.mat`` beside it
-==============================  ==========================================================================
+==============================  ===========================================================================
+a folder per class              WordNet ids (``n01440764``), class indices, or other names, which are sorted
+                                and numbered as in torchvision's ``ImageFolder``
+``labels.csv``, any csv file    one row per image: path, and class index or WordNet id. Columns are two, or
+                                named in a header: ``file``, and ``class_index``, ``label`` or ``wnid``
+``LOC_val_solution.csv``        ImageNet's validation set at Kaggle
+``val.txt``                     ImageNet's validation set for Caffe: ``ILSVRC2012_val_00000001.JPEG 65``
+``ILSVRC2012_validation_        ImageNet's development kit. Its class numbers are translated with the
+ground_truth.txt``              ``meta.mat`` of the kit, which must be in the same folder
+==============================  ===========================================================================
 
-A label file's paths are relative to the image folder; extensions need not match.
+Paths in a label file are relative to the image folder. Extensions need not match.
 """
 
 from __future__ import annotations
@@ -24,16 +24,93 @@ from pathlib import Path
 
 from ugicm.errors import ConfigError, first_line, first_of
 from ugicm.evaluation.tasks.base import Item
-from ugicm.files import IMAGE_SUFFIXES, find
+from ugicm.evaluation.tasks.sources import find_image, index_images
 
 _WNID = re.compile(r"n\d{8}")
 _FILE_COLUMNS = ("file", "filename", "image", "path", "imageid", "name")
 _CLASS_COLUMNS = ("class_index", "label", "class", "index", "target", "wnid", "synset", "predictionstring")
 
 
+@dataclass(frozen=True)
+class LabeledImages:
+    """Images with class indices as targets, sorted by path.
+
+    ``classes`` is the number of class folders if the indices only number the folders, else None.
+    """
+
+    items: list[Item]
+    classes: int | None = None
+
+
+def labeled_images(folder: str | Path, labels: str | Path | None = None) -> LabeledImages:
+    """Return the images of a folder with their classes.
+
+    ``labels`` is a label file. Default: ``labels.csv`` in the folder, else the names of the sub-folders.
+
+    Raise ConfigError if an image or a label is missing or invalid, UsageError if there are no images.
+    """
+    folder = Path(folder)
+    index = index_images(folder)
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(set(index.values()))}
+    if labels is None and (folder / "labels.csv").is_file():
+        labels = folder / "labels.csv"
+    if labels is None:
+        return _from_folders(files, folder)
+    rows = _read(Path(labels), files)
+    targets = {find_image(index, name): target for name, target in rows.items()}
+    absent = [name for name in rows if find_image(index, name) is None]
+    if absent:
+        missing = f"{len(absent)} of {len(rows)} labels have no image in {folder}"
+        raise ConfigError(f"{labels}: {missing}: {first_of(absent)}")
+    unlabeled = [key for key, path in files.items() if path not in targets]
+    if unlabeled:
+        raise ConfigError(
+            f"{labels}: {len(unlabeled)} of {len(files)} images in {folder} have no label: {first_of(unlabeled)}"
+        )
+    return LabeledImages([Item(key, path, targets[path]) for key, path in files.items()])
+
+
+def is_labeled(folder: str | Path) -> bool:
+    """Return whether a folder has ``labels.csv`` or sub-folders named by WordNet id."""
+    folder = Path(folder)
+    return (folder / "labels.csv").is_file() or any(_WNID.fullmatch(p.name) for p in folder.iterdir() if p.is_dir())
+
+
+def check_classes(labeled: LabeledImages, classes: int, name: str) -> None:
+    """Raise ConfigError if the labels do not fit the number of classes of the classifier ``name``."""
+    if labeled.classes not in (None, classes):
+        raise ConfigError(
+            f"{name} has {classes} classes, but there are {labeled.classes} class folders whose names do not identify "
+            "a class; name the folders by WordNet id or class index, or pass a label file"
+        )
+    highest = max(labeled.items, key=lambda item: item.target)
+    if highest.target >= classes:
+        raise ConfigError(
+            f"{name} has {classes} classes, but {highest.key} has class index {highest.target}; use a classifier that "
+            "was trained on these classes"
+        )
+
+
+def class_names(classes: int) -> list[str]:
+    """Return ImageNet's class names for 1000 classes, else numbered names."""
+    if classes == 1000:
+        from torchvision.models import ResNet18_Weights
+
+        return list(ResNet18_Weights.DEFAULT.meta["categories"])
+    return [f"class {number}" for number in range(classes)]
+
+
+def read_class_names(path: str | Path) -> list[str]:
+    """Read class names, one per line. Raise ConfigError if the file cannot be read."""
+    try:
+        return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as class names: {error}") from None
+
+
 @cache
 def imagenet_indices() -> dict[str, int]:
-    """WordNet id -> class index of the 1000 ImageNet classes. Raises ConfigError without the package that knows."""
+    """Return the class index of each WordNet id of ImageNet's 1000 classes. Raise ConfigError without timm."""
     try:
         from timm.data import ImageNetInfo
     except ImportError:
@@ -42,109 +119,22 @@ def imagenet_indices() -> dict[str, int]:
     return {wnid: index for index, wnid in enumerate(ImageNetInfo().label_names())}
 
 
-@dataclass(frozen=True)
-class Labeled:
-    """Images with class indices as targets, in order of their paths. ``classes``: how many there are,
-    where class indices are no more than the order of folder names; None where they mean ImageNet's."""
-
-    items: list[Item]
-    classes: int | None = None
-
-
-def labeled_images(folder: str | Path, labels: str | Path | None = None) -> Labeled:
-    """Images of ``folder`` and their classes.
-
-    Without ``labels``, ``labels.csv`` in the folder is taken, else its sub-folders are the classes.
-
-    Raises ConfigError: no such folder, labels without image, images without label, labels that mean nothing;
-    UsageError: no images.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder")
-    files = {path.relative_to(folder).as_posix(): path for path in find(folder, IMAGE_SUFFIXES)}
-    if labels is None and (folder / "labels.csv").is_file():
-        labels = folder / "labels.csv"
-    if labels is None:
-        return _from_folders(files, folder)
-    rows = _read(Path(labels), files)
-    by_stem: dict[str, list[str]] = {}
-    for key in files:
-        by_stem.setdefault(_stem(key), []).append(key)
-    found: dict[str, int] = {}
-    absent = []
-    for name, target in rows.items():
-        candidates = [name] if name in files else by_stem.get(_stem(name), by_stem.get(name, []))
-        if len(candidates) != 1:
-            absent.append(name)
-        else:
-            found[candidates[0]] = target
-    if absent:
+def _from_folders(files: dict[str, Path], folder: Path) -> LabeledImages:
+    outside = [key for key in files if "/" not in key]
+    if outside:
         raise ConfigError(
-            f"{labels}: {len(absent)} of {len(rows)} labels belong to no image in {folder}: {first_of(absent)}"
-        )
-    unlabeled = [key for key in files if key not in found]
-    if unlabeled:
-        raise ConfigError(
-            f"{labels}: {len(unlabeled)} of {len(files)} images in {folder} have no label: {first_of(unlabeled)}"
-        )
-    return Labeled([Item(key, files[key], found[key]) for key in sorted(found)])
-
-
-def class_names(classes: int) -> list[str]:
-    """What to call the classes of a judge of so many: ImageNet's names for a thousand, else numbers."""
-    if classes == 1000:
-        from torchvision.models import ResNet18_Weights
-
-        return list(ResNet18_Weights.DEFAULT.meta["categories"])
-    return [f"class {number}" for number in range(classes)]
-
-
-def is_labeled(folder: str | Path) -> bool:
-    """Whether a folder says by itself what its images show: ``labels.csv``, or WordNet ids for
-    sub-folders.
-    """
-    folder = Path(folder)
-    return (folder / "labels.csv").is_file() or any(_WNID.fullmatch(p.name) for p in folder.iterdir() if p.is_dir())
-
-
-def check_classes(labeled: Labeled, classes: int, judge: str) -> None:
-    """Raises ConfigError when labels do not fit a judge's number of classes."""
-    if labeled.classes not in (None, classes):
-        raise ConfigError(
-            f"{judge} tells {classes} classes apart, but there are {labeled.classes} class folders, and their "
-            "names do not say which ones; name them by WordNet id or class index, or give a label file"
-        )
-    highest = max(labeled.items, key=lambda item: item.target)
-    if highest.target >= classes:
-        raise ConfigError(
-            f"{judge} tells {classes} classes apart, but {highest.key} has class index {highest.target}: "
-            "this judge was made for other labels"
-        )
-
-
-def _stem(key: str) -> str:
-    return key.rsplit(".", 1)[0] if key.lower().endswith(IMAGE_SUFFIXES) else key
-
-
-def _from_folders(files: dict[str, Path], folder: Path) -> Labeled:
-    loose = [key for key in files if "/" not in key]
-    if loose:
-        raise ConfigError(
-            f"{folder}: {first_of(loose)} lie in no class folder and there is no labels.csv; "
-            "name a label file (--labels)"
+            f"{folder}: images outside a class folder, and no labels.csv: {first_of(outside)}; "
+            "pass a label file with --labels"
         )
     names, classes = sorted({key.split("/")[0] for key in files}), None
-    if all(_WNID.fullmatch(name) for name in names):
+    if all(map(_WNID.fullmatch, names)) or all(map(str.isdecimal, names)):
         indices = {name: _class_index(name, folder) for name in names}
-    elif all(name.isdecimal() for name in names):
-        indices = {name: int(name) for name in names}
     else:
         indices, classes = {name: index for index, name in enumerate(names)}, len(names)
-    return Labeled([Item(key, path, indices[key.split("/")[0]]) for key, path in files.items()], classes)
+    return LabeledImages([Item(key, path, indices[key.split("/")[0]]) for key, path in files.items()], classes)
 
 
-def _class_index(text: str, where) -> int:
+def _class_index(text: str, where: Path) -> int:
     text = text.strip()
     if _WNID.fullmatch(text):
         if text not in imagenet_indices():
@@ -156,62 +146,55 @@ def _class_index(text: str, where) -> int:
 
 
 def _read(path: Path, files: dict[str, Path]) -> dict[str, int]:
-    """Class index by image name, from a label file of any of the kinds above. Raises ConfigError."""
+    """Return the class index by image name from a label file in any format above. Raise ConfigError."""
     try:
-        return _parsed(path, path.read_text(encoding="utf-8-sig"), files)
+        return _parse(path, path.read_text(encoding="utf-8-sig"), files)
     except ConfigError:
         raise
-    except (OSError, ValueError, csv.Error) as error:  # ValueError: not UTF-8, or a number of thousands of digits
+    except (OSError, ValueError, csv.Error) as error:  # ValueError: not UTF-8, or an integer of thousands of digits
         raise ConfigError(f"{path}: cannot be read as a label file: {error}") from None
 
 
-def _parsed(path: Path, text: str, files: dict[str, Path]) -> dict[str, int]:
+def _parse(path: Path, text: str, files: dict[str, Path]) -> dict[str, int]:
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
-        raise ConfigError(f"{path}: empty label file")
+        raise ConfigError(f"{path}: the label file is empty")
     if all(line.strip().isdecimal() for line in lines):
         return _development_kit(path, [int(line) for line in lines], files)
-    if "," not in lines[0]:
-        pairs = [line.rsplit(None, 1) for line in lines]
-        if any(len(pair) != 2 for pair in pairs):
-            raise ConfigError(f"{path}: expected an image and its class on every line, got {lines[0]!r}")
-        return {name: _class_index(label, path) for name, label in pairs}
-    rows = list(csv.reader(lines))
+    rows = list(csv.reader(lines)) if "," in lines[0] else [line.rsplit(None, 1) for line in lines]
     header = [cell.strip().lower() for cell in rows[0]]
-    if header[:2] == ["imageid", "predictionstring"]:  # of the second column the first word; boxes follow it
+    if header[:2] == ["imageid", "predictionstring"]:  # the class is the first word of the second column
         rows = [row[:1] + "".join(row[1:2]).split()[:1] for row in rows]
-    name_column = next((header.index(c) for c in _FILE_COLUMNS if c in header), None)
-    class_column = next((header.index(c) for c in _CLASS_COLUMNS if c in header), None)
-    if name_column is None or class_column is None:
-        if len(rows[0]) != 2:
-            raise ConfigError(f"{path}: expected columns file and class_index, label or wnid, got {', '.join(rows[0])}")
-        name_column, class_column, rows = 0, 1, [[], *rows]
-    short = [row for row in rows[1:] if len(row) <= max(name_column, class_column)]
+    columns = [next((header.index(c) for c in names if c in header), None) for names in (_FILE_COLUMNS, _CLASS_COLUMNS)]
+    if None not in columns:
+        rows = rows[1:]
+    elif len(header) == 2:
+        columns = [0, 1]
+    else:
+        raise ConfigError(f"{path}: expected columns file and class_index, label or wnid, got {', '.join(header)}")
+    short = [row for row in rows if len(row) <= max(columns)]
     if short:
-        raise ConfigError(f"{path}: a row has too few columns: {','.join(short[0])!r}")
-    return {row[name_column].strip(): _class_index(row[class_column], path) for row in rows[1:]}
+        row = ",".join(short[0])
+        raise ConfigError(f"{path}: a row has too few columns: {row!r}; each needs an image and its class")
+    return {row[columns[0]].strip(): _class_index(row[columns[1]], path) for row in rows}
 
 
 def _development_kit(path: Path, numbers: list[int], files: dict[str, Path]) -> dict[str, int]:
-    """ILSVRC2012_validation_ground_truth.txt: the n-th line is the kit's class number of the n-th image."""
+    """Translate ILSVRC2012_validation_ground_truth.txt: line n is the kit's class number of image n."""
     meta = path.parent / "meta.mat"
     if not meta.is_file():
-        raise ConfigError(
-            f"{path}: the development kit has its own order of classes; put its meta.mat beside this file"
-        )
+        raise ConfigError(f"{path}: class numbers of the development kit need its meta.mat: copy it to {path.parent}")
     from scipy.io import loadmat
 
     try:
         synsets = loadmat(meta, squeeze_me=True)["synsets"]
         wnids = {int(row[0]): str(row[1]) for row in synsets.tolist()}
-    except Exception as error:  # scipy raises whatever a damaged file leads it into
+    except Exception as error:  # scipy raises many kinds on corrupt files
         raise ConfigError(f"{meta}: not the meta.mat of ImageNet's development kit: {first_line(error)}") from None
     if len(numbers) != len(files):
         raise ConfigError(f"{path}: {len(numbers)} labels for {len(files)} images")
-    try:
-        return {
-            key: _class_index(wnids[number], path)
-            for key, number in zip(sorted(files, key=lambda k: Path(k).name), numbers, strict=True)
-        }
-    except KeyError as error:
-        raise ConfigError(f"{path}: class number {error} is not in {meta}") from None
+    unknown = [str(number) for number in numbers if number not in wnids]
+    if unknown:
+        raise ConfigError(f"{path}: class numbers that are not in {meta}: {first_of(unknown)}")
+    keys = sorted(files, key=lambda key: Path(key).name)
+    return {key: _class_index(wnids[number], path) for key, number in zip(keys, numbers, strict=True)}

@@ -31,10 +31,10 @@ function onScale(value, metric) {
   if (!metric.decibels) return value;
   return value < 1 ? -10 * Math.log10(1 - value) : null;
 }
-/* Compared scores are better when higher; LPIPS was negated for that. */
-const offScale = (value, metric) => metric.falling ? -value : value;
+/* Scores that are better when lower are negated for comparison. */
+const offScale = (value, metric) => metric.lower_is_better ? -value : value;
 
-/* Marks are told apart without color too. */
+/* Marker shapes distinguish the curves without color. */
 const SHAPES = [null, [[-1, -1], [1, -1], [1, 1], [-1, 1]], [[0, -1.25], [1.2, 0.95], [-1.2, 0.95]], [[0, -1.4], [1.4, 0], [0, 1.4], [-1.4, 0]],
   [[0, 1.25], [1.2, -0.95], [-1.2, -0.95]], [[-.4, -1.3], [.4, -1.3], [.4, -.4], [1.3, -.4], [1.3, .4], [.4, .4], [.4, 1.3], [-.4, 1.3], [-.4, .4],
   [-1.3, .4], [-1.3, -.4], [-.4, -.4]]];
@@ -44,7 +44,7 @@ function marker(index, x, y, r, fill) {
     : svg("circle", {cx: x, cy: y, r, fill});
 }
 const color = index => D.colors[index % D.colors.length];
-const dashes = curve => curve.viewer === null ? "6 4" : null;
+const dashes = curve => curve.preference === null ? "6 4" : null;
 
 function ticks(low, high, count) {
   const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
@@ -61,7 +61,7 @@ function plot(section, metric, state) {
   const image = svg("svg", {viewBox: `0 0 ${W} ${H}`, tabindex: 0, role: "img",
     "aria-label": `${metric.title} over bits per pixel; arrow keys read the points`});
   const figure = el("figure", {class: "plot", "data-metric": metric.title},
-    el("figcaption", {}, metric.title + (metric.decibels ? " (dB)" : metric.falling ? " (less is better)" : "")), image, tip);
+    el("figcaption", {}, metric.title + (metric.decibels ? " (dB)" : metric.lower_is_better ? " (lower is better)" : "")), image, tip);
   let points = [], chosen = null;
 
   function draw() {
@@ -94,7 +94,7 @@ function plot(section, metric, state) {
       svg("text", {x: W - right - 4, y: Y(line) - 5, "text-anchor": "end"}, `original ${score(line, metric.title)}`));
     for (const {curve, index, rows} of shown) {
       image.append(svg("polyline", {points: rows.map(p => `${X(p.bpp)},${Y(p.y)}`).join(" "), fill: "none", stroke: color(index),
-        "stroke-width": curve.viewer === null ? 1.5 : 2.4, "stroke-dasharray": dashes(curve)}));
+        "stroke-width": curve.preference === null ? 1.5 : 2.4, "stroke-dasharray": dashes(curve)}));
       for (const row of rows) {
         row.px = X(row.bpp); row.py = Y(row.y);
         image.append(marker(index, row.px, row.py, 4, color(index)));
@@ -190,7 +190,7 @@ function deltaCell(delta, metric, kind) {
   if (kind === "rate") ends = ends.map(v => offScale(v, metric)).sort((a, b) => a - b);
   const range = ends.map(v => fixed(v, digits)).join(" … ") + (kind === "rate" ? ` ${unit(metric)}` : " bpp");
   return el("td", {class: unsure ? null : good ? "good" : "bad",
-    title: `over ${range}, ${Math.round(100 * delta.share)} % of what both curves span` + (delta.note ? `; ${delta.note}` : "")},
+    title: `over ${range}, ${Math.round(100 * delta.share)} % of the range of both curves` + (delta.note ? `; ${delta.note}` : "")},
     value + (delta.note.includes("narrow") ? " †" : ""),
     delta.interval ? el("small", {}, `95 %: ${signed(delta.interval[0], 0)} … ${signed(delta.interval[1], 0)}`) : null,
     el("small", {}, range));
@@ -206,16 +206,16 @@ function deltas(section) {
     const m = section.metrics[metric.value], names = section.curves.map(c => c.name);
     const rows = new Map(section.deltas.filter(d => d.metric === m.title).map(d => [d.test + "\u0000" + d.reference, d[kind.value]]));
     place.replaceChildren(el("table", {class: "deltas"},
-      el("thead", {}, el("tr", {}, el("th", {}, kind.value === "rate" ? "what ↓ needs against →" : "what ↓ scores above →"),
+      el("thead", {}, el("tr", {}, el("th", {}, kind.value === "rate" ? "rate needed by ↓ against →" : "score of ↓ above →"),
         names.map(n => el("th", {scope: "col"}, n)))),
       el("tbody", {}, names.map(test => el("tr", {}, el("th", {scope: "row"}, test), names.map(reference => {
         const delta = rows.get(test + "\u0000" + reference);
         return delta ? deltaCell(delta, m, kind.value) : el("td", {class: "faint"}, test === reference ? "" : "–");
       }))))));
     method.textContent = m.method === "pchip"
-      ? "Points joined by monotone cubics (pchip) in log rate. The small numbers are the range that both curves reach, over which the mean is taken; nothing is extrapolated."
-      : "Accuracy is noisy: curves are made monotone by least squares and joined by straight lines in log rate. The small numbers are a 95 % interval from resampling images (where a score is a mean over images) and the range that both curves reach; nothing is extrapolated.";
-    method.textContent += " † marks ranges under a quarter of what the two curves span.";
+      ? "Points are joined by monotone cubics (pchip) in log rate. The small numbers are the range that both curves reach, over which the mean is taken. Nothing is extrapolated."
+      : "Accuracy is noisy: curves are made monotone by least squares and joined by straight lines in log rate. The small numbers are a 95 % bootstrap interval over images (for scores that are means over images) and the range that both curves reach. Nothing is extrapolated.";
+    method.textContent += " † marks an overlap of less than a quarter of the range of the two curves.";
   }
   metric.addEventListener("change", draw);
   kind.addEventListener("change", draw);
@@ -224,11 +224,11 @@ function deltas(section) {
     place, method];
 }
 
-/* The first table: ours against each of the others, at equal score. */
+/* The first table: ugicm against each baseline, at equal score. */
 function summary(section) {
-  const ours = section.curves.filter(c => c.viewer !== null), others = section.curves.filter(c => c.viewer === null);
-  if (!ours.length || !others.length) return null;
-  const human = ours[0], machine = ours[ours.length - 1];
+  const conditioned = section.curves.filter(c => c.preference !== null), baselines = section.curves.filter(c => c.preference === null);
+  if (!conditioned.length || !baselines.length) return null;
+  const human = conditioned[0], machine = conditioned[conditioned.length - 1];
   const columns = [];
   for (const m of section.metrics) {
     if (m.title === "psnr-rgb" || m.title === "ms-ssim-rgb" || m.title === "lpips") columns.push([m, human]);
@@ -236,8 +236,8 @@ function summary(section) {
   }
   return [el("h3", {}, "Bytes needed for the same score"), el("div", {class: "scroll"}, el("table", {class: "summary"},
     el("thead", {}, el("tr", {}, el("th", {}, "against"), columns.map(([m, c]) => el("th", {}, m.title, el("small", {}, c.name))))),
-    el("tbody", {}, others.map(other => el("tr", {}, el("th", {scope: "row"}, other.name), columns.map(([m, c]) => {
-      const row = section.deltas.find(d => d.metric === m.title && d.test === c.name && d.reference === other.name);
+    el("tbody", {}, baselines.map(baseline => el("tr", {}, el("th", {scope: "row"}, baseline.name), columns.map(([m, c]) => {
+      const row = section.deltas.find(d => d.metric === m.title && d.test === c.name && d.reference === baseline.name);
       return row ? deltaCell(row.rate, m, "rate") : el("td", {}, "–");
     }))))))];
 }
@@ -252,53 +252,55 @@ function pointsTable(section) {
       titles.map(t => el("td", {}, t === "bpp" ? c.results.bpp[i].toFixed(4) : score((c.results[t] || [])[i], t))))))))));
 }
 
-/* Original | human | along the preference | another codec, with one magnifier over all four. */
+/* Original | human | chosen preference | baseline, with one magnifier over all four. */
 function viewer(data, number) {
-  const state = {image: 0, point: 0, beta: 0, anchor: 0};
+  const state = {image: 0, point: 0, preference: 0, baseline: 0};
   const select = (label, name, options, onchange) => {
     const node = el("select", {class: name, onchange: () => onchange(+node.value)}, options.map((o, i) => el("option", {value: i}, o)));
     return [node, el("label", {}, label, node)];
   };
-  const betas = data.images[0].points[0].decodes.map(d => d.beta);
-  state.beta = betas.length - 1;
-  const anchors = data.images[0].points[0].anchors.map(a => a.codec);
+  const preferences = data.images[0].points[0].decodes.map(d => d.preference);
+  state.preference = preferences.length - 1;
+  const baselines = data.images[0].points[0].baselines.map(b => b.codec);
   const [, imageControl] = select("image", "pick", data.images.map(p => p.name), v => { state.image = v; draw(); });
   const [, pointControl] = select("quality", "point", data.images[0].points.map(p => String(p.setting)), v => { state.point = v; draw(); });
-  const [anchorNode, anchorControl] = select("compare with", "anchor", anchors, v => { state.anchor = v; draw(); });
-  if (!anchors.length) anchorControl.hidden = true;
-  else anchorNode.value = state.anchor = anchors.length - 1;
-  const betaOut = el("output", {}, "");
-  const slider = el("input", {type: "range", class: "beta", min: 0, max: betas.length - 1, step: 1, value: state.beta,
-    "aria-label": "preference", oninput: () => { state.beta = +slider.value; draw(); }});
+  const [baselineNode, baselineControl] = select("compare with", "baseline", baselines, v => { state.baseline = v; draw(); });
+  if (!baselines.length) baselineControl.hidden = true;
+  else baselineNode.value = state.baseline = baselines.length - 1;
+  const shownPreference = el("output", {}, "");
+  const slider = el("input", {type: "range", class: "preference", min: 0, max: preferences.length - 1, step: 1, value: state.preference,
+    "aria-label": "preference", oninput: () => { state.preference = +slider.value; draw(); }});
   const zoom = el("input", {type: "range", class: "zoom", min: 1, max: 8, step: 1, value: 3, "aria-label": "magnification"});
-  const panes = ["original", "human", "preference", "anchor"].map(kind => {
+  const panes = ["original", "human", "preference", "baseline"].map(kind => {
     const image = el("img", {alt: kind, draggable: "false"}), lens = el("div", {class: "lens"});
     const frame = el("div", {class: "frame"}, image, lens), caption = el("figcaption", {});
     return {kind, image, lens, frame, caption, figure: el("figure", {class: `pane ${kind}`}, frame, caption)};
   });
+
+  const named = p => p === 0 ? "0 (human)" : p === 1 ? "1 (machine)" : String(p);
 
   function fill(pane, title, rate, entry) {
     pane.image.src = entry.src;
     pane.lens.style.backgroundImage = `url("${entry.src}")`;
     pane.caption.replaceChildren(el("b", {}, title), rate,
       entry.psnr ? ` · ${entry.psnr.toFixed(2)} dB` : "",
-      ...entry.verdicts.map(v => el("div", {class: v.right ? "right" : "wrong", title: v.judge}, v.says, el("small", {}, ` ${v.judge}`))));
+      ...entry.predictions.map(p => el("div", {class: p.correct ? "right" : "wrong", title: p.classifier}, p.label, el("small", {}, ` ${p.classifier}`))));
   }
 
   function draw() {
     const image = data.images[state.image], point = image.points[state.point];
     const rate = `${point.bytes.toLocaleString("en")} bytes, ${point.bpp.toFixed(3)} bpp`;
-    const chosen = point.decodes[state.beta], other = point.anchors[state.anchor];
-    slider.setAttribute("aria-valuetext", `β = ${chosen.beta}`);
-    betaOut.textContent = `β = ${chosen.beta}` + (chosen.beta === 0 ? " (human)" : chosen.beta === 1 ? " (machine)" : "");
+    const chosen = point.decodes[state.preference], baseline = point.baselines[state.baseline];
+    slider.setAttribute("aria-valuetext", named(chosen.preference));
+    shownPreference.textContent = named(chosen.preference);
     fill(panes[0], "original", `${image.size[0]}×${image.size[1]}`, image.original);
-    fill(panes[1], `human, β = ${point.decodes[0].beta}`, rate, point.decodes[0]);
-    fill(panes[2], chosen.beta === 1 ? "machine, β = 1" : `β = ${chosen.beta}`, "same file", chosen);
-    panes[3].figure.hidden = !other;
-    if (other) fill(panes[3], `${other.codec} at nearest size`, `${other.bytes.toLocaleString("en")} bytes, ${other.bpp.toFixed(3)} bpp`, other);
+    fill(panes[1], `preference ${named(point.decodes[0].preference)}`, rate, point.decodes[0]);
+    fill(panes[2], `preference ${named(chosen.preference)}`, "same file", chosen);
+    panes[3].figure.hidden = !baseline;
+    if (baseline) fill(panes[3], `${baseline.codec} at nearest size`, `${baseline.bytes.toLocaleString("en")} bytes, ${baseline.bpp.toFixed(3)} bpp`, baseline);
   }
 
-  /* The lens shows the pixels of every image around the same place, enlarged. */
+  /* Every lens shows the same place of its image, enlarged. */
   function magnify(event, pane) {
     const box = pane.image.getBoundingClientRect();
     const u = (event.clientX - box.left) / box.width, v = (event.clientY - box.top) / box.height;
@@ -323,18 +325,18 @@ function viewer(data, number) {
   }
   draw();
   return [el("h3", {}, "Side by side"), el("div", {class: "viewer", id: `viewer-${number}`},
-    el("div", {class: "controls"}, imageControl, pointControl, anchorControl,
-      el("label", {}, el("span", {}, "preference: ", betaOut), slider), el("label", {}, "magnifier", zoom)),
+    el("div", {class: "controls"}, imageControl, pointControl, baselineControl,
+      el("label", {}, el("span", {}, "preference: ", shownPreference), slider), el("label", {}, "magnifier", zoom)),
     el("div", {class: "panes"}, panes.map(p => p.figure)),
-    el("p", {class: "faint"}, "Point at an image to enlarge the same place in all of them. Every step of the slider is a decode of the same file."))];
+    el("p", {class: "faint"}, "Point at an image to magnify the same place in all images. All steps of the slider are decoded from the same file."))];
 }
 
 function environment() {
   const m = D.meta;
   return [el("h2", {id: "how"}, "How this was measured"),
-    el("p", {}, "bpp is the whole file, headers included, over the pixels of the image; color profiles and other metadata are in nobody's file. Averages are over images. The other codecs' settings were chosen to cover our range of rates on four of the images, then measured on all."),
+    el("p", {}, "bpp counts the whole file, headers included, per pixel of the image. No file holds color profiles or other metadata. Averages are over images. The settings of the baseline codecs were chosen on four images to cover the range of rates of ugicm, and then measured on all images."),
     D.notes.length ? el("ul", {class: "notes"}, D.notes.map(n => el("li", {}, n))) : null,
-    el("details", {}, el("summary", {}, "Codecs, judges, machine, command"),
+    el("details", {}, el("summary", {}, "Codecs, networks, machine, command"),
       el("pre", {}, m.command),
       el("pre", {}, JSON.stringify({...m, command: undefined}, null, 1)),
       D.sections.map(s => el("pre", {}, `${s.name}: ${s.images} images, digest ${s.digest}\n`

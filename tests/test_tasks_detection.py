@@ -1,0 +1,395 @@
+"""Detection: COCO AP and VOC mAP by hand, against pycocotools and torchmetrics, invalid files, and the scripts."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from task_helpers import COCO, NEEDS_COCO, make_voc, script
+from torch import nn
+
+from ugicm.errors import CheckpointError, ConfigError, ImageError
+from ugicm.evaluation import digests
+from ugicm.evaluation.tasks import base, detectors, semantic_segmentation
+from ugicm.evaluation.tasks import coco as coco_task
+from ugicm.evaluation.tasks import voc as voc_task
+from ugicm.evaluation.tasks.sources import Originals, split_missing
+
+
+@pytest.fixture
+def voc(tmp_path, make_image) -> Path:
+    return make_voc(tmp_path, make_image)
+
+
+def coco_document(seed: int = 0, images: int = 6) -> dict:
+    """Rectangles of three categories, with polygon masks."""
+    generator = np.random.default_rng(seed)
+    document = {
+        "images": [{"id": i + 1, "file_name": f"{i}.jpg", "width": 160, "height": 120} for i in range(images)],
+        "categories": [{"id": 1, "name": "person"}, {"id": 3, "name": "car"}, {"id": 18, "name": "dog"}],
+        "annotations": [],
+    }
+    for image in range(images):
+        for _ in range(int(generator.integers(1, 5))):
+            x, y = generator.integers(0, 80, 2).tolist()
+            w, h = generator.integers(8, 40, 2).tolist()
+            document["annotations"].append(
+                {
+                    "id": len(document["annotations"]) + 1,
+                    "image_id": image + 1,
+                    "category_id": int(generator.choice([1, 3, 18])),
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "iscrowd": 0,
+                    "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                }
+            )
+    return document
+
+
+@pytest.fixture
+def coco(tmp_path) -> coco_task.CocoTruth:
+    (tmp_path / "truth.json").write_text(json.dumps(coco_document()))
+    return coco_task.CocoTruth(tmp_path / "truth.json")
+
+
+def as_detections(truth: coco_task.CocoTruth, jitter: float = 0, seed: int = 0) -> list[dict]:
+    """Return the ground truth as detections. With ``jitter``, boxes are moved, dropped and given wrong categories."""
+    from pycocotools import mask
+
+    generator, detections = np.random.default_rng(seed), []
+    for annotation in truth.document["annotations"]:
+        if jitter and generator.random() < 0.15:
+            continue
+        x, y, w, h = np.array(annotation["bbox"]) + generator.normal(scale=jitter or 1e-9, size=4) * bool(jitter)
+        w, h = max(w, 2), max(h, 2)
+        polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
+        code = mask.frPyObjects([polygon], 120, 160)[0]
+        detections.append(
+            {
+                "image_id": annotation["image_id"],
+                "category_id": annotation["category_id"] if generator.random() > 0.1 * bool(jitter) else 1,
+                "bbox": [float(v) for v in (x, y, w, h)],
+                "score": float(generator.uniform(0.3, 1)),
+                "segmentation": {"size": code["size"], "counts": code["counts"].decode()},
+            }
+        )
+    return detections
+
+
+def coco_evaluator(truth: coco_task.CocoTruth, detections=()) -> coco_task.CocoEvaluator:
+    """Return an evaluator of boxes and masks whose detector has found ``detections``."""
+    detector = detectors.Detector("d", nn.Identity(), ["__background__", *truth.categories.values()], "cpu", "d")
+    evaluator = coco_task.CocoEvaluator(detector, truth, ["bbox", "segm"])
+    evaluator.records = {
+        name: {"image": id, "detections": [
+            {key: value for key, value in d.items() if key != "image_id"} for d in detections if d["image_id"] == id
+        ]}
+        for id, (name, _, _) in truth.images.items()
+    }  # fmt: skip
+    return evaluator
+
+
+def evaluate_detections(truth, detections):
+    return coco_evaluator(truth, detections).evaluate()
+
+
+def test_coco_ground_truth_scores_100(coco):
+    scores = evaluate_detections(coco, as_detections(coco))
+    assert all(value == pytest.approx(100) for value in scores.values() if value is not None)
+    assert scores["mask AP"] == scores["box AP"] == pytest.approx(100)
+    assert scores["mask APl"] is None  # no object is that large
+    nothing = evaluate_detections(coco, [])
+    assert nothing["box AP"] == nothing["mask AP"] == 0
+
+
+@pytest.mark.parametrize(
+    "ids", [range(99), [5] * 99, [[1]] * 99, list("xy" * 50)], ids=["from 0", "one", "list", "text"]
+)
+def test_coco_scores_independent_of_annotation_ids(ids, tmp_path):
+    """COCOeval interprets id 0 as "no match" and keeps only one annotation per id."""
+    document = coco_document()
+    for annotation, id in zip(document["annotations"], ids):
+        annotation["id"] = id
+    (tmp_path / "truth.json").write_text(json.dumps(document))
+    truth = coco_task.CocoTruth(tmp_path / "truth.json")
+    scores = evaluate_detections(truth, as_detections(truth))
+    assert scores["box AP"] == scores["mask AP"] == pytest.approx(100)
+
+
+@NEEDS_COCO
+def test_coco_ground_truth_of_coco_val_scores_100(tmp_path):
+    truth = coco_task.CocoTruth(next((COCO / "annotations").glob("*.json")))
+    api = truth.api()
+    detections = []
+    for a in truth.document["annotations"]:
+        code = api.annToRLE(a)
+        segmentation = {"size": code["size"], "counts": code["counts"].decode()}
+        detections.append(
+            {k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 1.0, "segmentation": segmentation}
+        )
+    scores = evaluate_detections(truth, detections)
+    assert scores["mask AP"] == pytest.approx(100) and scores["box AP"] == pytest.approx(100)
+    items = truth.items(COCO / "images")
+    assert not split_missing(items, Originals(), False)[1]
+    for item in items[:5]:
+        truth.check_size(item, Image.open(item.path))
+    with pytest.raises(ImageError, match="says"):
+        truth.check_size(items[0], Image.new("RGB", (5, 5)))
+
+
+def test_coco_scores_match_torchmetrics(coco):
+    detection_metrics = pytest.importorskip("torchmetrics.detection")
+    detections = as_detections(coco, jitter=3)
+    ours = evaluate_detections(coco, detections)
+    from pycocotools import mask
+
+    def boxes(rows):
+        return torch.tensor([[r["bbox"][0], r["bbox"][1], r["bbox"][0] + r["bbox"][2], r["bbox"][1] + r["bbox"][3]]
+                             for r in rows]).reshape(-1, 4)  # fmt: skip
+
+    def masks(rows):
+        codes = [r["segmentation"] if isinstance(r["segmentation"], dict) else
+                 mask.frPyObjects(r["segmentation"], 120, 160)[0] for r in rows]  # fmt: skip
+        return torch.tensor(np.array([mask.decode(c) for c in codes], dtype=bool).reshape(-1, 120, 160))
+
+    metric = detection_metrics.MeanAveragePrecision(iou_type=("bbox", "segm"))
+    for image in coco.images:
+        predicted = [d for d in detections if d["image_id"] == image]
+        true = [a for a in coco.document["annotations"] if a["image_id"] == image]
+        metric.update(
+            [{"boxes": boxes(predicted), "masks": masks(predicted),
+              "scores": torch.tensor([d["score"] for d in predicted]),
+              "labels": torch.tensor([d["category_id"] for d in predicted], dtype=torch.int64)}],
+            [{"boxes": boxes(true), "masks": masks(true),
+              "labels": torch.tensor([a["category_id"] for a in true], dtype=torch.int64)}],
+        )  # fmt: skip
+    theirs = metric.compute()
+    assert 5 < ours["box AP"] < 95
+    for stat, name in (("AP", "map"), ("AP50", "map_50"), ("AP75", "map_75")):
+        assert ours[f"box {stat}"] == pytest.approx(100 * float(theirs[f"bbox_{name}"]), abs=0.01)
+        assert ours[f"mask {stat}"] == pytest.approx(100 * float(theirs[f"segm_{name}"]), abs=0.01)
+
+
+def test_coco_scores_cover_processed_images_only(coco):
+    evaluator = coco_evaluator(coco, as_detections(coco))
+    evaluator.records = dict(list(evaluator.records.items())[:2])
+    assert evaluator.evaluate()["mask AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda d: d["annotations"][0].update(category_id=99), "annotations of categories .* not define: 99"),
+        (lambda d: d["annotations"][0].update(image_id=99), "annotations of images .* not define: 99"),
+        (lambda d: d.pop("categories"), "'categories' is missing"),
+        (lambda d: d.update(images=[]) or d.update(annotations=[]), "no images"),
+        *((lambda d, key=key: d["annotations"][0].pop(key), f"'{key}' is missing") for key in ("id", "bbox", "area")),
+        (lambda d: d["annotations"][0].pop("iscrowd"), "'iscrowd' is missing"),
+        (lambda d: d["annotations"].append(5), "not a COCO annotation file"),
+        (lambda d: d["annotations"][0].update(bbox=[1, 2, math.inf, 3]), "is not x, y, width, height"),
+        (lambda d: d["annotations"][0].update(area="x"), "must be real number"),
+        (lambda d: [d["annotations"][k].update(image_id=id) for k, id in enumerate(("x", 99))], "not define: 99, x"),
+        (lambda d: d["annotations"][0].pop("segmentation"), "annotation 1: it has no segmentation"),
+        (lambda d: d["annotations"][0].update(segmentation={"size": [60, 80], "counts": [4800]}), "not of 160x120"),
+        # pycocotools does not terminate on run lengths that do not fill the image.
+        (lambda d: d["annotations"][0].update(segmentation={"size": [120, 160], "counts": [9]}), "do not add up"),
+    ],
+)
+def test_coco_truth_invalid(tmp_path, change, message):
+    document = coco_document()
+    change(document)
+    (tmp_path / "bad.json").write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=f"bad.json: .*{message}"):
+        coco_evaluator(coco_task.CocoTruth(tmp_path / "bad.json"))
+
+
+def test_detector_map_labels(coco, tmp_path):
+    detector = detectors.Detector("d", nn.Identity(), ["__background__", "person", "car", "dog"], "cpu", "d")
+    assert detector.map_labels(coco.categories, "x") == {1: 1, 2: 3, 3: 18}
+    voc = detectors.Detector("d", nn.Identity(), ["__background__", "airplane", "dining table", "tv"], "cpu", "d")
+    assert voc.map_labels({5: "aeroplane", 6: "diningtable", 7: "tvmonitor"}, "VOC") == {1: 5, 2: 6, 3: 7}
+    with pytest.raises(ConfigError, match="x: d does not have the categories unicorn"):
+        detector.map_labels({1: "person", 2: "unicorn"}, "x")
+
+
+@pytest.fixture(scope="module")
+def small_detector_file(tmp_path_factory):
+    """Return Mask R-CNN weights that are random but for a bias towards detections of class 1."""
+    import torchvision
+
+    torch.manual_seed(0)
+    model = torchvision.models.get_model("maskrcnn_resnet50_fpn", weights=None, weights_backbone=None, num_classes=4)
+    with torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.bias.copy_(torch.tensor([0.0, 3.0, 0.0, 0.0]))
+    path = tmp_path_factory.mktemp("detector") / "mask.pth"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+def test_instance_segmentation_script(small_detector_file, coco, tmp_path, make_image, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(6):
+        make_image(160, 120, index).save(folder / f"{index}.png")  # the annotations say .jpg
+    (tmp_path / "names.txt").write_text("person\ncar\ndog\n")
+    options = (
+        f":classes={tmp_path / 'names.txt'}:transform.min_size=96:transform.max_size=128:roi_heads.detections_per_img=5"
+    )
+    main = script("instance_segmentation/test")
+    arguments = ["-d", str(folder), "--annotations", str(coco.path), "--device", "cpu", "--detectors",
+                 f"maskrcnn_resnet50_fpn={small_detector_file}{options}:label=small"]  # fmt: skip
+    assert main([*arguments, "-o", str(tmp_path / "scores.json")]) == 0
+    document = json.loads((tmp_path / "scores.json").read_text())
+    assert set(document["results"]) == {
+        f"{kind} {stat} (small)" for kind in ("box", "mask") for stat in coco_task._STATS
+    }
+    detections = [d for row in document["per_image"] for d in row["small"]["detections"]]
+    assert detections and all(d["category_id"] in (1, 3, 18) for d in detections)
+    assert all(d["segmentation"]["size"] == [120, 160] for d in detections)
+    assert document["meta"]["torch" if "torch" in document["meta"] else "libraries"]
+    assert document["meta"]["dataset"]["truth"] == digests.file_digest(coco.path)
+    (folder / "3.png").unlink()
+    with pytest.raises(ConfigError, match="1 of 6 images are missing.*3.jpg"):
+        main(arguments)
+    make_image(50, 50).save(folder / "3.png")
+    assert main([*arguments, "--limit", "4"]) in (0, 1)
+    assert "says 160x120" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match=r"does not fit maskrcnn_resnet50_fpn of 90 classes \(:classes=FILE\)"):
+        detectors.load_detector(f"maskrcnn_resnet50_fpn={small_detector_file}")
+    with pytest.raises(ConfigError, match="does not have the categories dog"):
+        (tmp_path / "names.txt").write_text("person\ncar\ncat\n")
+        main(arguments)
+
+
+def test_detector_processes_images_separately(make_image):
+    """torchvision pads a batch to its largest image, which changes the detections."""
+
+    class Padded(nn.Module):
+        def forward(self, images):
+            height = max(image.shape[1] for image in images)
+            return [{"boxes": torch.full((1, 4), height), "scores": image.mean()[None]} for image in images]
+
+    detector = detectors.Detector("d", Padded(), ["__background__"], "cpu", "d")
+    images = [detectors.to_uint8(None, make_image(60, side, side)) for side in (40, 90)]
+    together, alone = detector(images), [detector([image])[0] for image in images]
+    assert [float(one["boxes"][0, 0]) for one in together] == [float(one["boxes"][0, 0]) for one in alone] == [40, 90]
+    assert detector.identity.endswith("one image at a time")
+
+
+def test_encode_masks_round_trip():
+    from pycocotools import mask
+
+    planes = torch.rand(3, 1, 20, 31, generator=torch.Generator().manual_seed(0))
+    decoded = mask.decode(coco_task.encode_masks(planes))
+    assert np.array_equal(decoded.transpose(2, 0, 1).astype(bool), (planes[:, 0] > 0.5).numpy())
+    assert coco_task.encode_masks(planes[:0]) == []
+
+
+def test_voc_average_precision_by_hand():
+    truth = {
+        "a": [([1, 1, 10, 10], False), ([21, 1, 30, 10], False)],
+        "b": [([1, 1, 10, 10], False), ([1, 21, 9, 30], True)],
+    }
+    detections = [
+        (0.9, "a", [1, 1, 10, 10]),  # right
+        (0.8, "a", [1, 1, 10, 10]),  # the same object again: wrong
+        (0.7, "b", [1, 21, 9, 30]),  # difficult: does not count
+        (0.6, "b", [2, 1, 11, 10]),  # right, overlap 9/11
+        (0.5, "b", [6, 1, 15, 10]),  # overlap 1/3: wrong
+    ]
+    # Right, wrong, right, wrong: precision 1, 1/2, 2/3, 1/2 at recall 1/3, 1/3, 2/3, 2/3 of 3 objects.
+    expected = (1 + 2 / 3) / 3
+    assert voc_task.average_precision(truth, detections, False) == pytest.approx(expected)
+    # Recalls 0 ... .3 see 1, .4 ... .6 see 2/3, the others nothing.
+    assert voc_task.average_precision(truth, detections, True) == pytest.approx((4 * 1 + 3 * 2 / 3) / 11)
+    assert voc_task.average_precision(truth, [], False) == 0
+    assert voc_task.average_precision({"b": truth["b"][1:]}, detections, False) is None
+
+
+def test_voc_eleven_points_match_torchmetrics(coco):
+    """At equal matches, eleven recall thresholds are what 2007 averages over."""
+    detection_metrics = pytest.importorskip("torchmetrics.detection")
+    detections = [d for d in as_detections(coco, jitter=4, seed=3) if d["category_id"] == 1]
+    metric = detection_metrics.MeanAveragePrecision(iou_thresholds=[0.5], rec_thresholds=np.linspace(0, 1, 11).tolist())
+    truth, ours = {}, []
+
+    def corners(box):
+        return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+
+    for image in coco.images:
+        predicted = [d for d in detections if d["image_id"] == image]
+        true = [a for a in coco.document["annotations"] if a["image_id"] == image and a["category_id"] == 1]
+        metric.update(
+            [{"boxes": torch.tensor([corners(d["bbox"]) for d in predicted]).reshape(-1, 4),
+              "scores": torch.tensor([d["score"] for d in predicted]),
+              "labels": torch.zeros(len(predicted), dtype=torch.int64)}],
+            [{"boxes": torch.tensor([corners(a["bbox"]) for a in true], dtype=torch.float32).reshape(-1, 4),
+              "labels": torch.zeros(len(true), dtype=torch.int64)}],
+        )  # fmt: skip
+        inclusive = np.array([0, 0, -1, -1])
+        truth[str(image)] = [(list(corners(a["bbox"]) + inclusive), False) for a in true]
+        ours += [(f["score"], str(image), list(corners(f["bbox"]) + inclusive)) for f in predicted]
+    theirs = float(metric.compute()["map"])
+    assert 0 < theirs < 1
+    assert voc_task.average_precision(truth, ours, True) == pytest.approx(theirs, abs=1e-6)
+
+
+class TruthDetector:
+    """A detector that returns the annotations, in torchvision's coordinates."""
+
+    name, identity, has_masks = "truth", "truth", False
+
+    def __init__(self, truth, score=0.9):
+        self.answers = [truth.objects[name] for name in truth.names]
+        self.classes = truth.classes
+
+    def map_labels(self, categories, where):
+        return {id + 1: id for id in categories}
+
+    def __call__(self, images):
+        detections = []
+        for _ in images:
+            objects = self.answers.pop(0)
+            boxes = torch.tensor([b for _, b, _ in objects]) - torch.tensor([1.0, 1.0, 0.0, 0.0])
+            kinds = torch.tensor([self.classes.index(kind) + 1 for kind, _, _ in objects])
+            detections.append({"boxes": boxes, "labels": kinds, "scores": torch.full((len(objects),), 0.9)})
+        return detections
+
+
+def test_detection_script_voc(voc, small_detector_file, tmp_path):
+    truth = voc_task.VocTruth(voc)
+    assert truth.classes == ["dog", "tvmonitor"]
+    evaluator = voc_task.VocEvaluator(TruthDetector(truth), truth)
+    base.run([evaluator], truth.items(), Originals())
+    assert evaluator.evaluate() == {"mAP": 100, "AP dog": 100, "AP tvmonitor": 100}
+    assert evaluator.records["000001.jpg"]["detections"][0] == ["dog", pytest.approx(0.9), 5, 6, 25, 30]
+    (tmp_path / "names.txt").write_text("tv\ndog\ncat\n")
+    spec = (
+        f"maskrcnn_resnet50_fpn={small_detector_file}:classes={tmp_path / 'names.txt'}"
+        ":transform.min_size=64:transform.max_size=64"
+    )
+    arguments = ["--voc", str(voc), "--detectors", spec, "--device", "cpu", "-o", str(tmp_path / "s.json")]
+    assert script("scripts/eval_detection")(arguments) == 0
+    document = json.loads((tmp_path / "s.json").read_text())
+    assert "mAP (maskrcnn_resnet50_fpn)" in document["results"]
+    assert document["meta"]["dataset"]["truth"] == truth.digest
+    (voc / "Annotations" / "000001.xml").write_text("<annotation/>")
+    assert voc_task.VocTruth(voc).digest != truth.digest
+    for read, split in ((voc_task.VocTruth, "test"), (semantic_segmentation.voc_items, "val")):
+        with pytest.raises(ConfigError, match=f"no such split; available: {split}"):
+            read(voc, "train")
+        next((voc / "ImageSets").glob(f"*/{split}.txt")).with_stem("utf16").write_bytes("a".encode("utf-16"))
+        with pytest.raises(ConfigError, match="utf16.txt: cannot be read as a list of images"):
+            read(voc, "utf16")
+        for absent, folder in ((tmp_path / "VOC2012", tmp_path / "VOC2012"), (voc / "Annotations", "ImageSets/")):
+            with pytest.raises(ConfigError, match=f"{folder}.*: no such folder; .*VOCDetection"):
+                read(absent, split)
+    (voc / "Annotations" / "000002.xml").write_text("<annotation><object>")
+    with pytest.raises(ConfigError, match="not a PASCAL VOC annotation"):
+        voc_task.VocTruth(voc)

@@ -1,0 +1,129 @@
+"""Build a report: measure all curves, compare them, and write the page, tables, plots and results files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ugicm import atomic
+from ugicm.arguments import pick_device
+from ugicm.errors import ConfigError
+from ugicm.evaluation import codecs, digests, results
+from ugicm.evaluation.tasks.base import check_distinct, make_deterministic
+from ugicm.report.comparison import compare, headline_metrics, image_rates, image_scores
+from ugicm.report.curves import Cache, Curve, measure_curves, original_scores
+from ugicm.report.datasets import Dataset, load_datasets
+from ugicm.report.html_page import page
+from ugicm.report.tables import markdown, plots
+from ugicm.report.viewer import viewer_data
+
+
+def build_report(args: argparse.Namespace) -> int:
+    """Build the report that the arguments of ``ugicm report`` describe. Return 1 if images were left out, else 0."""
+    _check_arguments(args)
+    make_deterministic()
+    device = pick_device(args.device)
+    notes: list[str] = []
+    compared = _load_codecs(args, device)
+    datasets = load_datasets(args, device, notes)
+    output = Path(args.output)
+    cache = Cache(args.cache or output / "cache")
+    measured = [(dataset, measure_curves(dataset, compared, args, cache)) for dataset in datasets]
+    for dataset in datasets:
+        for key, reason in dataset.failed.items():
+            notes.append(f"{dataset.name}: {key} was left out: {reason}")
+            print(f"ugicm report: left out: {key}: {reason}", file=sys.stderr)
+    environment = results.environment(device)
+    sections = [_section(dataset, curves, cache) for dataset, curves in measured]
+    for section, (dataset, curves) in zip(sections, measured, strict=True):
+        _write_curves(output / "curves" / dataset.name, section, dataset, curves, environment)
+    document = {"name": args.title, "meta": environment, "notes": notes, "sections": sections}
+    atomic.write(output / "results.json", (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+    atomic.write(output / "tables.md", markdown(document).encode())
+    plots(document, output / "plots")
+    shown = args.viewer_datasets or [dataset.name for dataset in datasets]
+    viewers = [
+        viewer_data(dataset, curves, args, cache) if dataset.name in shown else None for dataset, curves in measured
+    ]
+    atomic.write(output / "index.html", page(document, viewers).encode())
+    print(f"written: {output / 'index.html'}")
+    return 1 if any(dataset.failed for dataset in datasets) else 0
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    unknown = sorted(set(args.viewer_qualities or ()) - set(args.qualities))
+    if unknown:
+        qualities = " ".join(f"{quality:g}" for quality in args.qualities)
+        raise ConfigError(f"--viewer-qualities: {unknown[0]:g} is not one of --qualities {qualities}")
+    if args.bpp_range and not 0 < args.bpp_range[0] < args.bpp_range[1]:
+        raise ConfigError("--bpp-range: {:g} {:g} is not a range of positive numbers".format(*args.bpp_range))
+
+
+def _load_codecs(args: argparse.Namespace, device: str) -> list[codecs.ImageCodec]:
+    """Return the codecs, those with preferences first: their rates are the range of the baselines."""
+    loaded = [codecs.load_codec(text, device, sorted(set(args.preferences))) for text in args.codecs]
+    check_distinct([codec.label for codec in loaded], "codecs")
+    return sorted(loaded, key=lambda codec: None in codec.preferences)
+
+
+def _section(dataset: Dataset, curves: Sequence[Curve], cache: Cache) -> dict[str, Any]:
+    """Return the results of a dataset as in ``results.json``."""
+    metrics = headline_metrics(dataset, curves)
+    return {
+        "name": dataset.name,
+        "images": len(dataset.items),
+        "metrics": [
+            {
+                "title": metric.title,
+                "evaluator": metric.evaluator.name,
+                "lower_is_better": metric.lower_is_better,
+                "method": metric.method,
+                "decibels": metric.name.startswith("ms-ssim"),
+            }
+            for metric in metrics
+        ],
+        "originals": original_scores(dataset, cache),
+        "curves": [
+            {
+                "name": curve.name,
+                "codec": curve.codec.label,
+                "identity": curve.codec.identity,
+                "preference": curve.preference,
+                "settings": [point.setting for point in curve.points],
+                "results": {
+                    "bpp": [point.bpp for point in curve.points],
+                    **{title: [point.scores[title] for point in curve.points] for title in curve.points[0].scores},
+                },
+            }
+            for curve in curves
+        ],
+        "deltas": compare(dataset, curves),
+        "evaluators": [{"name": e.name, "identity": e.identity} for e in dataset.evaluators],
+        "digest": digests.tree_digest((item.key, item.path) for item in dataset.items),
+    }
+
+
+def _write_curves(
+    folder: Path, section: dict[str, Any], dataset: Dataset, curves: Sequence[Curve], environment: dict[str, Any]
+) -> None:
+    """Write a results file per curve. Its ``per_image`` holds ``files``, and per metric a row per rate point."""
+    for described, curve in zip(section["curves"], curves, strict=True):
+        per_image = {"files": [item.key for item in dataset.items], "bpp": image_rates(dataset, curve)}
+        for metric in headline_metrics(dataset, curves):
+            scores = image_scores(dataset, curve, metric)
+            if scores is not None:
+                per_image[metric.title] = scores
+        results.write(
+            folder / f"{curve.name.replace('/', '-')}.json",
+            curve.name,
+            f"{section['images']} images of {dataset.name}",
+            described["results"],
+            settings=described["settings"],
+            meta={**environment, "codec": curve.codec.identity, "preference": curve.preference,
+                  "dataset": section["digest"]},
+            per_image={key: v if key == "files" else v.round(5).tolist() for key, v in per_image.items()},
+        )  # fmt: skip
