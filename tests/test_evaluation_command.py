@@ -64,7 +64,7 @@ def test_command_from_root_and_from_tests_folder(place, run_python, run_script, 
     assert document["meta"]["command"].endswith(f"-c {checkpoint}")
     assert document["meta"]["model"]["fingerprint"] == ugicm.load(checkpoint).fingerprint
     assert sorted(p.name for p in (tmp_path / "exp").iterdir()) == [
-        "bitstream", "human", "machine", "rd.png", "results.json"
+        "bitstream", "comparison.png", "human", "machine", "rd.png", "results.json"
     ]  # fmt: skip
     lines = done.stdout.splitlines()
     assert any(line.startswith("average") for line in lines)

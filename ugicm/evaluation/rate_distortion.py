@@ -1,7 +1,7 @@
 """The evaluation command, ``tests/test.py``: rate, distortion and time of ugicm on a dataset.
 
 An experiment's folder holds ``bitstream/``, ``human/`` and ``machine/`` with the dataset's tree (inside ``q0.3/``
-and so on if there are several qualities), ``results.json`` and ``rd.png``. During a run, ``records.jsonl`` holds the
+and so on if there are several qualities), ``results.json``, ``rd.png`` and ``comparison.png``. During a run, ``records.jsonl`` holds the
 finished measurements, and the same command continues an interrupted run. A new run replaces the files of the former.
 """
 
@@ -33,7 +33,8 @@ from ugicm.evaluation.results import Journal
 # Averaged into rate points, under CompressAI's names; plain "-rgb" metrics are those of the human image.
 METRICS = ("bpp", "psnr-rgb", "psnr-rgb-machine", "ms-ssim-rgb", "ms-ssim-rgb-machine",
            "encoding_time", "decoding_time")  # fmt: skip
-JOURNAL, RESULTS, CURVES = "records.jsonl", "results.json", "rd.png"
+JOURNAL, RESULTS, CURVES, CROPS = "records.jsonl", "results.json", "rd.png", "comparison.png"
+CROP = 256  # side of the compared crops, pixels
 _SETTINGS = "settings"  # the journal's first record; the others are measurements
 _OUTPUT_FOLDER = re.compile(r"bitstream|human|machine|q[0-9.]+(e-[0-9]+)?")  # as _outputs names them
 _MAX_ROWS = 40  # images listed in the printed table
@@ -116,6 +117,8 @@ def _evaluate(args: argparse.Namespace, experiments: Path) -> int:
         failed=[{"image": str(path), "reason": reason} for path, reason in failures.items()],
     )
     _plot(folder / CURVES, averages)
+    middle = [record for record in records if record["quality"] == qualities[len(qualities) // 2]]
+    _plot_crops(folder / CROPS, [(r, _outputs(folder, qualities, r["quality"], Path(r["image"]))) for r in middle[:3]])
     (folder / JOURNAL).unlink()
     print(_table(records, averages))
     print(f"written: {folder}")
@@ -237,6 +240,23 @@ def _plot(path: Path, averages: dict[str, list]) -> None:
     panels[0].legend(title="preference")
     with atomic.replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
+
+
+def _plot_crops(path: Path, rows: Sequence[tuple[dict[str, Any], dict[str, Path]]]) -> None:
+    """Plot the centers of original, human and machine image side by side, given records and output paths."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.3 * len(rows)), layout="constrained")
+    for axes, (record, outputs) in zip(figure.subplots(len(rows), 3, squeeze=False), rows, strict=True):
+        rate = f"{record['bpp']:.3f} bpp"
+        titles = (Path(record["source"]).name, f"human, {rate}", f"machine, {rate}")
+        shown = (record["source"], outputs["human"], outputs["machine"])
+        for panel, title, image in zip(axes, titles, shown, strict=True):
+            panel.imshow(images.center_crop(images.open_rgb(image), CROP), interpolation="none")
+            panel.set_title(title, fontsize=10)
+            panel.axis("off")
+    with atomic.replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
 
 
 def _table(records: list[dict], averages: dict[str, list]) -> str:
