@@ -182,6 +182,101 @@ def test_coco_scores_cover_processed_images_only(coco):
     assert evaluator.evaluate()["mask AP"] == pytest.approx(100)
 
 
+def write_detections(path: Path, rows) -> Path:
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_detections_file_scores_available_fields(coco, tmp_path, capsys):
+    """COCO's results of segmentation have no boxes, those of detection no masks."""
+    main = script("instance_segmentation/test")
+    rows = as_detections(coco, jitter=3)
+    expected = evaluate_detections(coco, rows)
+    for kinds, absent in ((("box", "mask"), ""), (("mask",), "bbox"), (("box",), "segmentation")):
+        path = write_detections(tmp_path / "found.json", [{k: v for k, v in d.items() if k != absent} for d in rows])
+        arguments = ["--annotations", str(coco.path), "--detections", str(path)]
+        assert main([*arguments, "-o", str(tmp_path / "s.json")]) == 0
+        assert capsys.readouterr().out.startswith(f"instance segmentation: 6 images (detections {path})\n")
+        document = json.loads((tmp_path / "s.json").read_text())
+        assert {name: value for name, (value,) in document["results"].items()} == {
+            f"{kind} {stat}": expected[f"{kind} {stat}"] for kind in kinds for stat in coco_task._STATS
+        }
+        for name, file in (("annotations", coco.path), ("detections", path)):
+            assert document["meta"][name] == {"path": str(file), "digest": digests.file_digest(file)}
+    assert main([*arguments[:3], str(write_detections(tmp_path / "none.json", []))]) == 0
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        (["--limit", "5"], "--limit"),
+        (["--decoded", "x"], "--decoded"),
+        (["--bitstreams", "x", "--preference", "human"], "--bitstreams --preference"),
+        (["-d", "x", "--codec", "jpeg", "--quality", "0"], "--dataset --codec --quality"),
+        (["--allow-missing", "--detectors", "maskrcnn_resnet50_fpn"], "--detectors --allow-missing"),
+    ],
+)
+def test_detections_file_excludes_options(options, named):
+    arguments = ["--annotations", "a.json", "--detections", "d.json"]
+    with pytest.raises(ConfigError, match=f"cannot be combined with {named}: leave"):
+        script("instance_segmentation/test")([*arguments, *options])
+    with pytest.raises(ConfigError, match="need the folder of the images: pass -d DIR"):
+        script("instance_segmentation/test")(arguments[:2])
+
+
+def test_detections_file_errors_exit_with_status_2(coco, tmp_path, run_python):
+    path = write_detections(tmp_path / "found.json", [{"image_id": 99}])
+    command = ["instance_segmentation/test.py", "--annotations", coco.path, "--detections", path]
+    for options, message in (([], "index 0: image_id 99 is not in truth.json"), (["--limit", 5], "--limit")):
+        done = run_python(*command, *options)
+        assert done.returncode == 2 and done.stdout == ""
+        assert done.stderr.count("\n") == 1 and message in done.stderr
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        *((lambda d, key=key: d[1].pop(key), f"'{key}' is missing") for key in ("score", "image_id", "category_id")),
+        (lambda d: d[1].update(score=math.nan), "the score is nan"),
+        (lambda d: d[1].update(score=None), "not 'NoneType'"),
+        (lambda d: [d[1].pop(key) for key in ("bbox", "segmentation")], "it has neither bbox nor segmentation"),
+        (lambda d: d[1].update(bbox=[1, 2, 3]), "is not x, y, width, height"),
+        (lambda d: d[1].update(segmentation=[[1, 2, 3, 4, 5, 6]]), "not a compressed run-length code of 160x120"),
+        (lambda d: d[1]["segmentation"].pop("counts"), "'counts' is missing"),
+        (lambda d: d[1]["segmentation"].update(size=[60, 80]), "do not add up to 80x60"),
+        (lambda d: d[1]["segmentation"].update(size=[160, 120]), "its segmentation is not of 160x120"),
+        (lambda d: d[1]["segmentation"].update(counts="garbage"), "bad segmentation"),
+        (lambda d: d[1]["segmentation"].update(counts="4"), "do not add up to 160x120"),
+        (lambda d: d[1].update(image_id=99), "image_id 99 is not in truth.json"),
+        (lambda d: d[1].update(category_id=[1]), "unhashable"),
+        (lambda d: d[1].update(category_id=2), "category_id 2 is not in truth.json"),
+        (lambda d: d.insert(1, 7), "not subscriptable"),
+    ],
+)
+def test_detections_file_invalid_entry(coco, tmp_path, change, message):
+    rows = as_detections(coco)
+    change(rows)
+    path = write_detections(tmp_path / "found.json", rows)
+    with pytest.raises(ConfigError, match=f"found.json: detection at index 1: .*{message}.*; required are "):
+        coco_task.read_detections(path, coco)
+
+
+def test_detections_file_invalid(coco, tmp_path):
+    rows = as_detections(coco)
+    rows[0].pop("bbox"), rows[1].pop("segmentation")
+    for text, message in (
+        (json.dumps(rows), "without bbox and others without segmentation; give all the same fields"),
+        ("{}", "not a JSON list of detections: not a list"),
+        ("[", "not a JSON list"),
+        ("[" * 100_000, "not a JSON list"),
+    ):
+        (tmp_path / "found.json").write_text(text)
+        with pytest.raises(ConfigError, match=f"found.json: .*{message}"):
+            coco_task.read_detections(tmp_path / "found.json", coco)
+    with pytest.raises(ConfigError, match="none.json: cannot be read: No such file"):
+        coco_task.read_detections(tmp_path / "none.json", coco)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

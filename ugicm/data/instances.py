@@ -126,6 +126,8 @@ def _runs(counts: bytes) -> list[int]:
     value = shift = 0
     for character in counts:
         bits = character - 48
+        if not 0 <= bits < 64 or shift > 30:  # pycocotools would end the text there, or read another number
+            raise ValueError("invalid character in run lengths")
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:  # last character of a number, with its sign

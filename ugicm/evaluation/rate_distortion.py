@@ -1,8 +1,9 @@
 """The evaluation command, ``tests/test.py``: rate, distortion and time of ugicm on a dataset.
 
 An experiment's folder holds ``bitstream/``, ``human/`` and ``machine/`` with the dataset's tree (inside ``q0.3/``
-and so on if there are several qualities), ``results.json``, ``rd.png`` and ``comparison.png``. During a run, ``records.jsonl`` holds the
-finished measurements, and the same command continues an interrupted run. A new run replaces the files of the former.
+and so on if there are several qualities), ``results.json``, ``rd.png`` and ``comparison.png``. During a run,
+``records.jsonl`` holds the finished measurements, and the same command continues an interrupted run. A new run replaces
+the files of the former.
 """
 
 from __future__ import annotations

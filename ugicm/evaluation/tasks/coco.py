@@ -109,12 +109,18 @@ def _check_annotation(annotation: dict) -> None:
     """Raise one of ``_MALFORMED`` for an annotation that pycocotools cannot process."""
     for key in ("id", "image_id", "category_id"):
         annotation[key]
-    box = [float(value) for value in annotation["bbox"]]
-    if len(box) != 4 or not all(map(math.isfinite, box)):
-        raise ValueError(f"the bbox {box} is not x, y, width, height")
+    _read_box(annotation["bbox"])
     if not math.isfinite(annotation["area"]):
         raise ValueError(f"an annotation's area is {annotation['area']}")
     int(annotation["iscrowd"])
+
+
+def _read_box(values: Sequence[float]) -> list[float]:
+    """Return x, y, width, height. Raise ValueError or TypeError if the values are not finite numbers."""
+    box = [float(value) for value in values]
+    if len(box) != 4 or not all(map(math.isfinite, box)):
+        raise ValueError(f"the bbox {box} is not x, y, width, height")
+    return box
 
 
 def _check_mask(segmentation: list | dict | None, width: int, height: int) -> None:
@@ -129,22 +135,23 @@ class CocoEvaluator(Evaluator):
     """Detections, scored by pycocotools. A record holds the detections in an image, in COCO's result format.
 
     Args:
-        detector: the detector.
+        detector: the detector. None if all records are those of :func:`read_detections`.
         truth: the ground truth.
         iou_types: "bbox" and "segm" as in pycocotools. Default: all that the detector supports.
     """
 
-    def __init__(self, detector: Detector, truth: CocoTruth, iou_types: Sequence[str] | None = None):
+    def __init__(self, detector: Detector | None, truth: CocoTruth, iou_types: Sequence[str] | None = None):
         super().__init__()
         self.detector, self.truth = detector, truth
-        self.iou_types = tuple(iou_types or (("bbox", "segm") if detector.has_masks else ("bbox",)))
+        self.iou_types = tuple(iou_types or (("bbox", "segm") if detector is None or detector.has_masks else ("bbox",)))
         if "segm" in self.iou_types:
             truth.check_masks()
         self.metrics = tuple(_metric_name(kind, stat) for kind in self.iou_types for stat in _STATS)
         self.headline = tuple(_metric_name(kind, stat) for kind in reversed(self.iou_types) for stat in ("AP", "AP50"))
-        self.name = detector.name
-        self.identity = f"{detector.identity} {' '.join(self.iou_types)} of {sorted(truth.categories.items())}"
-        self.labels = detector.map_labels(truth.categories, str(truth.path))
+        self.name = detector.name if detector else "detections"
+        network = detector.identity if detector else "detections"
+        self.identity = f"{network} {' '.join(self.iou_types)} of {sorted(truth.categories.items())}"
+        self.labels = detector.map_labels(truth.categories, str(truth.path)) if detector else {}
         self.prepare = partial(_prepare, truth)
 
     def process(self, items: Sequence[Item], inputs: Sequence[Tensor]) -> None:
@@ -204,3 +211,56 @@ def encode_masks(masks: Tensor) -> list[dict]:
         return []
     planes = np.asfortranarray((masks[:, 0] > 0.5).permute(1, 2, 0).numpy().astype(np.uint8))
     return [{"size": code["size"], "counts": code["counts"].decode("ascii")} for code in mask.encode(planes)]
+
+
+def read_detections(path: str | Path, truth: CocoTruth) -> tuple[dict[str, dict], tuple[str, ...]]:
+    """Return records for :class:`CocoEvaluator` from a file, and the IoU types whose field all detections have.
+
+    The file has COCO's result format: a JSON list of image_id, category_id, score, and bbox, segmentation or both.
+    Raise ConfigError if it is unreadable or malformed, or has images or categories that the ground truth does not have.
+    """
+    records = {name: {"image": id, "detections": []} for id, (name, _, _) in truth.images.items()}
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(rows, list):
+            raise ValueError("not a list")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not a JSON list of detections: {error}; required is COCO's result format") from None
+    for index, row in enumerate(rows):
+        try:
+            name, detection = _read_detection(row, truth)
+        except _MALFORMED as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise ConfigError(
+                f"{path}: detection at index {index}: {reason}; required are image_id and category_id of {truth.path}, "
+                "a finite score, and bbox or segmentation (size, counts) or both"
+            ) from None
+        records[name]["detections"].append(detection)
+    detections = [detection for record in records.values() for detection in record["detections"]]
+    iou_types = tuple(kind for kind, field in _FIELDS.items() if all(field in detection for detection in detections))
+    if not iou_types:
+        raise ConfigError(f"{path}: detections without bbox and others without segmentation; give all the same fields")
+    return records, iou_types
+
+
+def _read_detection(row: dict, truth: CocoTruth) -> tuple[str, dict]:
+    """Return (file name of the image, detection in a record). Raise one of ``_MALFORMED`` for an invalid detection."""
+    for key, known in (("image_id", truth.images), ("category_id", truth.categories)):
+        if row[key] not in known:
+            raise ValueError(f"{key} {row[key]} is not in {truth.path.name}")
+    name, width, height = truth.images[row["image_id"]]
+    detection = {"category_id": row["category_id"], "score": float(row["score"])}
+    if not math.isfinite(detection["score"]):
+        raise ValueError(f"the score is {row['score']}")
+    if row.get("bbox"):
+        detection["bbox"] = _read_box(row["bbox"])
+    if code := row.get("segmentation"):
+        if not isinstance(code, dict) or not isinstance(code["counts"], str):
+            raise ValueError(f"its segmentation is not a compressed run-length code of {width}x{height}")
+        _check_mask(code, width, height)
+        detection["segmentation"] = {"size": [height, width], "counts": code["counts"]}
+    if not detection.keys() & _FIELDS.values():
+        raise ValueError("it has neither bbox nor segmentation")
+    return name, detection
