@@ -13,7 +13,7 @@ from PIL import Image, ImageCms, features
 
 from ugicm.errors import CheckpointError, ConfigError, StreamError
 from ugicm.evaluation import codecs
-from ugicm.evaluation.metrics import bits_per_pixel, psnr
+from ugicm.evaluation.metrics import file_bpp, psnr
 from ugicm.evaluation.specs import parse_spec, set_attributes
 
 IMAGE = os.path.join(os.path.dirname(__file__), "..", "ugicm", "samples")
@@ -71,7 +71,7 @@ def test_sweep_covers_rate_range(name, image):
     codec = codecs.load_codec(name)
     low, high = 0.7, 3.0
     settings = codecs.sweep(codec, [image], low, high, 5)
-    rates = [bits_per_pixel(codec.encode(image, s), image) for s in settings]
+    rates = [file_bpp(codec.encode(image, s), image) for s in settings]
     assert 3 <= len(settings) <= 5 and rates == sorted(rates)
     assert rates[0] == pytest.approx(low, rel=0.15) and rates[-1] == pytest.approx(high, rel=0.15)
     # Beyond the range of a codec there is only its lowest or highest setting.
@@ -82,7 +82,7 @@ def test_sweep_covers_rate_range(name, image):
 def test_sweep_of_continuous_quality(image):
     codec = codecs.UgicmCodec(JpegCodec(), "ugicm", "fake")
     assert codec.settings is None
-    rates = [bits_per_pixel(codec.encode(image, s), image) for s in codecs.sweep(codec, [image], 0.8, 2.5, 3)]
+    rates = [file_bpp(codec.encode(image, s), image) for s in codecs.sweep(codec, [image], 0.8, 2.5, 3)]
     assert rates == pytest.approx([0.8, np.sqrt(2.0), 2.5], rel=0.1)
     human, machine = codec.decode(codec.encode(image, 0.5), codec.preferences)
     assert np.mean(machine) < np.mean(human)

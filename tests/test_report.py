@@ -312,10 +312,10 @@ def test_cache_depends_on_model_and_evaluator(images, codec, tmp_path):
     cache = curves.Cache(tmp_path)
     for expected, identity in ((2, "model a"), (2, "model a"), (4, "model b")):
         cached = curves.CachedCodec(codecs.UgicmCodec(codec, "ugicm", identity), cache)
-        curves.measure(dataset, cached, 0.5, cache)
+        curves.measure_point(dataset, cached, 0.5, cache)
         assert codec.encoded == expected
     dataset.evaluators[0].identity = "other"
-    curves.measure(dataset, cached, 0.5, cache)
+    curves.measure_point(dataset, cached, 0.5, cache)
     assert codec.encoded == 4 and codec.decoded == 6  # bitstreams are kept, the images are scored again
     human, machine = curves.collect(dataset, cached, [0.5], cache)
     assert (human.name, machine.name) == ("ugicm human", "ugicm machine")

@@ -34,7 +34,7 @@ from ugicm import bitstream
 from ugicm.checkpoints.state_dict import read_state_dict
 from ugicm.errors import CheckpointError, ConfigError, StreamError, UgicmError, first_line
 from ugicm.evaluation.digests import file_digest, model_digest
-from ugicm.evaluation.metrics import bits_per_pixel
+from ugicm.evaluation.metrics import file_bpp
 from ugicm.evaluation.specs import Spec, download, parse_spec
 from ugicm.images import from_tensor, pad_to, to_tensor
 
@@ -291,7 +291,7 @@ def sweep(codec: ImageCodec, images: Sequence[Image.Image], low: float, high: fl
 
     def rate(setting: float) -> float:
         if setting not in measured:
-            measured[setting] = np.mean([bits_per_pixel(codec.encode(image, setting), image) for image in images])
+            measured[setting] = np.mean([file_bpp(codec.encode(image, setting), image) for image in images])
         return measured[setting]
 
     if codec.settings is not None:

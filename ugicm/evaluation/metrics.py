@@ -43,6 +43,6 @@ def ms_ssim(original: Image.Image, decoded: Image.Image) -> float | None:
         return float(compute(a, b, data_range=1.0))
 
 
-def bits_per_pixel(data: bytes, original: Image.Image) -> float:
+def file_bpp(data: bytes, original: Image.Image) -> float:
     """Return the bits of a file, headers included, per pixel of the original image."""
     return 8 * len(data) / (original.width * original.height)

@@ -28,7 +28,7 @@ from ugicm.arguments import ArgumentParser, natural, pick_device, run_command, u
 from ugicm.codec import ONE_RATE, Codec, load
 from ugicm.errors import ImageError, StreamError, UsageError, first_line
 from ugicm.evaluation import digests, results
-from ugicm.evaluation.metrics import bits_per_pixel, ms_ssim, psnr
+from ugicm.evaluation.metrics import file_bpp, ms_ssim, psnr
 from ugicm.evaluation.results import Journal
 
 # Averaged into rate points, under CompressAI's names; plain "-rgb" metrics are those of the human image.
@@ -215,7 +215,7 @@ def measure(
         "width": image.width,
         "height": image.height,
         "bytes": len(data),
-        "bpp": bits_per_pixel(data, image),
+        "bpp": file_bpp(data, image),
         "psnr-rgb": results.finite(psnr(image, human)),
         "ms-ssim-rgb": ms_ssim(image, human),
         "psnr-rgb-machine": results.finite(psnr(image, machine)),

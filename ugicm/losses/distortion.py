@@ -16,7 +16,7 @@ def squared_error(x_hat: Tensor, x: Tensor) -> Tensor:
     return 255**2 * (x_hat - x).square().flatten(1).mean(1)
 
 
-def psnr(x_hat: Tensor, x: Tensor) -> Tensor:
+def batch_psnr(x_hat: Tensor, x: Tensor) -> Tensor:
     """Return the PSNR in dB after clamping and rounding to 8 bits; 100 dB for identical images."""
     saved = torch.round(x_hat.clamp(0, 1) * 255) / 255
     return -10 * torch.log10((saved - x).square().flatten(1).mean(1).clamp_min(1e-10))

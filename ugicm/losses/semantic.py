@@ -27,7 +27,9 @@ def map_distance(a: Tensor, b: Tensor) -> Tensor:
     return cosine_distance(a, b, dim=1 if a.dim() == 4 else -1).flatten(1).mean(1)
 
 
-def compare(teacher: Teacher, x_hat: Tensor, x: Tensor) -> tuple[list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
+def teacher_outputs(
+    teacher: Teacher, x_hat: Tensor, x: Tensor
+) -> tuple[list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
     """Return the (x_hat, x) pairs of feature maps, one per layer, and of embeddings; gradients flow to x_hat only."""
     with torch.no_grad():
         target_maps, target = teacher(x)
@@ -46,10 +48,10 @@ class SemanticTerm:
         return index
 
     def compare_whole(self, x_hat: Tensor, x: Tensor, index: Tensor, memo: dict):
-        """Return :func:`compare` of whole images, computed once per batch and set of samples."""
+        """Return :func:`teacher_outputs` of whole images, computed once per batch and set of samples."""
         key = tuple(index.tolist())
         if key not in memo:
-            memo[key] = compare(self.teacher, x_hat, x)
+            memo[key] = teacher_outputs(self.teacher, x_hat, x)
         return memo[key]
 
 
@@ -94,7 +96,7 @@ class LocalTerm(SemanticTerm):
             torch.stack([v[i, :, t : t + self.side, l : l + self.side] for i, (t, l) in enumerate(corners)])  # noqa: E741
             for v in (x_hat, x)
         ]
-        return cosine_distance(*compare(self.teacher, *crops)[1])
+        return cosine_distance(*teacher_outputs(self.teacher, *crops)[1])
 
 
 class InstanceTerm(SemanticTerm):
@@ -128,7 +130,7 @@ class InstanceTerm(SemanticTerm):
                 masked = v[row, :, top:bottom, left:right] * masks[k, top:bottom, left:right]
                 resized.append(self.teacher.resize(masked[None], self.size))
             crops.append(torch.cat(resized))
-        distances = cosine_distance(*compare(self.teacher, *crops)[1])
+        distances = cosine_distance(*teacher_outputs(self.teacher, *crops)[1])
         rows = torch.tensor([row for _, row in objects])
         count = torch.bincount(rows, minlength=len(index)).to(x.device, non_blocking=True)
         return torch.zeros(len(index), device=x.device).index_add(0, rows.to(x.device), distances) / count

@@ -124,7 +124,7 @@ def measure_curves(
         else:
             settings = sorted(set(args.qualities)) if codec.settings is None else list(codec.settings)
         for setting in settings:
-            measure(dataset, cached, setting, cache)
+            measure_point(dataset, cached, setting, cache)
         curves += collect(dataset, codec, settings, cache)
         if None not in codec.preferences and args.bpp_range is None:
             rates = [point.bpp for curve in curves for point in curve.points]
@@ -152,7 +152,7 @@ def original_scores(dataset: Dataset, cache: Cache) -> dict[str, float | None]:
     return scores
 
 
-def measure(dataset: Dataset, codec: CachedCodec, setting: float, cache: Cache) -> None:
+def measure_point(dataset: Dataset, codec: CachedCodec, setting: float, cache: Cache) -> None:
     """Encode, decode and score every image at one setting, as far as the cache does not have the records.
 
     Raises UgicmError naming the image if a codec fails: curves over different images could not be compared.
@@ -177,7 +177,7 @@ def measure(dataset: Dataset, codec: CachedCodec, setting: float, cache: Cache) 
 
 
 def collect(dataset: Dataset, codec: ImageCodec, settings: Sequence[float], cache: Cache) -> list[Curve]:
-    """Return the curves that :func:`measure` has put into the cache, one per preference."""
+    """Return the curves that :func:`measure_point` has put into the cache, one per preference."""
     curves = []
     for preference in codec.preferences:
         points = []

@@ -17,7 +17,7 @@ from PIL import Image, features
 
 from ugicm.arguments import spread
 from ugicm.evaluation.codecs import nearest_setting
-from ugicm.evaluation.metrics import bits_per_pixel, psnr
+from ugicm.evaluation.metrics import file_bpp, psnr
 from ugicm.evaluation.results import finite
 from ugicm.evaluation.tasks.base import Item
 from ugicm.evaluation.tasks.classification import ClassificationEvaluator
@@ -65,7 +65,7 @@ def viewer_data(
 
 
 def _size(data: bytes, original: Image.Image) -> dict[str, float]:
-    return {"bytes": len(data), "bpp": bits_per_pixel(data, original)}
+    return {"bytes": len(data), "bpp": file_bpp(data, original)}
 
 
 def _baseline(

@@ -76,7 +76,7 @@ def _run(run: Run, command: str) -> None:
         with StopSignals(run.world) as signals:
             batches = iter(loader)
             if run.validation_due and every:  # of a new run, or left by a stop
-                validate(run, records)
+                run_validation(run, records)
                 if run.step:
                     save(run)
             records.restart_clock()
@@ -91,7 +91,7 @@ def _run(run: Run, command: str) -> None:
                 if run.step % config.run.log_every == 0 or saving:
                     _log_steps(run, records)
                 if run.validation_due and not stop:
-                    validate(run, records)
+                    run_validation(run, records)
                     run.stopwatch.reset()
                 if saving:
                     save(run)
@@ -221,7 +221,7 @@ def _finished_model(run: Run) -> UGICM:
     return validation.snapshot(run.average.model if run.average else run.model, torch.device("cpu"))
 
 
-def validate(run: Run, records: Records) -> None:
+def run_validation(run: Run, records: Records) -> None:
     """Validate on the main process, log the results, and save the best model."""
     run.validation_due = False
     if run.world.main:

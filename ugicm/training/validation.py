@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ugicm.checkpoints.native import blank_model, load_weights, model_state
 from ugicm.config import TrainConfig
-from ugicm.losses.distortion import psnr
+from ugicm.losses.distortion import batch_psnr
 from ugicm.losses.objective import Objective
 from ugicm.models.ugicm import UGICM
 from ugicm.training.log import Meter
@@ -65,7 +65,7 @@ def validate(
                     if "/" not in name:  # not of groups
                         meter.add(name, total, losses.counts[name])
                 meter.add("loss", losses.total, len(x))
-                meter.add("psnr", psnr(out["x_hat"], x).sum(), len(x))
+                meter.add("psnr", batch_psnr(out["x_hat"], x).sum(), len(x))
     objective.train()
     return [{"quality": q, "beta": b, **meter.means()} for (q, b), meter in meters.items()]
 

@@ -93,7 +93,7 @@ class Evaluator(ABC):
 
 
 @dataclass
-class Outcome:
+class TaskOutcome:
     """Result of a run, by image key: bits per pixel, if the source has bitstreams, and error messages."""
 
     bpp: dict[str, float] = field(default_factory=dict)
@@ -107,10 +107,10 @@ def run(
     batch_size: int = 16,
     workers: int = 0,
     title: str = "images",
-) -> Outcome:
+) -> TaskOutcome:
     """Process every image with every evaluator.
 
-    An image that cannot be loaded or prepared is excluded and reported in ``Outcome.failed``.
+    An image that cannot be loaded or prepared is excluded and reported in ``TaskOutcome.failed``.
     """
     from torch.utils.data import DataLoader
     from tqdm import tqdm
@@ -121,7 +121,7 @@ def run(
         num_workers=workers if source.parallel else 0,
         collate_fn=list,
     )
-    outcome = Outcome()
+    outcome = TaskOutcome()
     with tqdm(total=len(items), desc=title, unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
         for batch in loader:
             outcome.failed.update({item.key: error for item, _, _, error in batch if error})

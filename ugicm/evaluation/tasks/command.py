@@ -11,7 +11,7 @@ from typing import Any
 
 from ugicm.arguments import spread
 from ugicm.evaluation import digests, results
-from ugicm.evaluation.tasks.base import Evaluator, Item, Outcome, check_distinct, make_deterministic, run
+from ugicm.evaluation.tasks.base import Evaluator, Item, TaskOutcome, check_distinct, make_deterministic, run
 from ugicm.evaluation.tasks.sources import Originals, Source, load_source, split_missing
 
 
@@ -70,7 +70,7 @@ def evaluate(task: Task, args: argparse.Namespace, device: str) -> int:
     return 1 if outcome.failed else 0
 
 
-def _print_scores(task: Task, source: Source, scores: dict, outcome: Outcome, missing: Sequence[str]) -> None:
+def _print_scores(task: Task, source: Source, scores: dict, outcome: TaskOutcome, missing: Sequence[str]) -> None:
     facts = {key: value for key, value in source.describe().items() if value is not None}
     tested = ", ".join([facts.pop("source"), *(f"{key} {value}" for key, value in facts.items())])
     excluded = f", {len(missing)} missing" if missing else ""
@@ -83,7 +83,7 @@ def _print_scores(task: Task, source: Source, scores: dict, outcome: Outcome, mi
         print(f"missing: {key}", file=sys.stderr)
 
 
-def _write_results(path: str, task: Task, scores: dict, outcome: Outcome, **more: Any) -> None:
+def _write_results(path: str, task: Task, scores: dict, outcome: TaskOutcome, **more: Any) -> None:
     keys = sorted(task.evaluators[0].records)
     rates = {key: {"bpp": bpp} for key, bpp in outcome.bpp.items()}
     per_image = [
