@@ -21,6 +21,12 @@ CONFIGS = {
 }  # fmt: skip
 
 
+def encode(model: UGICM, x: torch.Tensor, quality: torch.Tensor) -> tuple[list[bytes], list[int]]:
+    """Return the strings and digests of images [B, 3, H, W]."""
+    y = model.analyze(x, quality)
+    return model.entropy_encode(y, model.hyper_analyze(y))
+
+
 def small_model(backbone: str = "compact", seed: int = 0) -> UGICM:
     """Return a random model whose latents spread over many symbols and whose parts all have an effect."""
     torch.manual_seed(seed)

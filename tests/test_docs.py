@@ -1,5 +1,6 @@
 """Numbers in the documents are those of their results files."""
 
+import re
 import runpy
 import subprocess
 
@@ -43,3 +44,14 @@ def test_results_that_are_written_do_not_make_the_code_look_changed(tmp_path, mo
         seen.append(revision.revision())
     clean = seen[0]
     assert len(clean) == 12 and seen == [clean, clean, f"{clean}-dirty"]
+
+
+def test_training_page_names_existing_code():
+    """Names in the table from the paper to the code are defined in the file beside them."""
+    text = (ROOT / "docs" / "training.md").read_text()
+    pairs = re.findall(r"((?:`\w+`(?:, )?)+) in `(ugicm/[\w/]+\.py)`", text)
+    assert len(pairs) >= 6
+    for names, path in pairs:
+        source = (ROOT / path).read_text()
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"^(class|def) {name}\b", source, re.MULTILINE), f"{name} is not in {path}"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small_models import small_model
+from small_models import encode, small_model
 
 import ugicm
 from ugicm.entropy.fixed_point import (
@@ -106,7 +106,7 @@ def test_inputs_of_convolutions_are_on_the_grid():
     for layer in layers:
         layer.register_forward_pre_hook(check)
     x = torch.rand(1, 3, 128, 64, generator=torch.Generator().manual_seed(1))
-    strings, _ = model.compress(x, torch.tensor([0.7]))
+    strings, _ = encode(model, x, torch.tensor([0.7]))
     assert set(met) == set(layers)
     met.clear()
     model.entropy_decode(strings, (128, 64))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import CONFIGS, small_model
+from small_models import CONFIGS, encode, small_model
 
 from ugicm.checkpoints import native
 from ugicm.entropy.gaussian import TabulatedGaussian
@@ -91,7 +91,7 @@ def test_forward_in_eval_mode_gives_the_decoded_latents(model):
     x, beta, quality = images(), torch.tensor([0.3]), qualities()
     with torch.no_grad():
         out = model(x, beta, quality)
-        strings, digests = model.compress(x, quality)
+        strings, digests = encode(model, x, quality)
         y_hat, found = model.entropy_decode(strings, x.shape[2:])
         x_hat = model.synthesize(y_hat, beta, quality)
     assert torch.equal(out["y_hat"], y_hat)
@@ -103,7 +103,7 @@ def test_forward_in_eval_mode_gives_the_decoded_latents(model):
 def test_each_image_of_a_batch_has_its_own_string(model):
     x, quality = images(batch=3), qualities(3)
     with torch.no_grad():
-        strings, _ = model.compress(x, quality)
+        strings, _ = encode(model, x, quality)
         together, _ = model.entropy_decode(strings, x.shape[2:])
         for i in range(3):
             alone, _ = model.entropy_decode(strings[i : i + 1], x.shape[2:])
@@ -118,7 +118,7 @@ def test_bitstreams_decode_equally_in_another_process(backbone, tmp_path):
     model.prepare_for_coding()
     x = images()
     with torch.no_grad():
-        strings, _ = model.compress(x, qualities())
+        strings, _ = encode(model, x, qualities())
         y_hat, digests = model.entropy_decode(strings, x.shape[2:])
     (tmp_path / "string").write_bytes(strings[0])
     program = (
@@ -162,7 +162,7 @@ def test_preference_changes_images_and_quality_changes_size(backbone):
     model = small_model(backbone).prepare_for_coding()
     x = images()
     with torch.no_grad():
-        low, high = ([model.compress(x, qualities(1, q))[0][0] for q in (0.0, 1.0)])
+        low, high = ([encode(model, x, qualities(1, q))[0][0] for q in (0.0, 1.0)])
         assert (len(low) < len(high)) == model.has_quality
         y_hat, _ = model.entropy_decode([low], x.shape[2:])
         quality = qualities(1, 0.0)
@@ -188,7 +188,7 @@ def test_synthesis_does_not_change_bitstreams():
     model.prepare_for_coding(), before.prepare_for_coding()
     assert model.fingerprint == before.fingerprint
     with torch.no_grad():
-        assert model.compress(x, qualities()) == before.compress(x, qualities())
+        assert encode(model, x, qualities()) == encode(before, x, qualities())
 
 
 def test_borderline_finds_scales_near_a_bound():
@@ -215,7 +215,7 @@ def test_guard_corrects_scales_of_another_machine(guarded):
     model.entropy_model.guard = 2.0**-10 if guarded else 0.0  # large, so that a small image has many borderline scales
     x = images(height=256, width=384)
     with torch.no_grad():
-        (string,), (digest,) = model.compress(x, qualities())
+        (string,), (digest,) = encode(model, x, qualities())
         decoder = DecoderOnAnotherMachine(model.entropy_model, [string], (4, 6), 10**6)
         y_hat = model.entropy_model(decoder)
         expected, _ = model.entropy_decode([string], (256, 384))

@@ -16,7 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from small_models import CONFIGS, small_model
+from small_models import CONFIGS, encode, small_model
 
 from ugicm.checkpoints.native import load_model, save_model
 from ugicm.config import ObjectiveConfig, OptimConfig, TermConfig, load_config, to_dict
@@ -153,7 +153,7 @@ def test_validation_rate_equals_bitstream_length(setup):
 
     files = find_images(config.data.train[0].path)
     x = center_crops([files[i] for i in hold_out(files, 1)[1]], 64).float() / 255
-    strings, _ = model.compress(x, torch.tensor([0.5]))
+    strings, _ = encode(model, x, torch.tensor([0.5]))
     stated = events(config.run.dir, "validation")[-1]["bpp"] * 64 * 64
     assert 8 * len(strings[0]) == pytest.approx(stated, abs=64 + 0.01 * stated)
 
@@ -377,8 +377,8 @@ def test_decoder_stage_does_not_change_bitstreams(setup, start):
     before.prepare_for_coding(), after.prepare_for_coding()
     assert before.fingerprint == after.fingerprint
     x, quality = torch.rand(2, 3, 128, 64), torch.tensor([0.2, 0.9])
-    assert before.compress(x, quality) == after.compress(x, quality)
-    y_hat, beta = before.entropy_decode(*[before.compress(x, quality)[0], (128, 64)])[0], torch.zeros(2)
+    assert encode(before, x, quality) == encode(after, x, quality)
+    y_hat, beta = before.entropy_decode(*[encode(before, x, quality)[0], (128, 64)])[0], torch.zeros(2)
     assert not torch.equal(before.synthesize(y_hat, beta, quality), after.synthesize(y_hat, beta, quality))
 
 
@@ -396,6 +396,9 @@ def test_init_from_another_configuration(setup, start, capsys):
     with pytest.raises(ConfigError, match="model mismatch"):
         train(setup(f"run.dir={start.parent / 'other'}", model=to_dict(CONFIGS["bmshj2018"]), init_from=str(start),
                     quality={"fixed": 0.5}))  # fmt: skip
+    wider = {**to_dict(CONFIGS["compact"]), "M": 40, "slice_widths": [8, 24, 8]}
+    with pytest.raises(ConfigError, match="shapes of the model differ.*g_s.stem.weight"):
+        train(setup(f"run.dir={start.parent / 'wider'}", model=wider, init_from=str(start)))
 
 
 def test_init_from_keeps_sharpness_and_calibrated_tables(setup, start, capsys):

@@ -231,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sources = files.find(folder, files.IMAGE_SUFFIXES)
     model = load(args.checkpoint).describe()
     report = check(args.checkpoint, sources, args.size, args.one_piece, args.quality, args.tile)
-    report |= {"sources": len(sources), "data": digests.tree_digest(sources, Path(folder))}
+    report |= {"sources": len(sources), "data": digests.tree_digest((s.name, s) for s in sources)}
     report |= {"model": model, "environment": results.environment()}
     atomic.write(args.output, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
     rows = [[c["what"], f"{c['value']:.4g}", f"{c['limit']:.4g}", "yes" if c["holds"] else "NO"]

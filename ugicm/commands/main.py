@@ -23,17 +23,17 @@ from ugicm.report.command import add_report_command
 _MAIN_HELP = """\
 examples:
   ugicm compress photo.jpg                        writes photo.ugic
-  ugicm compress photos/ streams/ --quality 0.3   a folder, keeping its tree
+  ugicm compress photos/ bits/ --quality 0.3      a folder, keeping its tree
   ugicm decompress photo.ugic photo.png           the image for the human preference
-  ugicm info streams/                             size, quality, bits per pixel, model
+  ugicm info bits/                                size, quality, bits per pixel, model
 """
 _COMPRESS_HELP = """\
 examples:
   ugicm compress photo.jpg                        writes photo.ugic
   ugicm compress photo.jpg small.ugic -q 0.1      a smaller file
   ugicm compress photo.jpg small.ugic -e 30       a smaller file of the same quality, slower to write
-  ugicm compress photos/ streams/                 a folder; run again to continue after an interruption
-  ugicm compress photos/ streams/ --workers 2     two images at a time
+  ugicm compress photos/ bits/                    a folder; run again to continue after an interruption
+  ugicm compress photos/ bits/ --workers 2        two images at a time
   ugicm compress photo.jpg -c runs/mine/model.safetensors --verify
 """
 _DECOMPRESS_HELP = """\
@@ -42,12 +42,12 @@ examples:
   ugicm decompress photo.ugic out.png -p machine  the image for the machine preference
   ugicm decompress photo.ugic half.webp -p 0.5    half way between (WebP is written lossless)
   ugicm decompress photo.ugic mix.png -p map.png  machine where map.png is white, human where it is black
-  ugicm decompress streams/ images/               a folder, keeping its tree
+  ugicm decompress bits/ images/                  a folder, keeping its tree
 """
 _INFO_HELP = """\
 examples:
   ugicm info photo.ugic
-  ugicm info streams/ more/*.ugic
+  ugicm info bits/ more/*.ugic
 """
 
 

@@ -79,6 +79,8 @@ def _evaluate(args: argparse.Namespace, experiments: Path) -> int:
     if dataset.is_dir():
         root, sources = dataset, files.find(dataset, files.IMAGE_SUFFIXES)
     folder = experiments / args.experiment
+    if not folder.resolve().is_relative_to(experiments.resolve()):
+        raise UsageError(f"-exp {args.experiment}: name a folder inside {experiments}")
     use_gpu = args.gpu_id >= 0 and torch.cuda.is_available()
     codec = load(args.checkpoint, pick_device(f"cuda:{args.gpu_id}" if use_gpu else "cpu"))
     if not codec.has_quality:

@@ -90,14 +90,6 @@ class UGICM(nn.Module):
         with self._full_precision(y):
             return self.h_a(y)
 
-    def compress(self, x: Tensor, quality: Tensor) -> tuple[list[bytes], list[int]]:
-        """Return one entropy-coded string per image, and the 16-bit symbol digest of each.
-
-        Raises CheckpointError for latents that no bitstream can hold.
-        """
-        y = self.analyze(x, quality)
-        return self.entropy_encode(y, self.hyper_analyze(y))
-
     def entropy_encode(
         self, y: Tensor, z: Tensor, extent: tuple[int, int] | None = None
     ) -> tuple[list[bytes], list[int]]:

@@ -122,6 +122,12 @@ def initial_model(config: TrainConfig) -> tuple[UGICM, str]:
             f"init_from: model mismatch: {config.init_from} lacks {len(missing)} tensors of the configured model "
             f"({first_of(missing)}); remove model from the configuration to use the checkpoint's"
         )
+    # Gains and machine branches start without effect; anything else would be destroyed by random values.
+    other_shape = [k for k in given if k in own and k in missing
+                   and not k.endswith("gain.log_gain") and "branches" not in k]  # fmt: skip
+    if other_shape:
+        raise ConfigError(f"init_from: shapes of the model differ from {config.init_from}: {first_of(other_shape)}; "
+                          "set the keys of model to the checkpoint's, or remove model")  # fmt: skip
     load_weights(model, {**own, **matching}, config.init_from)
     changes = [
         f"{f.name} {getattr(wanted, f.name)} (checkpoint: {getattr(source.config, f.name, None)})"

@@ -124,7 +124,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = source.add_mutually_exclusive_group()
     kinds.add_argument("--decoded", metavar="DIR", help="decoded images with the names of the originals, any extension")
     kinds.add_argument("--bitstreams", metavar="DIR", help="bitstreams of this codec, decoded with --preference")
-    kinds.add_argument("--codec", metavar="SPEC", help="codec to run: ugicm[=PATH], jpeg, webp, avif, zoo/NAME[=PATH]")
+    kinds.add_argument("--codec", metavar="SPEC", help="codec: ugicm[=PATH], jpeg, webp, avif, jxl, zoo/NAME[=PATH]")
     source.add_argument(
         "-c", "--checkpoint", metavar="PATH", help="model of --bitstreams (default: the shipped model)"
     )
