@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from small_models import small_model
+from small_models import encode, small_model
 
 import ugicm
 from scripts.average_checkpoints import average
@@ -32,7 +32,7 @@ def model():
 def streams(model, quality=0.5):
     ready = copy.deepcopy(model).prepare_for_coding()
     with torch.no_grad():
-        strings, _ = ready.compress(images().float() / 255, torch.full((2,), quality))
+        strings, _ = encode(ready, images().float() / 255, torch.full((2,), quality))
         y_hat, _ = ready.entropy_decode(strings, (128, 128))
     return sum(map(len, strings)), y_hat
 

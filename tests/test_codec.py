@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from small_models import CONFIGS, small_model
+from small_models import CONFIGS, encode, small_model
 
 import ugicm
 from ugicm import bitstream, images
@@ -354,7 +354,7 @@ def test_analysis_uses_full_float32(backbone):
     try:
         torch.set_float32_matmul_precision("medium")
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-            model.compress(torch.rand(1, 3, 64, 64), torch.full((1,), 0.5))
+            encode(model, torch.rand(1, 3, 64, 64), torch.full((1,), 0.5))
     finally:
         torch.set_float32_matmul_precision("highest")
     assert seen == [([s.exact for s in _switches()], False)] * 2

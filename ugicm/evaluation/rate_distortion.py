@@ -56,7 +56,7 @@ def _parser() -> ArgumentParser:
         "of the experiment are replaced.",
     )
     parser.add_argument("-exp", "--experiment", default="test", metavar="NAME",
-                        help="write results to experiments/NAME in the checkout (default: test)")  # fmt: skip
+                        help="folder below experiments/ in the checkout, or a path (default: test)")  # fmt: skip
     parser.add_argument("--gpu_id", type=int, default=0, metavar="N",
                         help="GPU to use (default: 0); the CPU if there is none, or with -1")  # fmt: skip
     parser.add_argument("-c", "--checkpoint", metavar="CKPT", help="default: the shipped model")
@@ -79,8 +79,6 @@ def _evaluate(args: argparse.Namespace, experiments: Path) -> int:
     if dataset.is_dir():
         root, sources = dataset, files.find(dataset, files.IMAGE_SUFFIXES)
     folder = experiments / args.experiment
-    if not folder.resolve().is_relative_to(experiments.resolve()):
-        raise UsageError(f"-exp {args.experiment}: name a folder inside {experiments}")
     use_gpu = args.gpu_id >= 0 and torch.cuda.is_available()
     codec = load(args.checkpoint, pick_device(f"cuda:{args.gpu_id}" if use_gpu else "cpu"))
     if not codec.has_quality:
