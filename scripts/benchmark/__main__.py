@@ -4,7 +4,7 @@
     python -m scripts.benchmark levers        # ways to make coding faster, one by one
     python -m scripts.benchmark folder        # 100 images with one worker and with several
     python -m scripts.benchmark throughput    # images per second of several processes side by side
-    python -m scripts.benchmark macs          # multiply-accumulates per pixel of every backbone
+    python -m scripts.benchmark macs          # multiply-accumulates per pixel and parameters
     python -m scripts.benchmark train -c configs/smoke.yaml      # variants of a training configuration
 
 Run from the root of the repository. Each command prints a table and writes a JSON file.
@@ -116,7 +116,7 @@ def _parser() -> ArgumentParser:
     sub.add_argument("--count", type=positive, default=10, help="images per process and turn (default: 10)")
     _common_options(sub, "throughput", repeats=3)
 
-    sub = commands.add_parser("macs", help="multiply-accumulates per pixel of every backbone")
+    sub = commands.add_parser("macs", help="multiply-accumulates per pixel and parameters of every backbone")
     sub.set_defaults(run=macs)
     sub.add_argument("-o", "--output", default="experiments/macs.json", help="results (default: %(default)s)")
 
@@ -291,11 +291,13 @@ def macs(args: argparse.Namespace) -> tuple[dict, str]:
     from ugicm.evaluation import results
     from ugicm.models.ugicm import UGICM
 
-    counts = {"compact": count_macs(ugicm.load().model)}
+    models = {"compact": ugicm.load().model}
     for backbone in ("mlicpp", "bmshj2018"):
-        counts[backbone] = count_macs(UGICM(load_config(f"configs/paper/{backbone}_mse.yaml").model))
+        models[backbone] = UGICM(load_config(f"configs/paper/{backbone}_mse.yaml").model)
+    counts = {backbone: count_macs(model) for backbone, model in models.items()}
+    parameters = {backbone: sum(p.numel() for p in model.parameters()) for backbone, model in models.items()}
     rows = [(backbone, *(f"{count:g}" for count in parts.values())) for backbone, parts in counts.items()]
-    report = {"kmacs_per_pixel": counts, "environment": results.environment()}
+    report = {"kmacs_per_pixel": counts, "parameters": parameters, "environment": results.environment()}
     return report, results.table(rows, ("kMAC per pixel", *counts["compact"]))
 
 

@@ -182,7 +182,8 @@ def open_sources(config: DataConfig, validation_path: str | None = None) -> Imag
         excluded = {path.resolve() for path in held_out}
         kept = [i for i, path in enumerate(files) if path.resolve() not in excluded]
     if not kept:
-        raise ConfigError(f"data: all {len(held_out)} images are held out for validation; lower data.holdout")
+        reason = f"all {len(held_out)} images are held out for validation (holdout: {config.holdout})"
+        raise ConfigError(f"data: {reason}; lower data.holdout")
     store = ImageStore([files[i] for i in kept], config.crop, config.cache)
     number_of = {path: number for number, path in enumerate(store.files)}
     groups: list[tuple[list[int], float]] = []
