@@ -73,7 +73,7 @@ class _SymbolCoder:
 
     @property
     def digests(self) -> list[int]:
-        """16 bits per image that depend on every symbol. A decoder whose digest differs has lost its place.
+        """16 bits per image that depend on every symbol. A different digest means wrong symbols.
 
         Complete when everything is decoded, or encoded (:meth:`RansEncoder.flush`).
         """
@@ -110,7 +110,7 @@ class _SymbolCoder:
 
 
 class _Pass(NamedTuple):
-    """What the encoder codes of z, or of one part of one slice. On its way from a GPU until ``arrived``."""
+    """What the encoder codes of z, or of one part of one slice. Being copied from a GPU until ``arrived``."""
 
     symbols: Tensor  # int32 [B, C, h, w]
     fit: Tensor  # whether a bitstream can hold all of them
