@@ -13,6 +13,7 @@ from ugicm.bitstream import Bitstream, parse
 from ugicm.tiling import Box
 
 EXAMPLE = Bitstream(768, 512, b"abc", bitstream.quantize_quality(0.5), 0, (0xBEEF,), (b"payload",))
+TILED = Bitstream(130, 60, b"abc", 0.0, 64, (1, 2, 3), (b"first", b"second", b"third"))
 
 
 def with_checksum(body: bytes) -> bytes:
@@ -31,7 +32,7 @@ def test_pack_and_parse_round_trip(width, height, fingerprint, quality, digest, 
     written = Bitstream(width, height, fingerprint, bitstream.quantize_quality(quality), 0, (digest,), (payload,))
     data = written.pack()
     assert parse(data) == written
-    assert len(data) - len(payload) <= 32
+    assert len(data) - len(payload) <= 20
     assert abs(written.quality - quality) <= 0.5 / 65535 + 1e-12
 
 
@@ -68,9 +69,10 @@ def test_box_meets_only_if_pixels_overlap():
         assert not box.meets(other)
 
 
-def test_header_takes_at_most_32_bytes():
-    largest = Bitstream(2**32 - 1, 2**32 - 1, b"abc", 1.0, 0, (0xFFFF,), (b"",))
-    assert len(largest.pack()) + 4 <= 32  # four more bytes for the longest payload length
+@pytest.mark.parametrize(("side", "size"), [(127, 18), (16383, 20), (2**21, 24), (2**32 - 1, 26)])
+def test_size_of_header_and_checksum(side, size):
+    string = bytes(1000)
+    assert len(Bitstream(side, side, b"abc", 1.0, 0, (0xFFFF,), (string,)).pack()) == size + len(string)
 
 
 @pytest.mark.parametrize(
@@ -79,15 +81,17 @@ def test_header_takes_at_most_32_bytes():
         (b"", "not a ugicm bitstream: it is empty"),
         (b"\x89PNG\r\n\x1a\n", "not a ugicm bitstream"),
         (b"UGI", "truncated"),
-        (b"UGI\x03abc", "truncated"),
+        (b"UGI\x04abc", "truncated"),
         (b"UGI\x01" + EXAMPLE.pack()[4:], "unsupported version of the bitstream: 1"),
-        (b"UGI\x04" + EXAMPLE.pack()[4:], "unsupported version of the bitstream: 4; this program reads version 3"),
-        (EXAMPLE.pack()[:-1], "truncated bitstream: 27 of 28 bytes"),
-        (EXAMPLE.pack() + b"x", "1 bytes after its end"),
+        (b"UGI\x03" + EXAMPLE.pack()[4:], "unsupported version of the bitstream: 3; this program reads version 4"),
+        (EXAMPLE.pack()[:18], "truncated bitstream: 18 of at least 20 bytes"),
+        (EXAMPLE.pack()[:-1], "corrupt bitstream: the checksum does not match; the file is damaged or incomplete"),
+        (EXAMPLE.pack() + b"x", "corrupt bitstream: the checksum does not match; the file is damaged or incomplete"),
         (EXAMPLE.pack().replace(b"payload", b"pAyload"), "checksum"),
-        (with_checksum(b"UGI\x03abc" + b"\x80" * 9 + bytes(30)), "a varint of more than 5 bytes"),
-        (with_checksum(b"UGI\x03abc\x00\x05" + bytes(9)), "0x5"),
-        (with_checksum(b"UGI\x03abc" + b"\x81\x80\x80\x80\x80\x00" + bytes(30)), "a varint of more than 5 bytes"),
+        (TILED.pack()[:-9], "truncated bitstream: 32 of at least 36 bytes"),
+        (with_checksum(b"UGI\x04abc" + b"\x80" * 9 + bytes(30)), "a varint of more than 5 bytes"),
+        (with_checksum(b"UGI\x04abc\x00\x05" + bytes(9)), "0x5"),
+        (with_checksum(b"UGI\x04abc" + b"\x81\x80\x80\x80\x80\x00" + bytes(30)), "a varint of more than 5 bytes"),
     ],
 )
 def test_parse_names_each_fault(data, says):
@@ -110,13 +114,19 @@ def test_pack_names_a_field_out_of_range(change, says):
         replace(EXAMPLE, **change).pack()
 
 
-@given(data=st.binary(max_size=60), prefix=st.sampled_from([b"", b"UGI", b"UGI\x03"]))
+@given(data=st.binary(max_size=60), prefix=st.sampled_from([b"", b"UGI", b"UGI\x04"]))
 def test_parse_raises_only_stream_errors(data, prefix):
     for candidate in (prefix + data, with_checksum(prefix + data)):
         try:
             parse(candidate)
         except ugicm.StreamError:
             pass
+
+
+def test_layout_of_a_tiled_file():
+    body = b"UGI\x04" + b"abc" + b"\x82\x01" + b"\x3c" + b"\0\0" + b"\x01" + b"\1\0\5" + b"\2\0\6" + b"\3\0"
+    assert TILED.pack() == with_checksum(body + b"firstsecondthird")
+    assert parse(TILED.pack()) == TILED
 
 
 @given(position=st.integers(0, len(EXAMPLE.pack()) - 1), bit=st.integers(0, 7))

@@ -6,22 +6,22 @@ All integers are little-endian. A *varint* is LEB128: 7 bits per byte, least sig
 field                 bytes      meaning
 ====================  =========  =====================================================================
 magic                 3          ``"UGI"``
-version               1          format version, 3
+version               1          format version, 4
 fingerprint           3          of the model: a hash of its entropy model
 width, height         1-5 each   of the image in pixels, varints
 quality               2          quality * 65535, rounded; one half and ignored for a one-rate model
 tile                  1          side of the tiles in units of 64 pixels; 0: a single tile
 then for every tile, row by row:
-  length              1-5        of its string, varint
-  digest              2          low 16 bits of the CRC-32 over its symbols in coding order, as int32
-strings               ...        one rANS string per tile: z, then y slice by slice, anchors first
+  digest              2          low 16 bits of the CRC-32 over its symbols, as int32
+  length              1-5        of its string, varint; not for the last tile, whose string is the rest
+strings               ...        one string per tile
 checksum              4          CRC-32 over everything before it
 ====================  =========  =====================================================================
 
-Everything but the strings takes 20 bytes for a small image in one tile, at most 32 for any image in one tile, and up
-to 7 for every further tile. Strings are for the image padded by replication to the right and below, to multiples of 64.
-The decoder crops. Positions of y whose 16x16 pixels all lie :data:`MARGIN` pixels or more outside of the image are not
-coded: their y_hat is the mean.
+Everything but the string takes 18 to 24 bytes for an image in one tile (26 with sides of 2^28 or more), and 3 to 7 for
+every further tile. Strings are for the image padded by replication to the right and below, to multiples of 64. The
+decoder crops. Positions of y whose 16x16 pixels all lie :data:`MARGIN` pixels or more outside of the image are not
+coded. ``docs/bitstream.md`` specifies strings and all else that a decoder needs.
 
 This module needs the standard library only: reading a header must be fast and safe.
 """
@@ -36,7 +36,7 @@ from ugicm.errors import StreamError
 from ugicm.tiling import Y_STRIDE, Z_STRIDE, Box, cut
 
 MAGIC = b"UGI"
-VERSION = 3
+VERSION = 4
 MARGIN = 4  # pixels outside of the image that still influence the color of its last pixels
 QUALITY_STEPS = 65535
 LARGEST_TILE = 255 * Z_STRIDE  # side; the header has one byte for it
@@ -102,10 +102,8 @@ class Bitstream:
         ):
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}, must be from {low} to {high}")
-        table = b"".join(
-            varint(len(string)) + _DIGEST.pack(digest)
-            for string, digest in zip(self.strings, self.digests, strict=True)
-        )
+        lengths = [*(varint(len(string)) for string in self.strings[:-1]), b""]
+        table = b"".join(_DIGEST.pack(digest) + length for digest, length in zip(self.digests, lengths, strict=True))
         body = b"".join((
             MAGIC, bytes([VERSION]), self.fingerprint, varint(self.width), varint(self.height),
             _QUALITY_AND_TILE.pack(round(self.quality * QUALITY_STEPS), self.tile // Z_STRIDE), table, *self.strings,
@@ -175,22 +173,22 @@ def parse(data: bytes) -> Bitstream:
         raise StreamError(f"the bitstream declares {complaint}")
     tile *= Z_STRIDE
     count = -(-width // tile) * -(-height // tile) if tile else 1
-    _require(data, position + 3 * count)  # the least that the table of so many tiles takes
-    lengths, digests = [], []
-    for _ in range(count):
-        length, position = read_varint(data, position)
+    _require(data, position + 3 * count - 1)  # the least that the table of so many tiles takes
+    digests, lengths = [], []
+    for tile_number in range(count):
         _require(data, position + _DIGEST.size)
-        lengths.append(length)
         digests.extend(_DIGEST.unpack_from(data, position))
         position += _DIGEST.size
-    expected = position + sum(lengths) + _CHECKSUM.size
-    if len(data) < expected:
-        raise StreamError(f"truncated bitstream: {len(data)} of {expected} bytes")
-    if len(data) > expected:
-        raise StreamError(f"corrupt bitstream: {len(data) - expected} bytes after its end")
-    (checksum,) = _CHECKSUM.unpack_from(data, expected - _CHECKSUM.size)
-    if checksum != zlib.crc32(data[: expected - _CHECKSUM.size]):
-        raise StreamError("corrupt bitstream: the checksum does not match")
+        if tile_number < count - 1:
+            length, position = read_varint(data, position)
+            lengths.append(length)
+    end = len(data) - _CHECKSUM.size
+    lengths.append(end - position - sum(lengths))
+    if lengths[-1] < 0:
+        raise StreamError(f"truncated bitstream: {len(data)} of at least {len(data) - lengths[-1]} bytes")
+    (checksum,) = _CHECKSUM.unpack_from(data, end)
+    if checksum != zlib.crc32(data[:end]):
+        raise StreamError("corrupt bitstream: the checksum does not match; the file is damaged or incomplete")
     strings = []
     for length in lengths:
         strings.append(data[position : position + length])
