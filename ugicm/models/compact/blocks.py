@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import zip_longest
 
 import torch
@@ -13,6 +14,26 @@ from ugicm.models.conditional_decoder import Condition
 from ugicm.models.layers import Pointwise
 
 FOLD = 8  # side of the blocks of pixels that are folded into channels
+
+
+def dct_basis() -> Tensor:
+    """Return the two-dimensional DCT of three orthonormal color channels on blocks of FOLD x FOLD pixels.
+
+    Orthonormal rows [3 * FOLD^2, 3 * FOLD^2], low frequencies first. Columns are in the order of ``pixel_unshuffle``.
+    """
+    index = torch.arange(FOLD, dtype=torch.float64)
+    cosines = math.sqrt(2 / FOLD) * torch.cos(math.pi * (2 * index + 1) * index[:, None] / (2 * FOLD))
+    cosines[0] /= math.sqrt(2)
+    colors = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 2.0, -1.0]], dtype=torch.float64)
+    colors /= colors.norm(dim=1, keepdim=True)
+    basis = torch.einsum("kc,ai,bj->abkcij", colors, cosines, cosines).reshape(FOLD**2, 3, 3 * FOLD**2)
+    by_frequency = sorted(range(FOLD**2), key=lambda n: n // FOLD + n % FOLD)
+    return basis[by_frequency].flatten(0, 1).float()
+
+
+def dct_gain(count: int) -> Tensor:
+    """Return the initial gains [count] of the rows of :func:`dct_basis`: larger for low frequencies."""
+    return 1 / (0.15 + 0.5 * torch.arange(count) / (3 * FOLD**2))
 
 
 def _leaky_relu(x: Tensor) -> Tensor:

@@ -7,12 +7,13 @@ detail channels of y to the image.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ugicm.config import CompactConfig
 from ugicm.models.bands import around, assemble
-from ugicm.models.compact.blocks import FOLD, CompactBlock, MachineBranch, run_blocks
+from ugicm.models.compact.blocks import FOLD, CompactBlock, MachineBranch, dct_basis, dct_gain, run_blocks
 from ugicm.models.conditional_decoder import Condition
 from ugicm.models.layers import Pointwise, full_precision
 from ugicm.tiling import Y_STRIDE
@@ -36,6 +37,11 @@ class CompactSynthesis(nn.Module):
         self.blocks_8 = nn.ModuleList(CompactBlock(config.width_8, config.beta_width) for _ in range(config.depth_8))
         self.head = nn.Conv2d(config.width_8, 3 * FOLD**2, 3, padding=1)
         self.detail = Pointwise(config.detail_width, 3 * Y_STRIDE**2, bias=False) if config.detail_width else None
+        basis = dct_basis()[: config.width_8]
+        with torch.no_grad():  # inverse of the analysis transform's first layer
+            self.head.weight.mul_(0.1)
+            self.head.weight[:, : len(basis), 1, 1] += (basis / dct_gain(len(basis))[:, None]).T
+            self.head.bias.zero_()
         inner = config.branch_width
         self.branches_16 = nn.ModuleList(MachineBranch(config.width_16, inner) for _ in self.blocks_16 if inner)
         self.branches_8 = nn.ModuleList(MachineBranch(config.width_8, inner) for _ in self.blocks_8 if inner)
