@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 
 from ugicm.config import CompactConfig, HyperpriorConfig, MlicppConfig
+from ugicm.entropy.integer import UNIT
 from ugicm.models.ugicm import UGICM
 
 CONFIGS = {
     "compact": CompactConfig(
-        N=16, M=32, slice_widths=(8, 16, 8), detail_width=8, parameter_widths=(24,), context_width=12,
-        hyper_width=20, width_8=24, depth_8=1, width_16=32, depth_16=1, branch_width=8, beta_width=16,
-        quality_points=3, sharpness=0.5,
+        N=16, M=32, slice_widths=(8, 16, 8), detail_width=8, parameter_widths=(24,), index_widths=(24,),
+        context_width=12, hyper_width=20, width_8=24, depth_8=1, width_16=32, depth_16=1, branch_width=8,
+        beta_width=16, quality_points=3, sharpness=0.5,
     ),
     "mlicpp": MlicppConfig(
         N=16, M=64, slice_widths=(32, 32), parameter_widths=(24, 16), channel_widths=(24, 16), beta_frequencies=3,
@@ -36,11 +37,19 @@ def small_model(backbone: str = "compact", seed: int = 0) -> UGICM:
         for name, parameter in model.named_parameters():
             if not parameter.any() and not name.startswith("entropy_model.bottleneck"):
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-        for network in (model.entropy_model.h_s,) if backbone == "bmshj2018" else (
-            *model.entropy_model.slices.anchor_params, *model.entropy_model.slices.non_anchor_params
-        ):  # scales that match the spread of the latents
-            bias = _last_convolution(network).bias
-            bias[: len(bias) // 2] += 3.0
+        entropy_model = model.entropy_model
+        if backbone == "compact":  # scales above the spread of the latents, except in channels that are not coded
+            model.h_a.conv3.weight.mul_(0.25)
+            for network in entropy_model.indexes.networks:
+                network[-1].weight.mul_(0.08)
+                network[-1].bias.fill_(model.config.row_of_scale(25.0) / UNIT)
+                network[-1].bias[-2:] = -1.0
+        else:
+            for network in (entropy_model.h_s,) if backbone == "bmshj2018" else (
+                *entropy_model.slices.anchor_params, *entropy_model.slices.non_anchor_params
+            ):
+                bias = _last_convolution(network).bias
+                bias[: len(bias) // 2] += 3.0
         x = torch.rand(1, 3, 64, 64, generator=generator)
         spread = 3.0 / model.analyze(x, torch.tensor([0.5])).std()
         for last in (model.g_a.head, model.g_a.detail) if backbone == "compact" else (_last_convolution(model.g_a),):

@@ -6,12 +6,14 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from small_models import CONFIGS, small_model
 
 from scripts.widen_checkpoint import optimal_step, reduced_rank, widen
 from ugicm.errors import ConfigError
 from ugicm.models import bands
-from ugicm.models.compact.blocks import CompactBlock, MachineBranch
+from ugicm.models.compact.analysis import fold
+from ugicm.models.compact.blocks import FOLD, CompactBlock, MachineBranch, dct_basis, dct_gain
 from ugicm.models.conditional_decoder import Condition
 from ugicm.models.ugicm import UGICM
 from ugicm.training import optim
@@ -96,6 +98,28 @@ def test_freezing_leaves_only_branches_trainable(quality):
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     model(x, torch.ones(2), quality)["x_hat"].square().mean().backward()
     assert all(p.grad.any() for p in model.parameters() if p.requires_grad)
+
+
+def test_dct_basis_is_orthonormal_and_sorted_by_frequency():
+    basis = dct_basis()
+    torch.testing.assert_close(basis @ basis.T, torch.eye(3 * FOLD**2), rtol=0, atol=1e-5)
+    blocks = basis.unflatten(1, (3, FOLD, FOLD))
+    torch.testing.assert_close(blocks[0], torch.full((3, FOLD, FOLD), (3 * FOLD**2) ** -0.5))  # gray
+    assert blocks[1:3].sum(1).abs().max() < 1e-6  # colors of equal gray
+    roughness = sum(blocks.diff(dim=side).square().sum((1, 2, 3)) for side in (2, 3))
+    assert roughness[:3].max() < 1e-9 < roughness[3:9].max() < 0.5 < roughness[-9:].min()
+    assert bool((dct_gain(10).diff() < 0).all())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("width", "error"), [(48, 0.2), (192, 0.05)])  # low frequencies only, or all
+def test_first_and_last_layer_start_as_inverse_transforms(width, error):
+    torch.manual_seed(0)
+    model = UGICM(dataclasses.replace(CONFIGS["compact"], width_8=width))
+    x = F.interpolate(torch.rand(2, 3, 8, 6), scale_factor=8, mode="bicubic")
+    center = model.g_s.head.weight[:, :, 1:2, 1:2]
+    x_hat = F.pixel_shuffle(F.conv2d(fold(x, FOLD, model.g_a.stem), center), FOLD) + 0.5
+    assert (x_hat - x).square().mean() < error * (x - 0.5).square().mean()
 
 
 def test_optimal_step_minimizes_rate_distortion_cost():

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_models import CONFIGS as SMALL
 
 from ugicm.config import (
     MLICPP,
@@ -19,7 +18,6 @@ from ugicm.config import (
     TrainConfig,
     from_dict,
     load_config,
-    stored_model_config,
     to_dict,
 )
 from ugicm.errors import ConfigError
@@ -199,29 +197,6 @@ def test_backbone_selects_the_model_class(write):
     assert load_config(path, ["model.lrp=slim"]).model == MlicppConfig(M=64, slice_widths=(32, 32), lrp="slim")
     assert load_config(path, ["model.backbone=bmshj2018"]).model == HyperpriorConfig()  # replaced, not merged
     assert not {"width_8", "slice_widths", "channel_widths"} & set(to_dict(HyperpriorConfig()))
-
-
-@pytest.mark.parametrize("backbone", SMALL)
-def test_stored_model_config_reads_version_0_1(backbone):
-    config = SMALL[backbone]
-    assert stored_model_config(to_dict(config), "x") == config
-    others = {key: value for other in SMALL.values() for key, value in to_dict(other).items()}
-    old = {"window": 5, "parsing": "fixed", "sparse_coding": True, **others, **to_dict(config)}
-    old |= {"slices": len(config.slice_widths), "lrp": old["lrp"] if backbone == "mlicpp" else "none"}
-    if backbone == "mlicpp":
-        old["slice_widths"] = []  # of equal width
-    assert stored_model_config(old, "x") == config
-    for bad in (old | {"width_9": 1}, to_dict(config) | {"parsing": "fixed"}):
-        with pytest.raises(ConfigError, match="x: (width_9|parsing): unknown key"):
-            stored_model_config(bad, "x")
-    for bad in ([1], old | {"backbone": [1]}, old | {"M": "x"}):
-        with pytest.raises(ConfigError, match="^x: "):
-            stored_model_config(bad, "x")
-
-
-def test_stored_model_config_limits_slices():
-    with pytest.raises(ConfigError, match="x: .*slice_widths"):
-        stored_model_config({"backbone": "mlicpp", "slices": 10**12, "slice_widths": None, "M": 2**14}, "x")
 
 
 def test_error_names_the_file_of_a_base(write, tmp_path):

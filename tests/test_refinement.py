@@ -86,12 +86,10 @@ def test_relaxed_coder_approaches_likelihood_coder(shipped, photo):
     entropy_model, extent = model.entropy_model, (7, 8)
     with torch.inference_mode():
         y = model.analyze(images.pad_to(images.to_tensor(photo), 64), torch.tensor([0.5]))
-        z = model.h_a(y).to(entropy_model.dtype)
-        z_hat = entropy_model.round_hyper(z)
-        relaxed, exact = RelaxedCoder(entropy_model, z_hat, 1e-9, extent), LikelihoodCoder(entropy_model, extent)
-        hyper = entropy_model.h_s(z_hat)
-        same = entropy_model.slices(hyper, relaxed, y.double())
-        assert torch.allclose(same, entropy_model.slices(hyper, exact, y.double()), atol=1e-4)
+        hyper = entropy_model.hyper_context(entropy_model.round_hyper(model.hyper_analyze(y)))
+        relaxed, exact = RelaxedCoder(entropy_model, 1e-9, extent), LikelihoodCoder(entropy_model, extent)
+        y_hat = entropy_model.slices(hyper, relaxed, y)
+        assert torch.allclose(y_hat, entropy_model.slices(hyper, exact, y), atol=1e-4)
         assert float(relaxed.bits) == pytest.approx(float(-exact.y_likelihood.log2().sum()), rel=1e-4)
 
 

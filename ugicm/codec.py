@@ -49,11 +49,16 @@ def load(checkpoint: str | os.PathLike | None = None, device: str | torch.device
         CheckpointError: the file is missing, corrupt, of another kind, or would have to execute code to load.
     """
     with _default_torch_settings():
-        if checkpoint is None:
-            with resources.as_file(resources.files("ugicm") / "weights" / SHIPPED) as path:
-                return Codec(load_model(path), device, fast)
-        check_readable(checkpoint)
-        return Codec(load_any(checkpoint), device, fast)
+        return Codec(read_model(checkpoint), device, fast)
+
+
+def read_model(checkpoint: str | os.PathLike | None = None) -> UGICM:
+    """Read the model of a checkpoint, as :func:`load` takes it: on the CPU, not yet prepared for coding."""
+    if checkpoint is None:
+        with resources.as_file(resources.files("ugicm") / "weights" / SHIPPED) as path:
+            return load_model(path)
+    check_readable(checkpoint)
+    return load_any(checkpoint)
 
 
 def _to_integer(value: Any, name: str) -> int:
@@ -310,7 +315,7 @@ class Codec:
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "fingerprint": self.fingerprint,
             "variable quality": self.has_quality,
-            "entropy model arithmetic": "float32" if self.model.entropy_model.guard else "fixed point",
+            "table rows from": "float32 scales" if self.model.entropy_model.indexes is None else "integer networks",
             "synthesis precision": str(self.model.synthesis_dtype or torch.float32).removeprefix("torch."),
             "device": str(self.device),
         }

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ugicm.bitstream import coded_extent
 from ugicm.entropy.checkerboard import Part, pack
 from ugicm.entropy.likelihood import LikelihoodCoder
-from ugicm.entropy.model import EntropyModel
+from ugicm.entropy.model import Coder, EntropyModel
 from ugicm.models.ugicm import UGICM
 from ugicm.tiling import Y_STRIDE, Z_STRIDE, Box, cut
 
@@ -34,31 +34,32 @@ EPSILON = 0.2  # of Adam, in bits per symbol: smaller gradients move their symbo
 STRETCH = 1.2  # factor on y, either way, to measure the slope
 
 
-class RelaxedCoder:
-    """A coder (:class:`ugicm.entropy.model.Coder`) with differentiable rounding.
+class RelaxedCoder(Coder):
+    """Round differentiably and sum up bits.
 
     A residual f between the integers n and n + 1 becomes n + w, with w = sigmoid((f - n - 1/2) / softness), and costs
-    (1 - w) times the bits of n plus w times those of n + 1. ``bits`` is the sum over y. ``z_hat`` is given.
+    (1 - w) times the bits of n plus w times those of n + 1. ``bits`` is the sum over y.
     """
 
-    def __init__(self, entropy_model: EntropyModel, z_hat: Tensor, softness: float, extent: tuple[int, int] | None):
-        self.gaussian, self.z_hat, self.softness, self.extent = entropy_model.gaussian, z_hat, softness, extent
-        self.bits = z_hat.new_zeros(())
+    def __init__(self, entropy_model: EntropyModel, softness: float, extent: tuple[int, int] | None):
+        super().__init__(entropy_model, extent)
+        self.softness, self.bits = softness, torch.zeros((), device=entropy_model.gaussian.scale_table.device)
 
-    def code_hyper(self, z: None = None) -> Tensor:
-        return self.z_hat
-
-    def code(self, scale: Tensor, mean: Tensor, part: Part, y: Tensor) -> Tensor:
+    def code(self, scale: Tensor | None, mean: Tensor, part: Part, y: Tensor) -> Tensor:
+        if scale is None:
+            scale = self.entropy_model.gaussian.scale_of(pack(self.rows, part))
         residual = pack(y, part) - mean
         below = residual.detach().floor()
         share = torch.sigmoid((residual - below - 0.5) / self.softness)
+        not_coded = self._not_coded(part, mean)
         bits = torch.lerp(self._bits(below, scale), self._bits(below + 1, scale), share)
-        not_coded = self.gaussian.not_coded(self.gaussian.build_indexes(scale.detach()), part, self.extent)
         self.bits = self.bits + bits.masked_fill(not_coded, 0).sum()
-        return mean + (below + share).masked_fill(not_coded, 0)
+        residual = (below + share).masked_fill(not_coded, 0)
+        self._keep(residual.round(), part)
+        return mean + residual
 
     def _bits(self, symbols: Tensor, scale: Tensor) -> Tensor:
-        return -self.gaussian.likelihood(symbols, scale).log2()
+        return -self.entropy_model.gaussian.likelihood(symbols, scale).log2()
 
 
 def refine(
@@ -79,8 +80,8 @@ def refine(
     with torch.inference_mode(False), torch.enable_grad():
         if any(parameter.is_inference() for parameter in model.parameters()):
             model = copy.deepcopy(model)  # unpickled or copied in inference mode: gradients do not pass such tensors
-        entropy_model = copy.deepcopy(model.entropy_model).float()
-        x, y, z, quality = x.clone(), y.clone(), z.float().clone(), quality.clone()
+        entropy_model = copy.deepcopy(model.entropy_model)
+        x, y, z, quality = x.clone(), y.clone(), z.clone(), quality.clone()
         z_hat = entropy_model.round_hyper(z)
         padded = Box(0, 0, x.shape[3], x.shape[2])
         windows = list(cut(padded, WINDOW))
@@ -108,7 +109,7 @@ class _Problem:
         self.quality, self.extent = quality, extent
         self.human = torch.zeros(1)
         with torch.no_grad():
-            self.hyper = entropy_model.h_s(z_hat)
+            self.hyper = entropy_model.hyper_context(z_hat)
 
     def solve(self, start: Tensor, steps: int, bar: tqdm) -> Tensor:
         """Return y after the descent, or ``start`` if the result is worse when rounded, or if bits gain nothing."""
@@ -123,7 +124,7 @@ class _Problem:
         for step in range(steps):
             done = step / max(1, steps - 1)
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - 0.9 * done)
-            coder = RelaxedCoder(self.entropy_model, self.z_hat, SOFT * (HARD / SOFT) ** done, self.extent)
+            coder = RelaxedCoder(self.entropy_model, SOFT * (HARD / SOFT) ** done, self.extent)
             error = self._error(self.entropy_model.slices(self.hyper, coder, y))
             optimizer.zero_grad()
             (coder.bits + slope * error).backward()

@@ -21,17 +21,17 @@ import torch.utils.deterministic
 from torch.overrides import TorchFunctionMode
 
 from ugicm import atomic
-from ugicm.config import LARGEST_SCALE, ModelConfig, stored_model_config, to_dict
+from ugicm.config import LARGEST_SCALE, ModelConfig, from_dict, to_dict
 from ugicm.entropy.tables import TABLES
 from ugicm.errors import CheckpointError, UsageError, first_line, first_of
-from ugicm.models.ugicm import LEGACY_NAMES, UGICM
+from ugicm.models.ugicm import UGICM
 
 FORMAT = "ugicm"
-LARGEST_OFFSET = 2**16  # of a CDF table: its symbols, less this, stay below what the rANS encoder can escape
+LARGEST_OFFSET = 2**16  # of a CDF table: its symbols, less this, stay below what the coder can escape
 LARGEST_QUANTILE = 2**12  # the tables of the factorized prior reach from the lowest to the highest quantile
 _WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Buffers that follow from the configuration or are constants: not stored.
-_DERIVED = ("likelihood_lower_bound.bound", "lower_bound_scale.bound", "bottleneck.target", "pedestal",
+_DERIVED = ("likelihood_lower_bound.bound", "lower_bound_scale.bound", "lowest.bound", "bottleneck.target", "pedestal",
             "lower_bound.bound", "relative_position_index")  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def load_model(path: str | os.PathLike) -> UGICM:
     """
     metadata = read_metadata(path)
     try:
-        config = stored_model_config(json.loads(metadata["config"]), f"{path}: config")
+        config = from_dict(ModelConfig, json.loads(metadata["config"]), f"{path}: config")
     except (ValueError, RecursionError) as error:  # json and int() raise plain ones
         raise CheckpointError(f"{path}: {error}") from None
     try:
@@ -184,12 +184,10 @@ def load_weights(
 ) -> None:
     """Load a state dict strictly, after checking it. CDF tables may have any length or be absent.
 
-    ``display_name`` maps a tensor's name to the one that error messages show. Names of version 0.1 are accepted.
+    ``display_name`` maps a tensor's name to the one that error messages show.
 
     Raises CheckpointError, starting with ``where`` and naming the first offending tensors.
     """
-    for name, legacy in LEGACY_NAMES:
-        state = {key.replace(legacy, name): tensor for key, tensor in state.items()}
     own = {k: v for k, v in model.state_dict().items() if not k.endswith(_DERIVED)}
     weights = {k: v for k, v in own.items() if not k.endswith(TABLES)}
 
@@ -203,7 +201,7 @@ def load_weights(
         for k, v in weights.items() if state[k].shape != v.shape
     ], where, "wrong shapes")  # fmt: skip
     require_none([k for k in weights if not is_weight(state[k])], "no dense floating point tensors")
-    require_none([k for k in weights if not bool(torch.isfinite(state[k]).all())], "values that are not finite")
+    require_none([k for k in weights if not bool(torch.isfinite(state[k].float()).all())], "values that are not finite")
     for prior, rows in (("bottleneck", model.config.N), ("gaussian", model.config.scale_levels)):
         _check_tables(state, f"entropy_model.{prior}", rows, where)
     with torch.no_grad():
@@ -246,7 +244,7 @@ def _check_priors(model: UGICM, where: str) -> None:
 
 
 def _check_tables(state: dict[str, torch.Tensor], prior: str, rows: int, where: str) -> None:
-    """Raise CheckpointError for invalid CDF tables: they are read by C++ code that does not check them."""
+    """Raise CheckpointError for invalid CDF tables: the entropy coder does not check them."""
     offset, cdf, length = tables = [state.get(f"{prior}.{name}") for name in TABLES]
     if all(table is None for table in tables):
         return

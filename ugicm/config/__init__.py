@@ -8,7 +8,6 @@ from ugicm.config.model import (
     HyperpriorConfig,
     MlicppConfig,
     ModelConfig,
-    stored_model_config,
 )  # fmt: skip
 from ugicm.config.schema import from_dict, to_dict
 from ugicm.config.training import (
@@ -28,5 +27,5 @@ from ugicm.config.training import (
 __all__ = [
     "LARGEST_SCALE", "MLICPP", "SEMANTIC_TERMS", "CompactConfig", "DataConfig", "Draw", "HyperpriorConfig",
     "ImageSource", "MlicppConfig", "ModelConfig", "ObjectiveConfig", "OptimConfig", "PrecisionConfig", "RunConfig",
-    "TeacherConfig", "TermConfig", "TrainConfig", "from_dict", "load_config", "stored_model_config", "to_dict",
+    "TeacherConfig", "TermConfig", "TrainConfig", "from_dict", "load_config", "to_dict",
 ]  # fmt: skip

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
-from ugicm.config.schema import Range, Section, check, field_types, from_dict, require
+from ugicm.config.schema import Range, Section, check, field_types, require
 
 # A checkpoint contains its own configuration, so sizes are limited before anything is built.
 Width = Annotated[int, Range(1, 2**14)]  # number of channels
@@ -33,9 +33,6 @@ class ModelConfig(Section):
     scale_min: Scale = 0.11
     scale_max: Scale = 256.0  # ... log-spaced between these two
 
-    # Whether symbols of the smallest tabulated scale are not coded.
-    sparse_coding: ClassVar[bool] = False
-
     @classmethod
     def variant(cls, values: dict, key: str) -> type[ModelConfig]:
         name = check(field_types(ModelConfig)["backbone"], values.get("backbone", "compact"), f"{key}.backbone")
@@ -48,6 +45,12 @@ class ModelConfig(Section):
         require(sum(self.slice_widths) == self.M,
                 f"slice_widths {list(self.slice_widths)} must add up to M = {self.M}")  # fmt: skip
 
+    def row_of_scale(self, scale: float) -> float:
+        """Return the table row whose scale is ``scale``: a number from 0 to ``scale_levels - 1``, not rounded."""
+        if self.scale_levels == 1:
+            return 0.0
+        return math.log(scale / self.scale_min) / math.log(self.scale_max / self.scale_min) * (self.scale_levels - 1)
+
     @property
     def halo(self) -> int:
         """Border in pixels, a multiple of 64, beyond which an image does not influence a window inside it."""
@@ -56,7 +59,7 @@ class ModelConfig(Section):
 
 @dataclass(frozen=True)
 class CompactConfig(ModelConfig):
-    """Compact model of this project: fixed-point entropy model, analysis and synthesis on blocks of pixels."""
+    """Compact model of this project: probabilities from integer networks, transforms on blocks of pixels."""
 
     backbone: Literal["compact"] = "compact"
     N: Width = 128
@@ -66,9 +69,10 @@ class CompactConfig(ModelConfig):
     quality_points: Depth = 6
     scale_max: Scale = 64.0
     slice_widths: Widths = (16, 32, 48, 96)  # channels of each slice of y, coded one after another
-    parameter_widths: Widths = (160, 128)  # hidden widths of the entropy parameter networks
-    context_width: Width = 64  # output width of each context network
-    hyper_width: Width = 160  # channels of the hyper context
+    parameter_widths: Widths = (128, 64)  # hidden widths of the networks that predict means
+    index_widths: Widths = (128, 64)  # hidden widths of the integer networks that give table rows
+    context_width: Width = 48  # output width of each context network
+    hyper_width: Width = 128  # channels of the hyper context
     width_8: Width = 192  # width of the transforms at 1/8 resolution
     depth_8: Depth = 4  # blocks at 1/8 resolution
     width_16: Width = 256
@@ -76,8 +80,6 @@ class CompactConfig(ModelConfig):
     # Width of the last slice if it holds linear transforms of 16x16 pixels, which add detail at high rates; else 0.
     detail_width: OptionalWidth = 0
     branch_width: OptionalWidth = 0  # inner width of the synthesis branches for machine preference
-
-    sparse_coding: ClassVar[bool] = True
 
     def validate(self) -> None:
         super().validate()
@@ -118,19 +120,3 @@ class HyperpriorConfig(ModelConfig):
 
 MLICPP = MlicppConfig()
 _CLASSES = {cls.backbone: cls for cls in (CompactConfig, MlicppConfig, HyperpriorConfig)}
-# Fields of version 0.1, whose single class had the fields of all backbones.
-_OBSOLETE = {"slices", "window", "parsing", "sparse_coding"}.union(*map(field_types, _CLASSES.values()))
-
-
-def stored_model_config(values: Any, where: str) -> ModelConfig:
-    """Return the model configuration that a checkpoint contains, written by this version or 0.1.
-
-    ``where`` names the checkpoint in error messages. Raises ConfigError.
-    """
-    if isinstance(values, dict) and "slices" in values:  # version 0.1
-        slices, M = values["slices"], values.get("M")
-        if not values.get("slice_widths") and {type(slices), type(M)} == {int} and 0 < slices <= 128:
-            values = {**values, "slice_widths": [M // slices] * slices}
-        fields = field_types(_CLASSES.get(str(values.get("backbone")), ModelConfig))
-        values = {key: value for key, value in values.items() if key in fields or key not in _OBSOLETE}
-    return from_dict(ModelConfig, values, where)

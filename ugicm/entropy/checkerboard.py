@@ -77,15 +77,30 @@ def pack_neighbors(x: Tensor, part: Part, reach: int) -> Tensor:
     those that lead from one half of the checkerboard to the other. Values outside of the image are zero. A pointwise
     layer on the result is a checkerboard-masked (2*reach+1)^2 convolution.
     """
-    height, width = x.shape[-2:]
-    padded = F.pad(x, (reach, reach, reach, reach))
-    taps = [
-        pack(padded[..., reach + dr : reach + dr + height, reach + dc : reach + dc + width], part)
-        for dr in range(-reach, reach + 1)
-        for dc in range(-reach, reach + 1)
-        if (dr + dc) % 2
-    ]
-    return torch.cat(taps, dim=1)
+    height, width = x.shape[2:]
+    opposite = NON_ANCHOR if part is ANCHOR else ANCHOR
+    positions = F.pad(pack(x, opposite).permute(0, 2, 3, 1).flatten(1, 2), (0, 0, 0, 1))  # the last one is zero
+    taps = positions.index_select(1, _neighbors(height, width, part, reach).to(x.device, non_blocking=True))
+    return taps.reshape(len(x), height, width // 2, -1).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=64)
+def _neighbors(height: int, width: int, part: Part, reach: int) -> Tensor:
+    """Return, for every position of ``part`` and every offset, the number of the neighbor in the packed opposite half.
+
+    int64 [H * W/2 * T]. Outside of the image it is H * W/2.
+    """
+    opposite, count = NON_ANCHOR if part is ANCHOR else ANCHOR, height * width // 2
+    with torch.inference_mode(False), torch.device("cpu"):
+        number = torch.arange(1, count + 1).view(1, 1, height, width // 2)
+        padded = F.pad(unpack(number, opposite), (reach, reach, reach, reach))
+        taps = [
+            pack(padded[..., reach + dr : reach + dr + height, reach + dc : reach + dc + width], part)
+            for dr in range(-reach, reach + 1)
+            for dc in range(-reach, reach + 1)
+            if (dr + dc) % 2
+        ]
+        return ((torch.stack(taps, dim=4) - 1) % (count + 1)).flatten()
 
 
 @functools.lru_cache(maxsize=64)

@@ -8,7 +8,6 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from ugicm.entropy.checkerboard import Part, extent_mask
 from ugicm.entropy.lower_bound import LowerBound
 from ugicm.entropy.tables import PRECISION, TAIL_MASS, TabulatedPrior
 
@@ -30,20 +29,22 @@ def _normal_cdf(x: Tensor) -> Tensor:
 
 
 class TabulatedGaussian(TabulatedPrior):
-    """Gaussian whose scale is rounded to a table of scales, one row of the CDF tables each.
+    """Gaussian whose scale is one of a table of scales, one row of the CDF tables each.
 
-    With ``sparse``, the *nearest* scale (in the logarithm) is used, and positions that fall on the smallest scale are
-    *certain*: the probability of any symbol but 0 is about 1e-5 there, so that they are not coded and ``y_hat`` is the
-    mean. Without it, a scale is rounded up to the next tabulated one, as in CompressAI: the released checkpoints are
-    trained this way. State dicts are interchangeable with those of CompressAI's ``GaussianConditional``, but for its
-    redundant ``scale_bound``.
+    A scale is rounded up to the next tabulated one (:meth:`build_indexes`), as in CompressAI, or the row is given.
+    State dicts are interchangeable with those of CompressAI's ``GaussianConditional``, but for its redundant
+    ``scale_bound``.
     """
 
-    def __init__(self, scale_table: list[float], sparse: bool):
+    def __init__(self, scale_table: list[float]):
         super().__init__()
-        self.sparse = sparse
         self.lower_bound_scale = LowerBound(scale_table[0])
         self.register_buffer("scale_table", torch.tensor(scale_table))
+
+    def scale_of(self, rows: Tensor) -> Tensor:
+        """Return the scales of table rows: floating point, at least 0, not necessarily integers. Differentiable."""
+        low, high = self.scale_table[0], self.scale_table[-1]
+        return low * torch.exp(rows * ((high / low).log() / max(len(self.scale_table) - 1, 1)))
 
     def likelihood(self, residual: Tensor, scale: Tensor) -> Tensor:
         """Return the probability of the unit interval around each residual (value - mean), at least 1e-9.
@@ -82,17 +83,9 @@ class TabulatedGaussian(TabulatedPrior):
             rows.append(wanted / wanted.sum())
         self.set_tables(rows, self.offset)
 
-    def bounds(self, scale: Tensor) -> Tensor:
-        """Return the scales where one row ends and the next begins, [rows - 1], in the type of ``scale``."""
-        table = self.scale_table.double()
-        if not self.sparse:
-            return table[:-1].to(scale)
-        # To 20 fractional bits, so that the last bit of a square root decides nothing.
-        return (torch.round((table[:-1] * table[1:]).sqrt() * 2**20) / 2**20).to(scale)
-
     def build_indexes(self, scale: Tensor) -> Tensor:
         """Return the table row of every scale: int64, same shape. Comparisons are exact, without arithmetic."""
-        return torch.bucketize(scale.contiguous(), self.bounds(scale))
+        return torch.bucketize(scale.contiguous(), self.scale_table[:-1])
 
     def borderline(self, scale: Tensor, rows: Tensor, guard: float) -> Tensor:
         """Return the row that another machine may choose for each scale, given a relative error of up to ``guard``.
@@ -100,21 +93,7 @@ class TabulatedGaussian(TabulatedPrior):
         That is the neighboring row where a bound is so close, else the row itself. ``rows`` are those of
         :meth:`build_indexes`.
         """
-        bounds, scale = self.bounds(scale), scale.contiguous()
+        bounds, scale = self.scale_table[:-1], scale.contiguous()
         if_larger = torch.bucketize(scale, bounds * (1 - guard), right=True)  # one more where the bound above is near
         if_smaller = torch.bucketize(scale, bounds * (1 + guard))  # one less where the bound below is near
         return if_larger + if_smaller - rows
-
-    def certain(self, rows: Tensor) -> Tensor:
-        """Return which table rows are those of certain positions: bool, same shape."""
-        return (rows == 0) & self.sparse
-
-    def not_coded(self, rows: Tensor, part: Part, extent: tuple[int, int] | None) -> Tensor:
-        """Return which positions of a packed ``part`` are not in a bitstream, their y_hat being the mean: bool.
-
-        ``rows`` [B, C, h, w] are table rows; see :mod:`ugicm.entropy.rans` for ``extent``.
-        """
-        certain = self.certain(rows)
-        if not extent:
-            return certain
-        return certain | ~extent_mask(rows.shape[2:], part, extent).to(rows.device, non_blocking=True)

@@ -1,13 +1,13 @@
 """Guard list: table rows that must not depend on the machine.
 
-Where scales are computed in floating point (not in fixed point), they may differ in the last digits on another machine,
-and a scale that falls on the other side of a table bound would derail the entropy decoder. Only these comparisons
-matter. The encoder therefore lists the positions whose scale lies within ``guard`` (relative) of a bound, with the
-lowest bit of the row it used, and the decoder follows the list (the idea of Tian et al., "Towards Real-Time Neural
-Video Codec for Cross-Platform Application Using Calibration Information", ACM MM 2023).
+Scales that networks predict from context are floating-point numbers. They may differ in the last digits on another
+machine, and a scale that falls on the other side of a table bound would derail the entropy decoder. Only these
+comparisons matter. The encoder therefore lists the positions whose scale lies within ``guard`` (relative) of a bound,
+with the lowest bit of the row it used, and the decoder follows the list (the idea of Tian et al., "Towards Real-Time
+Neural Video Codec for Cross-Platform Application Using Calibration Information", ACM MM 2023).
 
-The list precedes the rANS string: a count, then for each position a varint, 2 * (distance from the previous listed
-position) + bit. Fixed-point entropy models have no guard and no list.
+The list precedes the entropy-coded bytes: a count, then for each position a varint, 2 * (distance from the previous
+listed position) + bit. Models whose table rows come from integer networks have no guard and no list.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from ugicm.bitstream import read_varint, varint
+from ugicm.errors import StreamError
 
 GUARD = 2.0**-16  # relative: several times the differences measured between instruction sets and thread counts
 
@@ -39,17 +40,20 @@ class GuardWriter:
 
 
 class GuardReader:
-    """The guard list at the start of a string. ``size`` is its length in bytes.
+    """The guard list at the start of a string for ``symbols`` positions. ``size`` is its length in bytes.
 
-    Raises StreamError if the list does not end.
+    Raises StreamError if the list does not end, or if its positions do not increase from 0 to ``symbols - 1``, so that
+    time and memory are bounded by the image.
     """
 
-    def __init__(self, string: bytes):
+    def __init__(self, string: bytes, symbols: int):
         count, self.size = read_varint(string, 0)
         positions, bits, position = [], [], 0
-        for _ in range(count):
+        for number in range(count):
             value, self.size = read_varint(string, self.size)
             position += value >> 1
+            if position >= symbols or (number and value < 2):
+                raise StreamError(f"corrupt bitstream: entry {number} of its guard list does not point to a new symbol")
             positions.append(position)
             bits.append(value & 1)
         self._positions, self._bits = np.array(positions, dtype=np.int64), np.array(bits, dtype=np.int64)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ugicm.entropy.checkerboard import Part, pack, unpack
-from ugicm.entropy.model import EntropyModel
+from ugicm.entropy.model import Coder, EntropyModel
 
 
 def add_noise(x: Tensor) -> Tensor:
@@ -19,18 +19,18 @@ def straight_through_round(x: Tensor) -> Tensor:
     return x + (torch.round(x) - x).detach()
 
 
-class LikelihoodCoder:
-    """A coder (:class:`ugicm.entropy.model.Coder`) that collects likelihoods and writes nothing.
+class LikelihoodCoder(Coder):
+    """Collect likelihoods and write nothing.
 
     In training it follows Minnen & Singh (ICIP 2020): the rate sees y with uniform noise, the rest of the network sees
     y rounded with a straight-through gradient. z is noisy for both: if it were rounded, its small initial values would
     all be zero, and the hyperprior would not learn. In eval mode, likelihoods are those of the coded symbols.
 
-    ``extent`` is described in :mod:`ugicm.entropy.rans`.
+    ``extent`` is described in :mod:`ugicm.entropy.coders`.
     """
 
     def __init__(self, entropy_model: EntropyModel, extent: tuple[int, int] | None = None):
-        self.entropy_model, self.extent = entropy_model, extent
+        super().__init__(entropy_model, extent)
         self.z_likelihood: Tensor | None = None
         self._parts: list[tuple[Tensor, Part]] = []
 
@@ -40,17 +40,20 @@ class LikelihoodCoder:
         self.z_likelihood = bottleneck.likelihood(z_hat)
         return z_hat
 
-    def code(self, scale: Tensor, mean: Tensor, part: Part, y: Tensor) -> Tensor:
+    def code(self, scale: Tensor | None, mean: Tensor, part: Part, y: Tensor) -> Tensor:
         gaussian = self.entropy_model.gaussian
         y = pack(y, part)
         residual = straight_through_round(y - mean)
+        if scale is None:
+            scale = gaussian.scale_of(pack(self.rows, part))
         if gaussian.training:
             likelihood = gaussian.likelihood(add_noise(y) - mean, scale)
         else:
-            not_coded = gaussian.not_coded(gaussian.build_indexes(scale), part, self.extent)
+            not_coded = self._not_coded(part, mean)
             residual = residual.masked_fill(not_coded, 0)
             likelihood = gaussian.likelihood(residual, scale).masked_fill(not_coded, 1)
         self._parts.append((likelihood, part))
+        self._keep(residual, part)
         return mean + residual
 
     @property

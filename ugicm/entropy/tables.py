@@ -7,11 +7,13 @@ is made, and never recomputed where a bitstream is read.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ugicm.entropy.ans import Tables
 from ugicm.entropy.lower_bound import LowerBound
 from ugicm.errors import CheckpointError
 
@@ -19,8 +21,6 @@ PRECISION = 16  # bits: frequencies of a row sum to 2^16
 LIKELIHOOD_BOUND = 1e-9
 TAIL_MASS = 1e-9  # probability outside of a row's range, about
 TABLES = ("_offset", "_quantized_cdf", "_cdf_length")  # buffers of TabulatedPrior
-
-CodingTables = tuple[list[list[int]], list[int], list[int]]  # CDFs, lengths, offsets
 
 
 def quantize_cdf(pmf: Tensor) -> Tensor:
@@ -38,9 +38,12 @@ def quantize_cdf(pmf: Tensor) -> Tensor:
     frequency = frequency.long()
     frequency = frequency * total // frequency.sum()
     frequency[-1] += total - frequency.sum()
+    spare = [(f, symbol) for symbol, f in enumerate(frequency.tolist()) if f > 1]
+    heapq.heapify(spare)
     for symbol in (frequency == 0).nonzero().flatten().tolist():
-        frequency[torch.where(frequency > 1, frequency, total + 1).argmin()] -= 1
-        frequency[symbol] = 1
+        least, giver = spare[0]
+        frequency[giver], frequency[symbol] = least - 1, 1
+        heapq.heapreplace(spare, (least - 1, giver)) if least > 2 else heapq.heappop(spare)
     return nn.functional.pad(frequency.cumsum(0), (1, 0)).to(torch.int32)
 
 
@@ -81,13 +84,9 @@ class TabulatedPrior(nn.Module):
         self._cdf_length = self._offset.new_tensor([len(cdf) for cdf in cdfs])
         self._quantized_cdf = nn.utils.rnn.pad_sequence(cdfs, batch_first=True).to(self._offset.device)
 
-    def coding_tables(self) -> CodingTables:
-        """Return CDFs, their lengths, and offsets in the form that CompressAI's rANS coder takes.
-
-        CDFs are cut to their own length, since every call of the coder converts the whole table.
-        """
-        length = self.cdf_length.tolist()
-        return [row[:n] for row, n in zip(self.quantized_cdf.tolist(), length)], length, self.offset.tolist()
+    def coding_tables(self) -> Tables:
+        """Return the tables in the form that the entropy coder takes."""
+        return Tables(*(table.cpu().numpy() for table in (self.quantized_cdf, self.cdf_length, self.offset)))
 
     def drop_tables(self) -> None:
         """Remove the tables, for a prior whose parameters are about to change."""

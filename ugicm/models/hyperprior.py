@@ -53,6 +53,10 @@ class GdnHyperSynthesis(nn.Sequential):
 class HyperpriorSlices(nn.Module):
     """A single slice without context: one pass over y."""
 
+    def __init__(self, widths: tuple[int, ...]):
+        super().__init__()
+        self.widths = widths
+
     def forward(self, hyper: Tensor, coder: Coder, y: Tensor | None = None) -> Tensor:
         """Code y [B, M, H, W] (None in decoding) given the scales and means [B, 2M, H, W]. Returns y_hat."""
         scale, mean = hyper.chunk(2, dim=1)

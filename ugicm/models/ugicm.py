@@ -11,21 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from ugicm.config import ModelConfig
+from ugicm.entropy.coders import Decoder, Encoder
 from ugicm.entropy.factorized import FactorizedPrior
 from ugicm.entropy.full_float32 import full_float32
 from ugicm.entropy.gaussian import TabulatedGaussian, log_spaced
 from ugicm.entropy.likelihood import LikelihoodCoder
 from ugicm.entropy.model import EntropyModel
-from ugicm.entropy.rans import RansDecoder, RansEncoder
 from ugicm.models import compact, hyperprior, transforms
 from ugicm.models.conditional_decoder import PreferenceEmbedding, ResidualSynthesis
 from ugicm.models.mlicpp import MlicppSlices
 from ugicm.models.quality import QualityGain, UnitGain
 from ugicm.models.sharpening import sharpen
-from ugicm.tiling import Y_STRIDE, Z_STRIDE
-
-# (name, name in version 0.1) of parts of the entropy model: fingerprints hash the latter.
-LEGACY_NAMES = (("entropy_model.", "parser."), (".non_anchor_", ".rest_"))
+from ugicm.tiling import Z_STRIDE
 
 
 class UGICM(nn.Module):
@@ -43,10 +40,11 @@ class UGICM(nn.Module):
         super().__init__()
         self.config = config
         N, M = config.N, config.M
+        indexes = None
         if config.backbone == "compact":
             self.g_a, self.g_s = compact.CompactAnalysis(config), compact.CompactSynthesis(config)
             self.h_a, h_s = compact.CompactHyperAnalysis(config), compact.CompactHyperSynthesis(config)
-            slices = compact.CompactSlices(config)
+            slices, indexes = compact.CompactSlices(config), compact.CompactIndexes(config)
         elif config.backbone == "mlicpp":
             self.g_a = transforms.ResidualAnalysis(N, M)
             self.g_s = ResidualSynthesis(N, M, config.beta_width, config.stem_width)
@@ -55,10 +53,9 @@ class UGICM(nn.Module):
         else:
             self.g_a, self.g_s = hyperprior.GdnAnalysis(N, M), ResidualSynthesis(N, M, config.beta_width)
             self.h_a, h_s = hyperprior.GdnHyperAnalysis(N, M), hyperprior.GdnHyperSynthesis(N, M)
-            slices = hyperprior.HyperpriorSlices()
+            slices = hyperprior.HyperpriorSlices(config.slice_widths)
         scales = log_spaced(config.scale_min, config.scale_max, config.scale_levels)
-        gaussian = TabulatedGaussian(scales, sparse=config.sparse_coding)
-        self.entropy_model = EntropyModel(FactorizedPrior(N), h_s, slices, gaussian)
+        self.entropy_model = EntropyModel(FactorizedPrior(N), h_s, slices, TabulatedGaussian(scales), indexes)
         self.has_quality = config.quality_points > 0
         self.gain = QualityGain(M, config.quality_points) if self.has_quality else UnitGain()
         self.preference = PreferenceEmbedding(config.beta_frequencies, config.beta_width, self.has_quality)
@@ -99,9 +96,9 @@ class UGICM(nn.Module):
 
         Raises CheckpointError for latents that no bitstream can hold: not finite, or too large.
         """
-        coder = RansEncoder(self.entropy_model, len(y), extent)
+        coder = Encoder(self.entropy_model, len(y), extent)
         self.entropy_model(coder, z, y)
-        return coder.flush(), coder.digests
+        return coder.flush()
 
     def entropy_decode(
         self, strings: list[bytes], size: tuple[int, int], extent: tuple[int, int] | None = None
@@ -111,9 +108,9 @@ class UGICM(nn.Module):
         ``extent`` as in :meth:`entropy_encode`. Raises StreamError for strings that cannot be decoded.
         """
         height, width = size
-        symbols = height * width * self.config.M // Y_STRIDE**2 + height * width * self.config.N // Z_STRIDE**2
-        coder = RansDecoder(self.entropy_model, strings, (height // Z_STRIDE, width // Z_STRIDE), symbols, extent)
-        return self.entropy_model(coder), coder.digests
+        coder = Decoder(self.entropy_model, strings, (height // Z_STRIDE, width // Z_STRIDE), extent)
+        y_hat = self.entropy_model(coder)
+        return y_hat, coder.finish()
 
     def synthesize(self, y_hat: Tensor, beta: Tensor, quality: Tensor) -> Tensor:
         """Return the image [B, 3, H, W] for a preference, not clamped."""
@@ -155,19 +152,11 @@ class UGICM(nn.Module):
         return self
 
     def _compute_fingerprint(self) -> bytes:
-        """Return 24 bits of a hash of everything that bitstreams depend on: weights, tables, and how they are used.
-
-        What is hashed follows version 0.1, with its names and its constants, so that bitstreams stay decodable.
-        """
-        c = self.config
-        arithmetic = "fixed" if c.backbone == "compact" else "float32"
-        digest = hashlib.blake2b(f"{c.backbone} {arithmetic} {c.sparse_coding} 5 {c.slice_widths}".encode())
+        """Return 24 bits of a hash of everything that bitstreams depend on: weights, tables, and how they are used."""
+        digest = hashlib.blake2b(f"{self.config.backbone} {self.config.slice_widths}".encode())
         tensors = {f"entropy_model.{name}": tensor for name, tensor in self.entropy_model.state_dict().items()}
-        tensors["entropy_model.gaussian.scale_bound"] = self.entropy_model.gaussian.lower_bound_scale.bound
         if self.has_quality:
             tensors["gain"] = self.gain.log_gain
-        for name, legacy in LEGACY_NAMES:
-            tensors = {key.replace(name, legacy): tensor for key, tensor in tensors.items()}
         for name, tensor in sorted(tensors.items()):
             digest.update(name.encode() + struct.pack(f"<{tensor.dim()}q", *tensor.shape))
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
