@@ -30,6 +30,7 @@ class FakeTask:
     warning: str = ""
     start_error: Exception | None = None
     seconds: float = 0.0
+    device: str = "cpu"
 
     def start(self):
         if self.start_error:
@@ -96,6 +97,13 @@ class FatalTask(FakeTask):
 
     def run(self, job):
         raise atomic.WriteError(job.target, OSError(self.code, "tested"))
+
+
+def test_run_batch_on_a_gpu_runs_jobs_side_by_side(tmp_path):
+    task = FakeTask({"003": ImageError("broken")}, seconds=0.1, device="cuda")
+    start = time.perf_counter()
+    assert str(run_batch(task, make_jobs(tmp_path, 8))).startswith("7 done, 1 failed: ")
+    assert time.perf_counter() - start < 0.7
 
 
 @pytest.mark.parametrize("name, processes", [("ENOSPC", 2), *((n, 1) for n in ("ENOSPC", "EDQUOT", "EROFS", "EACCES"))])

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 from ugicm import atomic, bitstream
 from ugicm.arguments import pick_device
 from ugicm.errors import UgicmError, error_message, first_line
 from ugicm.files import Job
+
+GPU_THREADS = 4  # images in progress at a time on a GPU
 
 
 class FileResult(NamedTuple):
@@ -35,7 +39,7 @@ class CodecTask:
 
     def start(self) -> None:
         """Load ``codec``. Called once in each process, before its first job. An exception ends the run."""
-        import torch
+        torch = import_torch()
         from PIL import Image
 
         from ugicm.codec import load
@@ -122,7 +126,7 @@ def run_batch(task: CodecTask, jobs: Sequence[Job], overwrite: bool = False, wor
     from ugicm.commands.workers import WorkerError, run_parallel
 
     summary, start = Summary(len(jobs)), time.perf_counter()
-    outcomes = run_parallel(task, jobs, overwrite, workers) if workers > 1 else _run_serial(task, jobs, overwrite)
+    outcomes = run_parallel(task, jobs, overwrite, workers) if workers > 1 else _run_here(task, jobs, overwrite)
     # disable=None hides the bar if stderr is not a terminal. sys.stderr is None if it is closed.
     bar = tqdm(total=len(jobs), unit="image", disable=None if len(jobs) > 1 and sys.stderr else True)
     with bar, contextlib.closing(outcomes):
@@ -151,10 +155,22 @@ def run_batch(task: CodecTask, jobs: Sequence[Job], overwrite: bool = False, wor
     return summary
 
 
-def _run_serial(task: CodecTask, jobs: Sequence[Job], overwrite: bool) -> Iterator[tuple[Job, Outcome]]:
+def _run_here(task: CodecTask, jobs: Sequence[Job], overwrite: bool) -> Iterator[tuple[Job, Outcome]]:
+    """Run a task on jobs in this process, on a GPU several at a time."""
     task.start()
-    for job in jobs:
-        yield job, run_job(task, job, overwrite)
+    if len(jobs) == 1 or task.device == "cpu":
+        for job in jobs:
+            yield job, run_job(task, job, overwrite)
+        return
+    from concurrent.futures import ThreadPoolExecutor, as_completed
+
+    executor = ThreadPoolExecutor(GPU_THREADS)  # files and entropy coding on the CPU, while the GPU computes others
+    try:
+        futures = {executor.submit(run_job, task, job, overwrite): job for job in jobs}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 def run_job(task: CodecTask, job: Job, overwrite: bool) -> Outcome:
@@ -173,8 +189,7 @@ def run_codec_task(task: CodecTask, jobs: Sequence[Job], args: argparse.Namespac
 
     Returns the exit status.
     """
-    import torch
-
+    torch = import_torch()
     from ugicm.checkpoints.native import check_readable
     from ugicm.commands.workers import choose_workers
 
@@ -197,6 +212,22 @@ def run_codec_task(task: CodecTask, jobs: Sequence[Job], args: argparse.Namespac
     if folder or summary.stopped:  # the error of a single file has been printed
         print(summary, file=out)
     return summary.status
+
+
+def import_torch() -> ModuleType:
+    """Import PyTorch without garbage collection of what it creates, neither during the import nor at exit.
+
+    This saves a quarter of the time that a command takes for one image.
+    """
+    if "torch" in sys.modules:
+        return sys.modules["torch"]
+    gc.disable()
+    try:
+        import torch
+    finally:
+        gc.enable()
+    gc.freeze()
+    return torch
 
 
 def print_error(message: str) -> None:
