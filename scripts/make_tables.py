@@ -143,7 +143,8 @@ def robustness(documents: dict) -> list[list[str]]:
         gpu = ", one of them a GPU" if "CUDA" in d["versions"] else ""
         row(f"{what}, decoded under another setting{gpu}", f"{tried}, PyTorch {' and '.join(versions)}",
             f"{d['mismatches']} wrong", "0")  # fmt: skip
-        row("… closest relative distance of a scale to a table boundary", "", f"{d['closest_to_a_bound']:.1e}", "-")
+        if (closest := d["closest_to_a_bound"]) is not None:
+            row("… closest relative distance of a scale to a table boundary", "", f"{closest:.1e}", "-")
     d = documents["fuzz"]
     row("corrupt and forged bitstreams", f"{d['streams']:,} mutants", f"{len(d['findings'])} findings", "0")
     d = documents["concurrency"]

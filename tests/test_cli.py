@@ -212,7 +212,7 @@ def test_existing_outputs_must_match_the_command(command, photos, tmp_path, othe
     data = (streams / "dogs" / "a.ugic").read_bytes()
     (streams / "dogs" / "a.ugic").write_bytes(data[:-5])
     status, out, _ = command("compress", photos, streams)
-    assert status == 1 and "2 skipped" in out and "is not a complete bitstream (truncated bitstream" in out
+    assert status == 1 and "2 skipped" in out and "is not a complete bitstream (corrupt bitstream" in out
     (streams / "dogs" / "a.ugic").write_bytes(data)
     command("decompress", streams, images)
     Image.new("RGB", (5, 5)).save(images / "dogs" / "a.png")
@@ -573,7 +573,7 @@ def test_parse_preference(tmp_path):
     (CheckpointError("wrong"), 2, "x: error: wrong"),
     (ImageError("wrong"), 2, "x: error: wrong"),
     (FileNotFoundError(errno.ENOENT, "No such file", "gone"), 2, "x: error: gone: No such file"),
-    (ModuleNotFoundError("", name="timm"), 2, "x: error: this needs timm: pip install 'ugicm[train,eval]'"),
+    (ModuleNotFoundError("", name="timm"), 2, 'x: error: this needs timm: pip install "ugicm[dev]"'),
     (StreamError("broken"), 1, "x: error: broken"),
     (OSError(errno.ENOSPC, "full"), 1, "x: error: [Errno 28] full"),
     (KeyboardInterrupt(), 130, "x: stopped"),

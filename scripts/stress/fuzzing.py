@@ -4,7 +4,8 @@
     python -m scripts.stress.fuzzing -c model.safetensors --examples 2000 --seed 7 --workers 2
 
 Mutants are drawn by Hypothesis. Half of them get a correct checksum, so that they reach the header fields and the
-entropy decoder, and some of these get the digests of the symbols that they decode to, so that they reach the synthesis.
+entropy decoder. Some of these are replaced by a valid bitstream of the symbols that they decode to, so that they reach
+the synthesis.
 A *finding* is an outcome other than a StreamError or an image of the declared size, or a mutant that exceeds the limits
 on time and memory. Bitstreams of findings are saved. Linux only: memory is read from /proc.
 Exit status: 0 no findings, 1 findings or something failed, 2 wrong usage.
@@ -20,7 +21,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import ugicm
 from scripts.processes import in_fresh_process, memory, reset_peak
-from scripts.stress.mutants import Mutant, mutants, valid_bitstreams
+from scripts.stress.mutants import Mutant, forged, mutants, valid_bitstreams
 from ugicm import atomic, bitstream
 from ugicm.arguments import ArgumentParser, natural, positive, run_command
 from ugicm.codec import Codec
@@ -49,19 +49,6 @@ REFUSALS = {
 }  # fmt: skip
 
 
-def forged(codec: Codec, data: bytes) -> bytes:
-    """Return the bitstream with the digests of the symbols that it decodes to. Raises StreamError if it is invalid."""
-    parsed = bitstream.parse(data)
-    if parsed.fingerprint != codec.model.fingerprint:
-        raise StreamError("the bitstream was written by another model")
-    with torch.inference_mode():
-        digests = [
-            codec.model.entropy_decode([string], (box.height, box.width), parsed.extent(box))[1][0]
-            for string, box in zip(parsed.strings, parsed.tiles)
-        ]
-    return replace(parsed, digests=tuple(digests)).pack()
-
-
 def decode(codec: Codec, mutant: Mutant) -> tuple[str, str, bytes]:
     """Decode a mutant.
 
@@ -78,7 +65,9 @@ def decode(codec: Codec, mutant: Mutant) -> tuple[str, str, bytes]:
     except StreamError as error:
         reason = next((name for text, name in REFUSALS.items() if text in str(error)), "corrupt")
         return f"refused: {reason}", str(error), data
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a panic of constriction is not an Exception
         return f"finding: {type(error).__name__}", str(error), data
     if image.size != (parsed.width, parsed.height) or len(image.tobytes()) != 3 * parsed.width * parsed.height:
         return "finding: wrong size", f"{image.size}, declared {parsed.width}x{parsed.height}", data

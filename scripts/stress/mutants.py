@@ -7,13 +7,20 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
+from itertools import zip_longest
 from typing import Any, NamedTuple
+from unittest import mock
 
+import numpy as np
+import torch
 from hypothesis import strategies as st
 
 from ugicm import bitstream, images
 from ugicm.bitstream import varint
 from ugicm.codec import Codec
+from ugicm.entropy import coders
+from ugicm.entropy.ans import ESCAPE_BYTES, SymbolDecoder, SymbolEncoder, Tables
+from ugicm.errors import StreamError
 from ugicm.tiling import Z_STRIDE
 
 SIZES = ((64, 64), (96, 70), (128, 128), (192, 128))
@@ -41,19 +48,27 @@ class Fields:
     size: bytes
     quality: bytes
     tile: bytes
-    table: list[bytes]
+    digests: list[bytes]
+    lengths: list[bytes]  # of all strings but the last
     strings: list[bytes]
 
     @classmethod
     def of(cls, body: bytes) -> Fields:
         parsed = bitstream.parse(with_checksum(body))
         size = varint(parsed.width) + varint(parsed.height)
-        table = [varint(len(s)) + d.to_bytes(2, "little") for s, d in zip(parsed.strings, parsed.digests)]
+        digests = [digest.to_bytes(2, "little") for digest in parsed.digests]
         tile = bytes([parsed.tile // Z_STRIDE])
-        return cls(body[:7], size, body[7 + len(size) :][:2], tile, table, list(parsed.strings))
+        fields = cls(body[:7], size, body[7 + len(size) :][:2], tile, digests, [], list(parsed.strings))
+        fields.measure()
+        return fields
+
+    def measure(self) -> None:
+        """Set the lengths to those of the strings."""
+        self.lengths = [varint(len(string)) for string in self.strings[:-1]]
 
     def join(self) -> bytes:
-        return b"".join((self.head, self.size, self.quality, self.tile, *self.table, *self.strings))
+        table = (part for entry in zip_longest(self.digests, self.lengths, fillvalue=b"") for part in entry)
+        return b"".join((self.head, self.size, self.quality, self.tile, *table, *self.strings))
 
 
 # Mutations: (draw, bitstream without checksum, others) -> bytes
@@ -83,16 +98,18 @@ def splice(draw: Draw, body: bytes, others: Sequence[bytes]) -> bytes:
     other = draw(st.sampled_from(others))
     if draw(st.booleans()):
         return body[: draw(st.integers(0, len(body)))] + other[draw(st.integers(0, len(other))) :]
-    return replace(Fields.of(body), table=Fields.of(other).table, strings=Fields.of(other).strings).join()
+    fields = Fields.of(other)
+    return replace(Fields.of(body), digests=fields.digests, lengths=fields.lengths, strings=fields.strings).join()
 
 
 def change_length(draw: Draw, body: bytes, _: Sequence[bytes]) -> bytes:
+    """Change a length, or insert one for the last string, which has none."""
     fields = Fields.of(body)
-    i = draw(st.integers(0, len(fields.table) - 1))
+    i = draw(st.integers(0, len(fields.lengths)))
     length = len(fields.strings[i])
-    wrong = [varint(n) for n in (0, 1, length - 1, length + 1, 2 * length, 2**31 - 1, 2**31, 2**32, 2**35 - 1)]
+    wrong = [varint(n) for n in (0, 1, max(length - 1, 0), length + 1, 2 * length, 2**31 - 1, 2**31, 2**32, 2**35 - 1)]
     overlong = [b"\x80" * 5, b"\xff" * 11, varint(length)[:-1] + bytes([varint(length)[-1] | 0x80, 0])]
-    fields.table[i] = draw(st.sampled_from(wrong + overlong)) + fields.table[i][-2:]
+    fields.lengths[i:] = [draw(st.sampled_from(wrong + overlong)), *fields.lengths[i + 1 :]]
     return fields.join()
 
 
@@ -110,14 +127,15 @@ def change_tiles(draw: Draw, body: bytes, _: Sequence[bytes]) -> bytes:
     if what == "side":
         fields.tile = draw(st.sampled_from((b"\x00", b"\x01", b"\x02", b"\xff")))
     elif what == "order":
-        fields.table = draw(st.permutations(fields.table))
+        fields.digests, fields.lengths = draw(st.permutations(fields.digests)), draw(st.permutations(fields.lengths))
     elif what == "fewer":
-        fields.table.pop()
+        fields.digests.pop()
     elif what == "more":
-        fields.table.append(draw(st.sampled_from(fields.table)))
+        fields.digests.append(draw(st.sampled_from(fields.digests)))
     else:
+        count = draw(st.sampled_from((1, 4, 100)))
         fields.size, fields.tile = 2 * varint(draw(st.sampled_from((100, 200, 500)))), b"\x01"
-        fields.table, fields.strings = [bytes(3)] * draw(st.sampled_from((1, 4, 100))), []
+        fields.digests, fields.lengths, fields.strings = [bytes(2)] * count, [bytes(1)] * (count - 1), []
     return fields.join()
 
 
@@ -128,15 +146,16 @@ def replace_strings(draw: Draw, body: bytes, others: Sequence[bytes]) -> bytes:
         string = fields.strings[i]
         begin = string[: draw(st.integers(0, len(string)))]
         other = draw(st.sampled_from(Fields.of(draw(st.sampled_from(others))).strings))
-        string = draw(st.sampled_from((begin, other, begin + garbage(draw), garbage(draw), string + garbage(draw))))
-        fields.strings[i], fields.table[i] = string, varint(len(string)) + fields.table[i][-2:]
+        made = (begin, other, begin + garbage(draw), garbage(draw), string + garbage(draw), garbage(draw) + string)
+        fields.strings[i] = draw(st.sampled_from(made))
+    fields.measure()
     return fields.join()
 
 
 def garbage(draw: Draw) -> bytes:
-    """Return random bytes, or a pattern: zeros, ones, the smallest initial rANS state, escapes."""
-    size = draw(st.sampled_from((1, 3, 8, 50, 1000, 8000, 40000)))
-    pattern = draw(st.sampled_from((None, b"\0", b"\xff", b"\0\0\0\x80\0\0\0\0", b"\xff\xff\xff\x7f")))
+    """Return random bytes, or a pattern: zeros, ones, the longest escapes and guard lists, words of ones and zeros."""
+    size = draw(st.sampled_from((1, 3, 8, 50, 1000, 8000, 40000, 300000)))
+    pattern = draw(st.sampled_from((None, b"\0", b"\x01", b"\xff", b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff\0\0\0\0")))
     if pattern is None:
         return random.Random(draw(st.integers(0, 2**32))).randbytes(size)
     return (pattern * size)[:size]
@@ -147,7 +166,7 @@ MUTATIONS = (change_bytes, change_header, truncate, extend, splice, change_lengt
 
 
 class Mutant(NamedTuple):
-    """A mutated bitstream. With ``forge``, its digests are to be corrected, which takes the model."""
+    """A mutated bitstream. With ``forge``, it is to be replaced by :func:`forged`, which takes the model."""
 
     kind: str
     data: bytes
@@ -168,3 +187,47 @@ def mutants(draw: Draw, corpus: Sequence[bytes]) -> Mutant:
 
 def with_checksum(body: bytes) -> bytes:
     return body + zlib.crc32(body).to_bytes(4, "little")
+
+
+# Valid bitstreams with the symbols of invalid ones
+
+
+class _Recoder(SymbolDecoder):
+    """Decodes any bytes, and encodes the symbols that it finds. Escapes that do not end stand for the largest ones."""
+
+    def __init__(self, string: bytes):
+        super().__init__(string.lstrip(b"\0"))
+        self.size, self.encoder = len(string), SymbolEncoder()
+
+    def decode(self, rows: np.ndarray, tables: Tables) -> np.ndarray:
+        symbols = super().decode(rows, tables)
+        self.encoder.encode(symbols, rows, tables)
+        return symbols
+
+    def _decode_excess(self, count: int) -> np.ndarray:
+        try:
+            return super()._decode_excess(count)
+        except StreamError:
+            return np.full(count, 2 ** (7 * ESCAPE_BYTES) - 1, dtype=np.int32)
+
+    def finish(self) -> None:
+        pass
+
+
+def forged(codec: Codec, data: bytes) -> bytes:
+    """Return a valid bitstream of the symbols that any other decodes to, however it ends. Raises StreamError."""
+    parsed = bitstream.parse(data)
+    if parsed.fingerprint != codec.model.fingerprint:
+        raise StreamError("the bitstream was written by another model")
+    recoders: list[_Recoder] = []
+
+    def recoder(string: bytes) -> _Recoder:
+        recoders.append(_Recoder(string))
+        return recoders[-1]
+
+    with mock.patch.object(coders, "SymbolDecoder", recoder), torch.inference_mode():
+        for string, box in zip(parsed.strings, parsed.tiles):
+            codec.model.entropy_decode([string], (box.height, box.width), parsed.extent(box))
+    guard_lists = [string[: len(string) - made.size] for string, made in zip(parsed.strings, recoders)]
+    strings = tuple(guards + made.encoder.flush() for guards, made in zip(guard_lists, recoders))
+    return replace(parsed, strings=strings, digests=tuple(made.encoder.digest for made in recoders)).pack()

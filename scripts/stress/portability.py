@@ -2,11 +2,12 @@
 
     python -m scripts.stress.portability -d photos/                               # the shipped model, 40 images
     python -m scripts.stress.portability -c released.pth.tar -d photos/ --crop 128    # a large model on small crops
-    python -m scripts.stress.portability -d photos/ --python /other/venv/bin/python --cuda
+    python -m scripts.stress.portability -d photos/ more/ --python /other/venv/bin/python --cuda
 
-Environments differ in threads, instruction sets of PyTorch and oneDNN, oneDNN on or off, memory layout, precision of
-the synthesis and, if given, the interpreter (with another version of PyTorch) and the device.
-Exit status: 0 no mismatch, 1 a bitstream decoded to another latent or something failed, 2 wrong usage.
+Environments differ in threads, instruction sets of PyTorch, oneDNN and MKL, oneDNN on or off, memory layout, for models
+with integer networks in the precision of their operands (as matrix units round them), and, if given, in the interpreter
+(with another version of PyTorch) and the device.
+Exit status: 0 no mismatch, 1 a bitstream decoded to other symbols or something failed, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Environment:
     """How a process computes: settings that change the rounding of floating-point results.
 
     Attributes:
+        bits: significant bits that operands of integer layers are rounded to: 24 in float32, 11 in TF32 and float16, 8
+            in bfloat16.
         python: the interpreter.
         variables: environment variables, which PyTorch reads when it is imported.
     """
@@ -46,24 +49,35 @@ class Environment:
     threads: int = 1
     mkldnn: bool = True
     channels_last: bool = True
-    fast: bool = True
+    bits: int = 24
     device: str = "cpu"
     python: str = sys.executable
     variables: dict[str, str] = field(default_factory=dict)
 
 
-def environments(interpreters: Sequence[str] = (), cuda: bool = False) -> list[Environment]:
-    """Return the environments to compare, including one for each of the other ``interpreters``."""
-    isa, onednn = "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"
+def environments(interpreters: Sequence[str] = (), cuda: bool = False, integer: bool = True) -> list[Environment]:
+    """Return the environments to compare.
+
+    Args:
+        interpreters: others than this one, each an environment.
+        cuda: whether the GPU is one.
+        integer: whether the model has integer networks, for which precisions of operands are compared.
+    """
+
+    def isa(aten: str, onednn: str, mkl: str) -> dict[str, str]:
+        return {"ATEN_CPU_CAPABILITY": aten, "ONEDNN_MAX_CPU_ISA": onednn, "MKL_CBWR": mkl}
+
     chosen = [
         Environment("1 thread"),
         Environment("2 threads", threads=2),
-        Environment("no vector instructions", variables={isa: "default", onednn: "SSE41"}),
-        Environment("AVX2", variables={isa: "avx2", onednn: "AVX2"}),
+        Environment("4 threads", threads=4),
+        Environment("no vector instructions", variables=isa("default", "SSE41", "COMPATIBLE")),
+        Environment("AVX2", variables=isa("avx2", "AVX2", "AVX2")),
         Environment("oneDNN off", mkldnn=False),
         Environment("channels first", channels_last=False),
-        Environment("float32 transforms", fast=False),
     ]
+    if integer:
+        chosen += [Environment("TF32 operands", bits=11), Environment("bfloat16 operands", bits=8)]
     chosen += [Environment(f"interpreter {python}", python=python) for python in interpreters]
     if cuda:
         chosen.append(Environment("CUDA", device="cuda"))
@@ -89,8 +103,9 @@ def check(
         folder: for the bitstreams.
 
     Returns:
-        The report: the number of bitstreams and of mismatches for every pair of environments, and the smallest relative
-        distance of a scale to a bound of the table. A mismatch is a StreamError or another latent than the writer's.
+        The report: the number of bitstreams and of mismatches for every pair of environments and, where scales are
+        floating-point numbers, the smallest relative distance of one to a bound of the table. A mismatch is a
+        StreamError: a bitstream has a digest of its symbols.
 
     Raises:
         UgicmError: a process failed.
@@ -106,18 +121,18 @@ def check(
         log(f"written: {environment.name}")
     content = {
         name: hashlib.blake2b(Path(name).read_bytes()).hexdigest()
-        for outcome in written.values() for name in outcome["latents"]
+        for outcome in written.values() for name in outcome["files"]
     }  # fmt: skip
     first = {content[name]: name for name in reversed(content)}
     pairs, mismatches = [], 0
     for reader, outcome in run_all({"bitstreams": list(first.values())}):
-        decoded = {digest: outcome["latents"][name] for digest, name in first.items()}
+        failed = {content[name] for name in outcome["failed"]}
         for writer in chosen:
-            latents = written[writer.name]["latents"]
-            wrong = [name for name, expected in latents.items() if decoded[content[name]] != expected]
+            names = written[writer.name]["files"]
+            wrong = [name for name in names if content[name] in failed]
             mismatches += len(wrong)
             pairs.append({
-                "writer": writer.name, "reader": reader.name, "streams": len(latents), "mismatches": len(wrong),
+                "writer": writer.name, "reader": reader.name, "streams": len(names), "mismatches": len(wrong),
                 "examples": wrong[:3],
             })  # fmt: skip
         log(f"decoded: {reader.name}; {mismatches} mismatches so far")
@@ -125,7 +140,7 @@ def check(
         "mismatches": mismatches,
         "streams": sum(pair["streams"] for pair in pairs),
         "different_streams": len(first),
-        "closest_to_a_bound": min(outcome["closest"] for outcome in written.values()),
+        "closest_to_a_bound": min(filter(None, (outcome["closest"] for outcome in written.values())), default=None),
         "versions": {name: outcome["torch"] for name, outcome in written.items()},
         "pairs": pairs,
     }
@@ -155,43 +170,58 @@ def work() -> None:
     environment = Environment(**task["environment"])
     torch.set_num_threads(environment.threads)
     torch.backends.mkldnn.enabled = environment.mkldnn
-    codec = load(task["checkpoint"], environment.device, fast=environment.fast)
+    codec = load(task["checkpoint"], environment.device)
     if not environment.channels_last:
         codec.model.to(memory_format=torch.contiguous_format)
-    distances = _record_distances(codec.model.entropy_model.gaussian)
+    entropy_model = codec.model.entropy_model
+    _round_operands(entropy_model, environment.bits)
+    distances = _record_distances(entropy_model.gaussian) if entropy_model.indexes is None else []
+    written, failed = [], []
     if "bitstreams" in task:
-        paths = [Path(name) for name in task["bitstreams"]]
+        failed = [name for name in task["bitstreams"] if not _decodes(codec, Path(name))]
     else:
-        paths = []
         for i, image in enumerate(task["images"]):
             for quality in task["qualities"] if codec.has_quality else [0.5]:
-                paths.append(Path(task["folder"]) / f"{i}-{quality}.ugic")
-                atomic.write(paths[-1], codec.compress(image, quality))
-    latents = {str(path): _latent(codec, path) for path in paths}
-    print(json.dumps({"latents": latents, "closest": min(distances), "torch": torch.__version__}))
+                written.append(str(Path(task["folder"]) / f"{i}-{quality}.ugic"))
+                atomic.write(written[-1], codec.compress(image, quality))
+    outcome = {"files": written, "failed": failed, "closest": min(distances, default=None), "torch": torch.__version__}
+    print(json.dumps(outcome))
 
 
-def _latent(codec: Codec, path: Path) -> str:
-    """Return a digest of the latent in a bitstream: of its values if their arithmetic is exact, else of its symbols."""
-    parsed = bitstream.parse(path.read_bytes())
+def _decodes(codec: Codec, path: Path) -> bool:
+    """Return whether a bitstream decodes to the symbols that were written."""
     try:
-        y_hat = codec.entropy_decode(parsed)
-    except StreamError as error:
-        return f"StreamError: {error}"
-    if codec.model.entropy_model.guard:
-        return f"symbols {parsed.digests}"
-    return hashlib.blake2b(y_hat.double().cpu().numpy().tobytes(), digest_size=16).hexdigest()
+        codec.entropy_decode(bitstream.parse(path.read_bytes()))
+    except StreamError:
+        return False
+    return True
+
+
+def _round_operands(entropy_model: Any, bits: int) -> None:
+    """Let integer layers round inputs and weights to ``bits`` significant bits, as matrix units do."""
+    import torch
+
+    from ugicm.entropy.integer import IntegerLayer
+
+    def rounded(x: Any) -> Any:
+        mantissa, exponent = torch.frexp(x)
+        return torch.ldexp(torch.round(mantissa * 2**bits), exponent - bits)
+
+    for layer in entropy_model.modules():
+        if isinstance(layer, IntegerLayer):
+            layer.weight.copy_(rounded(layer.weight))
+            layer.register_forward_pre_hook(lambda _, inputs: tuple(rounded(x) for x in inputs))
 
 
 def _record_distances(gaussian: Any) -> list[float]:
     """Return a list to which every choice of table rows adds the relative distance of the closest scale to a bound."""
-    distances = [float("inf")]
+    distances = []
     choose = gaussian.build_indexes
 
-    def build_indexes(scales: Any) -> Any:
-        rows, bounds = choose(scales), gaussian.bounds(scales)
+    def build_indexes(scale: Any) -> Any:
+        rows, bounds = choose(scale), gaussian.scale_table[:-1]
         for bound in (bounds[(rows - 1).clamp(min=0)], bounds[rows.clamp(max=len(bounds) - 1)]):
-            distance = ((scales - bound) / bound).abs()
+            distance = ((scale - bound) / bound).abs()
             distances.append(distance[distance > 0].min().item())
         return rows
 
@@ -202,7 +232,7 @@ def _record_distances(gaussian: Any) -> list[float]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(prog="python -m scripts.stress.portability", description=__doc__)
     parser.add_argument("-c", "--checkpoint", help="model (default: the shipped one)")
-    parser.add_argument("-d", "--dataset", required=True, help="folder of images")
+    parser.add_argument("-d", "--dataset", required=True, nargs="+", help="folders of images")
     parser.add_argument("--images", type=positive, default=40, help="number of images, evenly spread (default: 40)")
     parser.add_argument("--crop", type=positive, help="use the center square of this many pixels")
     parser.add_argument("--quality", type=unit, nargs="+", default=[0.1, 0.5, 0.9])
@@ -217,22 +247,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_device("cuda")
     if missing := [name for name in args.python if not shutil.which(name)]:
         raise UsageError(f"--python {missing[0]}: no such interpreter")
-    found = files.find(args.dataset, files.IMAGE_SUFFIXES)
+    found = [path for folder in args.dataset for path in files.find(folder, files.IMAGE_SUFFIXES)]
     sources = [found[i] for i in spread(args.images, len(found))]
-    model = ugicm.load(args.checkpoint).describe()
+    codec = ugicm.load(args.checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         if args.crop:
             sources = [_crop(path, args.crop, Path(folder) / f"{i}.png") for i, path in enumerate(sources)]
-        chosen = environments(args.python, args.cuda)
+        chosen = environments(args.python, args.cuda, codec.model.entropy_model.indexes is not None)
         report = check(args.checkpoint, sources, args.quality, chosen, Path(folder))
-    report |= {"images": len(sources), "qualities": args.quality, "model": model}
+    report |= {"images": len(sources), "qualities": args.quality, "model": codec.describe()}
     report |= {"environment": results.environment()}
     atomic.write(args.output, (json.dumps(report, indent=2) + "\n").encode())
     names, mismatches = list(report["versions"]), {(p["reader"], p["writer"]): p["mismatches"] for p in report["pairs"]}
     rows = [[reader, *(mismatches[reader, writer] for writer in names)] for reader in names]
     print(results.table(rows, ["decoded in / written in", *(str(i + 1) for i in range(len(names)))]))
-    print(f"\n{report['streams']} decodings, {report['mismatches']} mismatches; closest relative distance of a scale "
-          f"to a table bound: {report['closest_to_a_bound']:.3g}; {args.output}")  # fmt: skip
+    print(f"\n{report['streams']} decodings, {report['mismatches']} mismatches; {args.output}")
+    if report["closest_to_a_bound"] is not None:
+        print(f"closest relative distance of a scale to a table bound: {report['closest_to_a_bound']:.3g}")
     return 1 if report["mismatches"] else 0
 
 
