@@ -21,12 +21,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import binary_erosion
 
 from ugicm.arguments import ArgumentParser, positive, run_command
 from ugicm.atomic import replacing
 from ugicm.data.images import find_images
 from ugicm.errors import ConfigError, ImageError, first_line
+from ugicm.extras import require_packages
 from ugicm.images import open_rgb
 
 WORKING_SIDE = 256  # pixels of the longer side at which images are segmented
@@ -105,6 +105,8 @@ def _regions(labels: np.ndarray, lab: np.ndarray) -> list[np.ndarray]:
 
 def _objectness(region: np.ndarray, edges: np.ndarray) -> float:
     """Return the score of a region: contrast * compactness * share of the outline off the border * sqrt(area)."""
+    from scipy.ndimage import binary_erosion
+
     inside = binary_erosion(region)
     outline = region & ~inside
     border = np.zeros_like(region)
@@ -137,7 +139,7 @@ def annotate(
     Returns the numbers of images added, already present, and unreadable. Raises ConfigError if ``source`` has no
     images, or ``output`` is not a file of this function or was made by another method.
     """
-    import pycocotools  # noqa: F401  (fail before any work is done)
+    require_packages("train", "make_instances.py", "pycocotools", "scipy", "skimage")
     from tqdm import tqdm
 
     content = _read_output(output, made_by)

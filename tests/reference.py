@@ -26,5 +26,4 @@ def recipe():
 
 def reference_state() -> dict[str, torch.Tensor]:
     """Return a complete state dict of the small form under the reference's names."""
-    torch.manual_seed(0)  # CompressAI draws the start values of the factorized prior
     return recipe().reference_state_dict(PARITY / "state_dict_small.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import urllib.request
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, features
 
-from ugicm.errors import CheckpointError, ConfigError, StreamError
+from ugicm.errors import CheckpointError, ConfigError, MissingPackageError, StreamError
 from ugicm.evaluation import codecs
 from ugicm.evaluation.metrics import file_bpp, psnr
 from ugicm.evaluation.specs import parse_spec, set_attributes
@@ -104,8 +105,7 @@ def test_sweep_of_fixed_rate_points():
 @pytest.fixture(scope="module")
 def zoo_file(tmp_path_factory):
     """Two rate points of CompressAI's smallest model, with random weights."""
-    from compressai.models import FactorizedPrior
-
+    FactorizedPrior = pytest.importorskip("compressai.models", reason="models of CompressAI").FactorizedPrior
     folder = tmp_path_factory.mktemp("zoo")
     for point in range(2):
         torch.manual_seed(point)
@@ -135,22 +135,40 @@ def test_zoo_models_from_local_files(zoo_file, image):
         codec.decode(data[:7], (None,))
 
 
-def test_checked_setting(zoo_file):
-    zoo = codecs.load_codec(f"zoo/bmshj2018-factorized={zoo_file}")
-    ugicm_codec = codecs.UgicmCodec(JpegCodec(), "ugicm", "fake")
-    for codec, quality in ((zoo, 1.0), (ugicm_codec, 0.3), (codecs.load_codec("webp"), 0.0)):
-        assert codecs.checked_setting(codec, quality) == quality
+def test_error_without_compressai_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "compressai", None)
+    with pytest.raises(MissingPackageError, match=r'zoo/mbt2018 needs compressai: .*"ugicm\[compressai\]"'):
+        codecs.load_codec("zoo/mbt2018")
+
+
+def test_checked_setting():
+    ugicm_codec, webp = codecs.UgicmCodec(JpegCodec(), "ugicm", "fake"), codecs.load_codec("webp")
+    assert codecs.checked_setting(ugicm_codec, 0.3) == 0.3 and codecs.checked_setting(webp, 0.0) == 0.0
     assert codecs.checked_setting(ugicm_codec, None) == 0.5
     for codec, quality, numbers in (
-        (zoo, None, "integers from 0 to 1"), (zoo, 0.5, "integers from 0 to 1"),
-        (zoo, 2.0, "integers from 0 to 1"), (ugicm_codec, 30.0, "numbers from 0 to 1"),
-        (codecs.load_codec("webp"), 0.5, "integers from 0 to 100"),
+        (ugicm_codec, 30.0, "numbers from 0 to 1"), (webp, 0.5, "integers from 0 to 100"),
+        (webp, None, "integers from 0 to 100"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=f"{codec.label} takes {numbers}"):
             codecs.checked_setting(codec, quality)
 
 
-def test_errors_list_what_is_available(zoo_file, tmp_path, monkeypatch):
+def test_checked_setting_of_zoo_models(zoo_file):
+    zoo = codecs.load_codec(f"zoo/bmshj2018-factorized={zoo_file}")
+    assert codecs.checked_setting(zoo, 1.0) == 1.0
+    for quality in (None, 0.5, 2.0):
+        with pytest.raises(ConfigError, match=f"{zoo.label} takes integers from 0 to 1"):
+            codecs.checked_setting(zoo, quality)
+
+
+def test_errors_list_what_is_available():
+    with pytest.raises(ConfigError, match="available: jpeg, webp"):
+        codecs.load_codec("bpg")
+    with pytest.raises(ConfigError, match="unknown option 'metod'; available: method"):
+        codecs.load_codec("webp:metod=3")
+
+
+def test_errors_of_zoo_models(zoo_file, tmp_path, monkeypatch):
     def offline(*args, **kwargs):
         raise urllib.error.URLError("no network here")
 
@@ -158,12 +176,8 @@ def test_errors_list_what_is_available(zoo_file, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(CheckpointError, match="zoo/bmshj2018-factorized=PATH"):
         codecs.load_codec("zoo/bmshj2018-factorized")
-    with pytest.raises(ConfigError, match="available: jpeg, webp"):
-        codecs.load_codec("bpg")
     with pytest.raises(ConfigError, match="available: bmshj2018"):
         codecs.load_codec("zoo/nothing")
-    with pytest.raises(ConfigError, match="unknown option 'metod'; available: method"):
-        codecs.load_codec("webp:metod=3")
     with pytest.raises(CheckpointError, match="not weights of"):
         codecs.load_codec(f"zoo/mbt2018={zoo_file / 'q0.pth.tar'}")
     torch.save([1, 2], tmp_path / "list.pth")

@@ -11,7 +11,7 @@ from ugicm.models.layers import GDN, Pointwise
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_gdn_matches_compressai(inverse, batch):
-    reference_class = pytest.importorskip("compressai.layers").GDN
+    reference_class = pytest.importorskip("compressai.layers", reason="compares with CompressAI").GDN
     torch.manual_seed(0)
     layer, reference = GDN(12, inverse), reference_class(12, inverse)
     initial, wanted = layer.state_dict(), reference.state_dict()
@@ -32,6 +32,18 @@ def test_gdn_matches_compressai(inverse, batch):
     torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(layer.beta.grad, reference.beta.grad, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(layer.gamma.grad, reference.gamma.grad, rtol=1e-6, atol=1e-6)
+
+
+@torch.no_grad()
+def test_gdn_divides_by_the_norm_over_channels():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 5)
+    norm = torch.sqrt(1 + 0.1 * x**2)  # initially beta is 1 and gamma 0.1 on the diagonal
+    torch.testing.assert_close(GDN(3)(x), x / norm)
+    torch.testing.assert_close(GDN(3, inverse=True)(x), x * norm)
+    layer = GDN(3)
+    layer.gamma.copy_(torch.full((3, 3), 0.5).sqrt())
+    torch.testing.assert_close(layer(x), x / torch.sqrt(1 + 0.5 * (x**2).sum(1, keepdim=True)))
 
 
 def test_gdn_parameters_recover_from_below_their_bound():

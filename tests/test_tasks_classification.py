@@ -245,7 +245,7 @@ def test_classification_script_errors(grays, tmp_path, run_python, capsys):
         "-c", f"import runpy, sys; {absent}; sys.argv = {command}; runpy.run_path(sys.argv[0], None, '__main__')"
     )
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and "pip install timm" in done.stderr
+    assert done.stderr.count("\n") == 1 and 'timm/resnet18 needs timm: pip install "ugicm[eval]"' in done.stderr
     main = script("classification/test")
     arguments = classification_arguments(grays)
     with pytest.raises(ConfigError, match="two networks have the name squeezenet1_1"):

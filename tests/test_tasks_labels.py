@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from task_helpers import IMAGENET, NEEDS_IMAGENET, make_grays
 
-from ugicm.errors import ConfigError
+from ugicm.errors import ConfigError, MissingPackageError
 from ugicm.evaluation.tasks import labels
 from ugicm.evaluation.tasks.sources import DecodedFolder
 
@@ -72,7 +72,7 @@ def test_labels_wordnet_ids_require_timm(tmp_path, make_image, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     monkeypatch.setitem(sys.modules, "timm.data", None)
     labels.imagenet_indices.cache_clear()
-    with pytest.raises(ConfigError, match=r"WordNet ids need the package timm: pip install 'ugicm\[eval\]'"):
+    with pytest.raises(MissingPackageError, match=r'WordNet ids needs timm: pip install "ugicm\[eval\]"'):
         labels.labeled_images(tmp_path)
 
 

@@ -13,11 +13,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ugicm.errors import CheckpointError, ConfigError, ImageError, UgicmError, UsageError, error_message, first_line
+from ugicm.errors import (
+    CheckpointError,
+    ConfigError,
+    ImageError,
+    MissingPackageError,
+    UgicmError,
+    UsageError,
+    error_message,
+    first_line,
+)  # fmt: skip
+from ugicm.extras import how_to_install
 
 PREFERENCES = {"human": 0.0, "machine": 1.0}
 # Errors in the command line or in the files that it names: exit status 2.
-_INPUT_ERRORS = (CheckpointError, ConfigError, ImageError, UsageError, FileNotFoundError, NotADirectoryError)
+_INPUT_ERRORS = (
+    CheckpointError, ConfigError, ImageError, MissingPackageError, UsageError, FileNotFoundError, NotADirectoryError,
+)  # fmt: skip
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -145,7 +157,7 @@ def run_command(main: Callable[[], int], prog: str | None = None, interrupted: s
     except KeyboardInterrupt:
         message, status = interrupted, 130
     except ModuleNotFoundError as error:
-        message, status = f"error: this needs {error.name}: pip install 'ugicm[train,eval]'", 2
+        message, status = f"error: this needs {error.name}: {how_to_install('dev')}", 2
     except (UgicmError, OSError) as error:
         message, status = f"error: {error_message(error)}", 2 if isinstance(error, _INPUT_ERRORS) else 1
     if status == 1 or os.environ.get("RANK", "0") == "0":

@@ -29,6 +29,10 @@ class UsageError(UgicmError):
     """A command is invalid as given. Raised before anything is written."""
 
 
+class MissingPackageError(UgicmError, ImportError):
+    """An optional package is not installed. The message names the extra of the project that installs it."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its class if the message is empty."""
     lines = str(error).strip().splitlines()

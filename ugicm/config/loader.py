@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ugicm.config.schema import FileText, check, require, shown
 from ugicm.config.training import TrainConfig
 from ugicm.errors import ConfigError
+from ugicm.extras import require_packages
 
 REPLACING = {"backbone", "fixed", "choices", "range"}  # a section with one of them does not extend that of its base
 
@@ -43,29 +42,38 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Train
         raise ConfigError(f"{where}: {message}") from None
 
 
-class _YamlLoader(yaml.SafeLoader):
-    """Keep the folder that paths are relative to, and refuse duplicate keys, of which PyYAML keeps the last one."""
+@functools.cache
+def _yaml_loader() -> type:
+    """Return a class that reads YAML: PyYAML is needed for training only."""
+    require_packages("train", "a configuration file", "yaml")
+    import yaml
 
-    folder: Path
+    class YamlLoader(yaml.SafeLoader):
+        """Keep the folder that paths are relative to, and refuse duplicate keys, of which PyYAML keeps the last one."""
 
-    def construct_yaml_str(self, node: yaml.ScalarNode) -> FileText:
-        text = FileText(super().construct_yaml_str(node))
-        text.folder = self.folder
-        return text
+        folder: Path
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        if twice := next((key for i, key in enumerate(keys) if isinstance(key, str) and key in keys[:i]), None):
-            raise yaml.constructor.ConstructorError(None, None, f"duplicate key {twice!r}", node.start_mark)
-        return super().construct_mapping(node, deep)
+        def construct_yaml_str(self, node: yaml.ScalarNode) -> FileText:
+            text = FileText(super().construct_yaml_str(node))
+            text.folder = self.folder
+            return text
 
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+            keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+            if twice := next((key for i, key in enumerate(keys) if isinstance(key, str) and key in keys[:i]), None):
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {twice!r}", node.start_mark)
+            return super().construct_mapping(node, deep)
 
-_YamlLoader.add_constructor("tag:yaml.org,2002:str", _YamlLoader.construct_yaml_str)
+    YamlLoader.add_constructor("tag:yaml.org,2002:str", YamlLoader.construct_yaml_str)
+    return YamlLoader
 
 
 def _parse(text: str, folder: Path, where: str) -> Any:
+    loader_class = _yaml_loader()
+    import yaml
+
     try:
-        loader = _YamlLoader(text)
+        loader = loader_class(text)
         loader.folder = folder
         return loader.get_single_data()
     except yaml.YAMLError as error:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ugicm.errors import ConfigError, first_line
+from ugicm.extras import require_packages
 
 MAX_COORDINATE = 4  # of a polygon's points, in units of the image's longer side
 MIN_SIDE = 16  # pixels of the shorter side of an object's visible part, below which it is not used
@@ -30,10 +31,7 @@ class Instances:
     """
 
     def __init__(self, path: str | os.PathLike, files: Sequence[Path]):
-        try:
-            import pycocotools  # noqa: F401  (fail before a large file is read)
-        except ImportError:
-            raise ConfigError(f"{path}: reading instances needs pycocotools: pip install pycocotools") from None
+        require_packages("train", f"{path}: reading instances", "pycocotools")
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             by_name, by_image = _parse(content)

@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
-from scipy.optimize import isotonic_regression
+
+from ugicm.extras import require_packages
 
 Method = Literal["pchip", "isotonic"]
 NARROW = 0.25  # share of both ranges below which an overlap is marked
@@ -62,6 +62,9 @@ def bd_rate(rate_a, score_a, rate_b, score_b, method: Method = "pchip") -> Delta
         if len(log_rate) < 2:
             return Delta(None, note=f"the {name} curve has one point")
         if method == "isotonic":
+            require_packages("eval", "the BD-rate of a noisy score", "scipy")
+            from scipy.optimize import isotonic_regression
+
             pooled = isotonic_regression(score).x
             if np.any(pooled != score):
                 notes.append(f"{name} curve made monotone")
@@ -135,6 +138,9 @@ def _mean_difference(a, b, method: Method, notes: list[str]) -> Delta:
 
 def _integral(x: np.ndarray, y: np.ndarray, low: float, high: float, method: Method) -> float:
     if method == "pchip":
+        require_packages("eval", "a Bjøntegaard delta", "scipy")
+        from scipy.interpolate import PchipInterpolator
+
         return float(PchipInterpolator(x, y).integrate(low, high))
     start, stop = np.clip(x[:-1], low, high), np.clip(x[1:], low, high)
     dx = np.diff(x)

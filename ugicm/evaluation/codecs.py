@@ -8,7 +8,7 @@ encode bare pixels: ICC profiles, EXIF and other metadata are never part of a fi
 ``jpeg`` ``webp``         Pillow, quality 1...95 and 0...100
 ``avif``                  Pillow >= 11.3, quality 0...100; ``avif:speed=4`` (0 slow ... 10 fast)
 ``jxl``                   requires ``pillow-jxl-plugin``; ``jxl:effort=7``
-``zoo/NAME``              a CompressAI zoo model at all its rate points, weights from its hub;
+``zoo/NAME``              requires ``compressai``; a zoo model at all its rate points, weights from its hub;
                           ``zoo/NAME=PATH`` a folder of ``.pth.tar``/``.pth`` files, one per rate point, or
                           one file
 ``ugicm``                 the shipped model; ``ugicm=PATH`` any checkpoint that ``ugicm.load`` takes
@@ -36,6 +36,7 @@ from ugicm.errors import CheckpointError, ConfigError, StreamError, UgicmError, 
 from ugicm.evaluation.digests import file_digest, model_digest
 from ugicm.evaluation.metrics import file_bpp
 from ugicm.evaluation.specs import Spec, download, parse_spec
+from ugicm.extras import require_packages
 from ugicm.images import from_tensor, pad_to, to_tensor
 
 HUMAN, MACHINE = 0.0, 1.0
@@ -113,10 +114,9 @@ def _library(name: str) -> str:
     if name == "jpeg":
         return f"libjpeg-turbo {features.version('libjpeg_turbo')}"
     if name == "jxl":
-        try:
-            import pillow_jxl  # noqa: F401  (registers the format)
-        except ImportError:
-            raise ConfigError("jxl: Pillow needs a plugin for JPEG XL; pip install pillow-jxl-plugin") from None
+        require_packages("eval", name, "pillow_jxl")
+        import pillow_jxl  # noqa: F401  (registers the format)
+
         return f"pillow-jxl-plugin {metadata.version('pillow-jxl-plugin')}"
     if name not in features.get_supported():
         raise ConfigError(f"{name}: this Pillow cannot write it; install Pillow >= 11.3 from a binary wheel")
@@ -222,6 +222,7 @@ def ugicm_identity(codec) -> str:
 
 
 def _load_zoo(spec: Spec, device: str) -> CompressaiCodec:
+    require_packages("compressai", spec.text, "compressai")
     from compressai.zoo import image_models
     from compressai.zoo.image import cfgs, model_architectures
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from ugicm.extras import require_packages
 from ugicm.images import to_tensor
 
 
@@ -31,6 +32,7 @@ def ms_ssim(original: Image.Image, decoded: Image.Image) -> float | None:
     None for an image with a side under 161 pixels, which is too small for five scales.
     Raises ValueError for images of different sizes.
     """
+    require_packages("eval", "MS-SSIM", "pytorch_msssim")
     import torch
     from pytorch_msssim import ms_ssim as compute
 

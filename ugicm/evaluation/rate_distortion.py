@@ -30,6 +30,7 @@ from ugicm.errors import ImageError, StreamError, UsageError, first_line
 from ugicm.evaluation import digests, results
 from ugicm.evaluation.metrics import file_bpp, ms_ssim, psnr
 from ugicm.evaluation.results import Journal
+from ugicm.extras import require_packages
 
 # Averaged into rate points, under CompressAI's names; plain "-rgb" metrics are those of the human image.
 METRICS = ("bpp", "psnr-rgb", "psnr-rgb-machine", "ms-ssim-rgb", "ms-ssim-rgb-machine",
@@ -70,6 +71,7 @@ def _parser() -> ArgumentParser:
 
 
 def _evaluate(args: argparse.Namespace, experiments: Path) -> int:
+    require_packages("eval", "the evaluation", "matplotlib", "pytorch_msssim")
     # Rounded to the precision of folder names. Adding 0 turns -0 into 0.
     qualities = sorted({float(f"{quality:g}") + 0.0 for quality in args.quality or [0.5]})
     dataset = Path(args.dataset) if args.dataset else Path(str(resources.files("ugicm"))) / "samples"

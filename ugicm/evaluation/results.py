@@ -23,7 +23,7 @@ from typing import Any
 from ugicm import __version__, atomic
 from ugicm.revision import revision
 
-_LIBRARIES = ("torch", "torchvision", "compressai", "numpy", "pillow", "pytorch-msssim")
+_LIBRARIES = ("torch", "torchvision", "constriction", "compressai", "numpy", "pillow", "pytorch-msssim")
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -97,7 +97,7 @@ def environment(device: Any = "cpu") -> dict[str, Any]:
         "ugicm": __version__,
         "revision": revision(),
         "python": platform.python_version(),
-        "libraries": {name: metadata.version(name) for name in _LIBRARIES},
+        "libraries": {name: version for name in _LIBRARIES if (version := _installed_version(name))},
         "system": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -106,6 +106,13 @@ def environment(device: Any = "cpu") -> dict[str, Any]:
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _installed_version(library: str) -> str | None:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

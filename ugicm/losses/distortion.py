@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ugicm.extras import require_packages
+
 MS_SSIM_SMALLEST = 161  # pixels: five scales of an 11 x 11 window
 
 
@@ -27,6 +29,7 @@ def structural_dissimilarity(x_hat: Tensor, x: Tensor) -> Tensor:
 
     Wang, Simoncelli, Bovik, "Multi-scale structural similarity for image quality assessment", Asilomar 2003.
     """
+    require_packages("train", "MS-SSIM", "pytorch_msssim")
     from pytorch_msssim import ms_ssim
 
     return 1 - ms_ssim(x_hat.float(), x.float(), data_range=1.0, size_average=False)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ugicm.checkpoints.state_dict import LITE0, lite0_path, load_matching, read_state_dict
 from ugicm.config import TeacherConfig
 from ugicm.errors import CheckpointError, ConfigError, first_line
+from ugicm.extras import require_packages
 
 
 class Teacher(nn.Module):
@@ -137,10 +138,9 @@ def load_teacher(config: TeacherConfig) -> Teacher:
 
 
 def _load_open_clip(config: TeacherConfig) -> Teacher:
-    try:
-        import open_clip
-    except ImportError:
-        raise ConfigError("objective.teacher: kind open_clip needs open_clip: pip install open_clip_torch") from None
+    require_packages("train", "objective.teacher: kind open_clip", "open_clip")
+    import open_clip
+
     _check_available("open_clip model", config.name, open_clip.list_models())
     tags = open_clip.list_pretrained_tags_by_model(config.name)
     if not Path(config.weights).is_file() and config.weights != "random":
@@ -153,10 +153,9 @@ def _load_open_clip(config: TeacherConfig) -> Teacher:
 
 
 def _load_timm(config: TeacherConfig) -> Teacher:
-    try:
-        import timm
-    except ImportError:
-        raise ConfigError("objective.teacher: kind timm needs timm: pip install timm") from None
+    require_packages("train", "objective.teacher: kind timm", "timm")
+    import timm
+
     if not timm.is_model(config.name.split(".")[0]):
         _check_available("timm model", config.name, timm.list_models())
     with _loading_errors(config):
@@ -209,7 +208,7 @@ def _loading_errors(config: TeacherConfig) -> Iterator[None]:
 def _load_timm_weights(model: nn.Module, config: TeacherConfig) -> None:
     """Load local weights into a timm model. Every tensor of the model must be in the file; others are ignored."""
     try:
-        path = lite0_path(LITE0) if config.weights == LITE0 else config.weights
+        path = lite0_path("objective.teacher.weights") if config.weights == LITE0 else config.weights
         if not Path(path).is_file():
             raise ConfigError(
                 f"objective.teacher.weights: {path!r} is not a file; give a file, default (timm's own, downloaded), "

@@ -6,6 +6,7 @@ import argparse
 import shlex
 
 from ugicm.arguments import natural, positive, run_command, unit
+from ugicm.extras import require_packages
 
 EXAMPLES = """\
 examples:
@@ -91,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
     """Build the report. Return the exit status of :func:`~ugicm.arguments.run_command`; 1 if images were left out."""
 
     def build() -> int:
+        require_packages("eval", "the report", "matplotlib", "pytorch_msssim", "scipy", "torchvision")
         from ugicm.report.build import build_report
 
         return build_report(args)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ugicm import atomic
+from ugicm.extras import require_packages
 from ugicm.report.comparison import comparable
 
 # Okabe & Ito's colors, distinguishable with color vision deficiencies; ugicm comes first.
@@ -113,6 +114,7 @@ def plot(
 
     ``original``: the score of uncompressed images, a dotted line.
     """
+    require_packages("eval", "a plot", "matplotlib")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4.2), layout="constrained")

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from ugicm.atomic import replacing
 from ugicm.checkpoints.native import save_model
 from ugicm.config import TrainConfig, to_dict
 from ugicm.errors import ConfigError, UgicmError, first_line
+from ugicm.extras import require_packages
 from ugicm.models.ugicm import UGICM
 from ugicm.training import distributed, optim, precision, validation
 from ugicm.training import state as run_state
@@ -39,6 +39,7 @@ def train(config: TrainConfig, resume: bool = False, command: str = "") -> None:
     Raises ConfigError or CheckpointError before the first step if the configuration or a file is not usable,
     NonFiniteError if the loss or a gradient is infinite or NaN, UgicmError if memory does not suffice.
     """
+    require_packages("train", "training", "pytorch_msssim", "tensorboard", "yaml")
     started = time.monotonic()
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
@@ -67,6 +68,8 @@ def _run(run: Run, command: str) -> None:
     every = config.validation.every
     if run.world.main:
         run.folder.mkdir(parents=True, exist_ok=True)
+        import yaml
+
         with replacing(run.folder / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
     records = Records(run.folder, run.step, config.optim.steps, run.world.main)

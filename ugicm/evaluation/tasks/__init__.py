@@ -13,3 +13,7 @@
 ``fidelity``               PSNR, MS-SSIM, LPIPS
 ``hub``                    networks of torchvision with pretrained or local weights
 """
+
+from ugicm.extras import require_packages
+
+require_packages("eval", __name__, "torchvision")

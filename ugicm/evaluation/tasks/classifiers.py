@@ -32,6 +32,7 @@ from ugicm.errors import ConfigError
 from ugicm.evaluation.digests import digest_of
 from ugicm.evaluation.specs import Spec, download, parse_spec, set_attributes
 from ugicm.evaluation.tasks.hub import download_torchvision, find_torchvision, with_weights
+from ugicm.extras import require_packages
 
 _NORMALIZATIONS = {
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
@@ -152,10 +153,8 @@ def _torchvision(spec: Spec) -> tuple[nn.Module, Preprocess, int]:
 
 
 def _timm(spec: Spec, name: str) -> tuple[nn.Module, Preprocess, int]:
-    try:
-        import timm
-    except ImportError:
-        raise ConfigError(f"{spec.text}: timm is not installed; pip install timm") from None
+    require_packages("eval", spec.text, "timm")
+    import timm
 
     if not timm.is_model(name):
         raise ConfigError(f"{spec.text}: timm has no model '{name}'; see timm.list_models()")

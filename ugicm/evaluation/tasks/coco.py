@@ -20,6 +20,7 @@ from ugicm.evaluation import digests
 from ugicm.evaluation.tasks.base import Evaluator, Item
 from ugicm.evaluation.tasks.detectors import Detector, to_uint8
 from ugicm.evaluation.tasks.sources import find_image, index_images
+from ugicm.extras import require_packages
 
 _STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _FIELDS = {"bbox": "bbox", "segm": "segmentation"}  # field of COCO's result format by IoU type
@@ -39,6 +40,7 @@ class CocoTruth:
     """
 
     def __init__(self, path: str | Path):
+        require_packages("eval", f"{path}: COCO ground truth", "pycocotools")
         self.path = Path(path)
         try:
             data = self.path.read_bytes()

@@ -26,6 +26,7 @@ from ugicm.evaluation.metrics import ms_ssim, psnr
 from ugicm.evaluation.results import finite, mean
 from ugicm.evaluation.specs import download, parse_spec
 from ugicm.evaluation.tasks.base import Evaluator, Item
+from ugicm.extras import require_packages
 from ugicm.images import to_tensor
 
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -103,10 +104,9 @@ def load_lpips(text: str = "alex", device: str = "cpu") -> LpipsEvaluator:
     if spec.name not in _BACKBONES:
         raise ConfigError(f"{text}: unknown LPIPS backbone; available: {', '.join(_BACKBONES)}")
     state = read_state_dict(spec.where) if spec.where else None
-    try:
-        import lpips
-    except ImportError:
-        raise ConfigError("LPIPS needs the package lpips: pip install lpips") from None
+    require_packages("eval", "LPIPS", "lpips")
+    import lpips
+
     build = partial(lpips.LPIPS, net=spec.name, pnet_rand=state is not None, verbose=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the package passes arguments that torchvision deprecates

@@ -25,6 +25,7 @@ from pathlib import Path
 from ugicm.errors import ConfigError, first_line, first_of
 from ugicm.evaluation.tasks.base import Item
 from ugicm.evaluation.tasks.sources import find_image, index_images
+from ugicm.extras import require_packages
 
 _WNID = re.compile(r"n\d{8}")
 _FILE_COLUMNS = ("file", "filename", "image", "path", "imageid", "name")
@@ -110,11 +111,9 @@ def read_class_names(path: str | Path) -> list[str]:
 
 @cache
 def imagenet_indices() -> dict[str, int]:
-    """Return the class index of each WordNet id of ImageNet's 1000 classes. Raise ConfigError without timm."""
-    try:
-        from timm.data import ImageNetInfo
-    except ImportError:
-        raise ConfigError("labels that are WordNet ids need the package timm: pip install 'ugicm[eval]'") from None
+    """Return the class index of each WordNet id of ImageNet's 1000 classes, which timm knows."""
+    require_packages("eval", "a dataset whose labels are WordNet ids", "timm")
+    from timm.data import ImageNetInfo
 
     return {wnid: index for index, wnid in enumerate(ImageNetInfo().label_names())}
 
@@ -184,6 +183,7 @@ def _development_kit(path: Path, numbers: list[int], files: dict[str, Path]) -> 
     meta = path.parent / "meta.mat"
     if not meta.is_file():
         raise ConfigError(f"{path}: class numbers of the development kit need its meta.mat: copy it to {path.parent}")
+    require_packages("eval", meta.name, "scipy")
     from scipy.io import loadmat
 
     try:

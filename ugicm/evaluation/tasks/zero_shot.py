@@ -12,6 +12,7 @@ from ugicm.errors import ConfigError
 from ugicm.evaluation.specs import Spec, download, set_attributes
 from ugicm.evaluation.tasks.classifiers import Classifier, Preprocess
 from ugicm.evaluation.tasks.labels import read_class_names
+from ugicm.extras import require_packages
 
 
 class ZeroShotClassifier(nn.Module):
@@ -35,10 +36,8 @@ def load_zero_shot(spec: Spec, name: str, device: str) -> Classifier:
 
     Raises ConfigError and CheckpointError as :func:`ugicm.evaluation.tasks.classifiers.load_classifier`.
     """
-    try:
-        import open_clip
-    except ImportError:
-        raise ConfigError(f"{spec.text}: open_clip is not installed; pip install open_clip_torch") from None
+    require_packages("eval", spec.text, "open_clip")
+    import open_clip
 
     if name not in open_clip.list_models():
         raise ConfigError(f"{spec.text}: open_clip has no model '{name}'; see open_clip.list_models()")
