@@ -12,13 +12,17 @@ from torch import Tensor
 from scripts.benchmark.roofline import median_seconds
 from ugicm import bitstream, images
 from ugicm.codec import Codec
+from ugicm.entropy.model import Coder
 from ugicm.tiling import Y_STRIDE, Z_STRIDE
 
 
-class _FreeCoder:
+class _FreeCoder(Coder):
     """A coder that does nothing, to time the networks of the slice loop alone."""
 
-    def code(self, scale: Tensor, mean: Tensor, part: Any, y: Tensor) -> Tensor:
+    def start_slice(self, k: int, hyper: Tensor) -> None:
+        pass
+
+    def code(self, scale: Tensor | None, mean: Tensor, part: Any, y: Tensor | None) -> Tensor:
         return mean
 
 
@@ -33,8 +37,8 @@ def stage_seconds(codec: Codec, image: Image.Image, data: bytes, repeats: int) -
     y = model.analyze(x, quality)
     z = model.hyper_analyze(y)
     y_hat = codec.entropy_decode(parsed)
-    z_hat = torch.zeros_like(z).to(model.entropy_model.dtype)
-    hyper = model.entropy_model.h_s(z_hat)
+    z_hat = model.entropy_model.round_hyper(z)
+    hyper = model.entropy_model.hyper_context(z_hat)
     human = torch.zeros(1, device=codec.device)
 
     def entropy_encode() -> None:
@@ -45,8 +49,8 @@ def stage_seconds(codec: Codec, image: Image.Image, data: bytes, repeats: int) -
         "open, pad": lambda: images.to_levels(image, Z_STRIDE).float().div_(255),
         "g_a": lambda: model.analyze(x, quality),
         "h_a": lambda: model.hyper_analyze(y),
-        "h_s": lambda: model.entropy_model.h_s(z_hat),
-        "contexts and parameters": lambda: model.entropy_model.slices(hyper, _FreeCoder()),
+        "h_s": lambda: model.entropy_model.hyper_context(z_hat),
+        "contexts and parameters": lambda: model.entropy_model.slices(hyper, _FreeCoder(model.entropy_model)),
         "entropy encode": entropy_encode,
         "entropy decode": lambda: codec.entropy_decode(parsed),
         "g_s": lambda: model.synthesize(y_hat, human, quality),
@@ -54,4 +58,4 @@ def stage_seconds(codec: Codec, image: Image.Image, data: bytes, repeats: int) -
     }
     seconds = {name: median_seconds(work, repeats, codec.device) for name, work in stages.items()}
     networks = seconds["h_s"] + seconds["contexts and parameters"]
-    return {**seconds, "rANS decoding (difference)": seconds["entropy decode"] - networks}
+    return {**seconds, "indexes and symbols (difference)": seconds["entropy decode"] - networks}
