@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import zlib
 from itertools import product
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from plain_decoder import PlainDecoder
 
 from ugicm.entropy.ans import SYMBOL_LIMIT, SymbolDecoder, SymbolEncoder, Tables
 from ugicm.errors import StreamError
@@ -38,61 +38,6 @@ def decode(string, calls_rows, tables):
     symbols = [decoder.decode(np.array(rows, dtype=np.int64), tables).tolist() for rows in calls_rows]
     decoder.finish()
     return symbols, decoder.digest
-
-
-class PlainDecoder:
-    """Strings as docs/bitstream.md describes them, one symbol at a time."""
-
-    def __init__(self, string, cdfs, lengths, offsets):
-        self.cdfs = [cdf[:length] for cdf, length in zip(cdfs, lengths)]
-        self.offsets = offsets
-        number = string + b"\0" if string else b""
-        self.bytes = bytes(-len(number) % 4) + number
-        self.position = self.state = self.crc = 0
-        self.steps = []  # (index, CDF) of everything that was decoded
-
-    def refill(self):
-        while self.state < 2**32 and self.position < len(self.bytes):
-            word = int.from_bytes(self.bytes[self.position : self.position + 4], "big")
-            self.state = self.state * 2**32 + word
-            self.position += 4
-
-    def index(self, cdf):
-        self.refill()
-        remainder = self.state % 2**24
-        i = 0
-        while cdf[i + 1] * 256 <= remainder:
-            i += 1
-        self.state = self.state // 2**24 * (cdf[i + 1] - cdf[i]) * 256 + remainder - cdf[i] * 256
-        self.steps.append((i, cdf))
-        return i
-
-    def call(self, rows):
-        symbols, escaped = [0] * len(rows), []
-        for row in sorted(set(rows)):
-            for position in [p for p, r in enumerate(rows) if r == row]:
-                i = self.index(self.cdfs[row])
-                symbols[position] = self.offsets[row] + i
-                if i == len(self.cdfs[row]) - 2:
-                    escaped.append(position)
-        excess, pending, shift = dict.fromkeys(escaped, 0), escaped, 0
-        while pending:
-            values = [self.index(range(0, 2**16 + 1, 256)) for _ in pending]
-            for position, value in zip(pending, values):
-                excess[position] += value % 128 << shift
-            pending = [position for position, value in zip(pending, values) if value >= 128]
-            shift += 7
-        for position, e in excess.items():
-            if e % 2 == 0:
-                symbols[position] += e // 2
-            else:
-                symbols[position] = self.offsets[rows[position]] - 1 - e // 2
-        for symbol in symbols:
-            self.crc = zlib.crc32(symbol.to_bytes(4, "little", signed=True), self.crc)
-        return symbols
-
-    def is_used_up(self):
-        return self.state == 0 and self.position == len(self.bytes)
 
 
 def plain_encode(steps):

@@ -1,4 +1,4 @@
-"""Bitstreams that were written once decode to the same latents and images; new ones keep their size and PSNR."""
+"""Bitstreams that were written once decode to the same symbols and images; new ones keep their size and PSNR."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def expected(codec):
 
 
 @pytest.mark.parametrize("name, quality", CASES)
-def test_latents(codec, expected, name, quality):
+def test_symbols(codec, expected, name, quality):
     data = golden.bitstream_path(name, quality).read_bytes()
-    assert golden.latent_digest(codec, data) == expected["latents"][f"{name}_{quality:g}"], golden.REGENERATE
+    assert golden.symbol_digest(codec, data) == expected["symbols"][f"{name}_{quality:g}"], golden.REGENERATE
 
 
 @pytest.mark.parametrize("name, quality", CASES)

@@ -147,8 +147,10 @@ class Decoder(_SymbolCoder):
         self, entropy_model: EntropyModel, strings: list[bytes], hyper_size: tuple[int, int],
         extent: tuple[int, int] | None = None,
     ):  # fmt: skip
-        guards = []
-        if entropy_model.indexes is None:
+        guards, self._on_cpu = [], entropy_model
+        if entropy_model.indexes is not None:
+            self._on_cpu = entropy_model.on_cpu()
+        else:
             symbols = 16 * hyper_size[0] * hyper_size[1] * sum(entropy_model.slices.widths)
             guards = [GuardReader(string, symbols) for string in strings]
         super().__init__(entropy_model, extent, guards)
@@ -156,7 +158,6 @@ class Decoder(_SymbolCoder):
         if guards:
             strings = [string[guard.size :] for guard, string in zip(guards, strings)]
         self._decoders = [SymbolDecoder(string) for string in strings]
-        self._on_cpu = entropy_model.on_cpu()
         self._hyper: Tensor | None = None  # on the CPU, if that is not where the model is
         self._residual: Tensor | None = None  # of the current slice
 
