@@ -14,10 +14,10 @@ commands that write their files:
   throughput            python -m scripts.benchmark throughput; the folder of its files
   training_cost         python -m scripts.benchmark macs, and the steps in configs/paper
   scores                classification/test.py; the folder of its files
-  calibration           tests/test.py, with Gaussian tables (calibration/gaussian.json) and as shipped (kodak.json); the
-                        folder of both
-  effort                tests/test.py with --effort (results/effort.json) and without (results/kodak.json), and the
-                        curves of ugicm report; the folder docs
+  calibration           tests/test.py, with Gaussian tables (gaussian.json) and with calibrated ones (calibrated.json);
+                        the folder of both
+  effort                tests/test.py with --effort (results/effort.json) and without, by the same weights
+                        (results/calibration/calibrated.json), and the curves of ugicm report; the folder docs
   fuzz                  python -m scripts.stress.fuzzing
   robustness            python -m scripts.stress.{fuzzing,portability,concurrency,large_images} and scripts.benchmark
                         folder; the folder of all their files
@@ -248,7 +248,7 @@ def scores(documents: dict[str, dict]) -> list[list[str]]:
 
 def calibration(documents: dict[str, dict]) -> list[list[str]]:
     """Return bits per pixel with Gaussian and with calibrated tables, by quality."""
-    before, after = (document["results"] for document in (documents["calibration"]["gaussian"], documents["kodak"]))
+    before, after = (documents[name]["results"] for name in ("gaussian", "calibrated"))
     rows = [["quality", "bpp, Gaussian", "bpp, calibrated", "difference"]]
     for quality, a, b in zip(before["quality"], before["bpp"], after["bpp"], strict=True):
         rows.append([f"{quality:g}", f"{a:.4f}", f"{b:.4f}", f"{100 * (b / a - 1):.1f} %"])
@@ -259,9 +259,9 @@ def effort(documents: dict[str, dict]) -> list[list[str]]:
     """Return BD-rates without and with latent refinement at the same qualities, and the median times."""
     from ugicm.evaluation.bd_rate import bd_rate
 
-    with_effort = documents["results"]["effort"]
+    with_effort, without = documents["results"]["effort"], documents["results"]["calibration"]["calibrated"]
     steps, refined = with_effort["meta"]["effort"], with_effort["results"]
-    every = documents["results"]["kodak"]["results"]
+    every = without["results"]
     kept = [every["quality"].index(quality) for quality in refined["quality"]]
     plain = {name: [values[i] for i in kept] for name, values in every.items()}
 
@@ -276,7 +276,7 @@ def effort(documents: dict[str, dict]) -> list[list[str]]:
     rows.append(["the same, machine preference", *against(plain, "psnr-rgb-machine")])
     times = (("time to compress an image", "encoding_time"), ("time to decompress both images", "decoding_time"))
     for what, key in times:
-        both = (documents["results"][name]["per_image"] for name in ("kodak", "effort"))
+        both = (document["per_image"] for document in (without, with_effort))
         rows.append([what, *(f"{statistics.median(r[key] for r in records):.2g} s" for records in both)])
     return rows
 
