@@ -58,7 +58,8 @@ def test_likelihoods_estimate_the_strings():
     with Image.open(SAMPLE) as photograph:
         x = torch.cat([to_tensor(photograph.crop((x, 100, x + 256, 228))) for x in (200, 456)])
     out, written = net(x), net.compress(x)
-    assert 8 * sum(map(len, written["strings"][0])) == pytest.approx(bits(out), rel=0.02)
+    written_bits = 8 * sum(map(len, written["strings"][0]))
+    assert 0.96 < written_bits / bits(out) < 1.01  # likelihoods are Gaussian; calibrated tables take fewer bits
     assert torch.allclose(out["x_hat"].clamp(0, 1), net.decompress(**written)["x_hat"], atol=1e-4)
     assert net.train()(x)["x_hat"].equal(out["x_hat"])  # the copy that computes does not train
 
