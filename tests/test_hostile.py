@@ -181,7 +181,7 @@ def test_long_strings_of_a_small_image_are_cheap(backbone, string):
 
 @pytest.mark.parametrize("backbone", ["compact", "bmshj2018", "mlicpp"])
 def test_largest_symbols_decode_to_an_image(backbone, monkeypatch):
-    monkeypatch.setattr(coders, "SYMBOL_LIMIT", 2**27)  # beyond which an escape takes more than 4 bytes
+    monkeypatch.setattr(coders, "USABLE_LIMIT", 2**27)  # beyond which an escape takes more than 4 bytes
     codec = Codec(small_model(backbone))
     y, z = (torch.full(shape, 2.0**26) for shape in ((1, codec.config.M, 4, 4), (1, codec.config.N, 1, 1)))
     strings, digests = codec.model.entropy_encode(y, -z)

@@ -22,7 +22,7 @@ from ugicm.entropy.guard import GUARD, GuardReader, GuardWriter
 from ugicm.entropy.model import Coder, EntropyModel
 from ugicm.errors import CheckpointError
 
-SYMBOL_LIMIT = 2**22  # a model whose symbols reach this is not usable
+USABLE_LIMIT = 2**22  # a model whose symbols reach this is not usable; strings hold larger ones
 
 
 class Pass(NamedTuple):
@@ -116,7 +116,7 @@ class Encoder(_SymbolCoder):
         """
         encoders = [SymbolEncoder() for _ in self.passes[0].symbols]
         for one in self.passes:
-            if not bool((one.symbols.abs() < SYMBOL_LIMIT).all()):  # False for NaN, too
+            if not bool((one.symbols.abs() < USABLE_LIMIT).all()):  # False for NaN, too
                 raise CheckpointError("unusable model: its latents are not finite, or too large for a bitstream")
             if one.rows is None:
                 for encoder, symbols in zip(encoders, _flat(one.symbols)):
@@ -188,11 +188,10 @@ class Decoder(_SymbolCoder):
     def _read(self, one: Pass) -> Tensor:
         """Return the symbols of a pass: float32 [B, C, h, w] on the CPU."""
         rows, coded = self._settled(one)
-        symbols = np.zeros(rows.shape, dtype=np.int32)
-        for image, decoder in enumerate(self._decoders):
-            where = coded[image]
-            symbols[image, where] = decoder.decode(rows[image][where], self.entropy_model.y_tables)
-        return torch.from_numpy(symbols).float().view(one.rows.shape)
+        symbols = np.zeros(rows.shape, dtype=np.float32)
+        for values, own, where, decoder in zip(symbols, rows, coded, self._decoders, strict=True):
+            values[where] = decoder.decode(own[where], self.entropy_model.y_tables)
+        return torch.from_numpy(symbols).view(one.rows.shape)
 
     def finish(self) -> list[int]:
         """Return the digests of the decoded symbols. Raises StreamError for strings that are not used up."""
