@@ -80,17 +80,19 @@ class CompactConfig(ModelConfig):
     # Width of the last slice if it holds linear transforms of 16x16 pixels, which add detail at high rates; else 0.
     detail_width: OptionalWidth = 0
     branch_width: OptionalWidth = 0  # inner width of the synthesis branches for machine preference
+    machine_depth: Depth = 0  # blocks of the machine tail, which is an alternative to the branches
 
     def validate(self) -> None:
         super().validate()
         last = self.slice_widths[-1]
         require(self.detail_width in (0, last) and self.detail_width < self.M,
                 f"detail_width = {self.detail_width} must be 0 or the width of the last slice, {last}")  # fmt: skip
+        require(not (self.branch_width and self.machine_depth), "branch_width or machine_depth must be 0")
 
     @property
     def halo(self) -> int:
         # Each block reaches one position further, as do the first and last layers.
-        reach = 8 * (self.depth_8 + 1) + 16 * (self.depth_16 + 1)
+        reach = 8 * (self.depth_8 + self.machine_depth + 1) + 16 * (self.depth_16 + 1)
         return 64 * math.ceil(reach / 64)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -114,15 +114,34 @@ class UGICM(nn.Module):
 
     def synthesize(self, y_hat: Tensor, beta: Tensor, quality: Tensor) -> Tensor:
         """Return the image [B, 3, H, W] for a preference, not clamped."""
+        return self.synthesize_each(y_hat, [beta], quality)[0]
+
+    def synthesize_each(self, y_hat: Tensor, betas: Sequence[Tensor], quality: Tensor) -> list[Tensor]:
+        """Return one image [B, 3, H, W] for each preference, not clamped. What images share is computed once."""
         y_hat = y_hat.float() / self.gain(quality)
-        condition = self.preference.condition(beta, quality)
         reduced = None if self.training else self.synthesis_dtype
         with torch.autocast(y_hat.device.type, dtype=reduced) if reduced else contextlib.nullcontext():
-            x_hat = self.g_s(y_hat, condition)
+            if getattr(self.g_s, "machine", None) is None:
+                return [self._synthesize_one(y_hat, beta, quality) for beta in betas]
+            return self._add_machine_tail(y_hat, betas, quality)
+
+    def _synthesize_one(self, y_hat: Tensor, beta: Tensor, quality: Tensor) -> Tensor:
+        condition = self.preference.condition(beta, quality)
+        x_hat = self.g_s(y_hat, condition)
+        if self.config.backbone == "compact":
+            x_hat = x_hat[0]
         if not self.config.sharpness or condition.human:
             return x_hat
         amount = self.config.sharpness * (1 - quality)[:, None, None, None]
         return sharpen(x_hat, amount * condition.preference(x_hat.shape[-2:]))
+
+    def _add_machine_tail(self, y_hat: Tensor, betas: Sequence[Tensor], quality: Tensor) -> list[Tensor]:
+        condition = self.preference.condition(torch.zeros_like(quality, device="cpu"), quality)
+        human, features = self.g_s(y_hat, condition)
+        if all(beta.device.type == "cpu" and not bool(beta.any()) for beta in betas):
+            return [human for _ in betas]
+        difference = self.g_s.machine(features, condition)
+        return [torch.addcmul(human, difference, _per_position(beta.to(human))) for beta in betas]
 
     @contextlib.contextmanager
     def _full_precision(self, x: Tensor) -> Iterator[None]:
@@ -161,3 +180,8 @@ class UGICM(nn.Module):
             digest.update(name.encode() + struct.pack(f"<{tensor.dim()}q", *tensor.shape))
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.digest()[:3]
+
+
+def _per_position(beta: Tensor) -> Tensor:
+    """Return preferences [B] or [B, 1, H, W] in a shape that multiplies images."""
+    return beta[:, None, None, None] if beta.dim() == 1 else beta

@@ -3,6 +3,9 @@
 g_s mirrors :class:`ugicm.models.compact.analysis.CompactAnalysis`: residual blocks at 1/16 and 1/8 resolution, whose
 features are modulated by the preference, then 8x8 pixels per position. The linear branch, if there is one, adds the
 detail channels of y to the image.
+
+With a machine tail the blocks depend on the quality only. The image for preference beta is the human image plus beta
+times the output of the tail, so that images for any number of preferences cost little more than two.
 """
 
 from __future__ import annotations
@@ -19,8 +22,39 @@ from ugicm.models.layers import Pointwise, full_precision
 from ugicm.tiling import Y_STRIDE
 
 
+class MachineTail(nn.Module):
+    """Difference between the images for machine and for human preference.
+
+    Features of the last block [B, C, H/8, W/8] and a condition -> [B, 3, H, W]. It starts at zero.
+    """
+
+    def __init__(self, config: CompactConfig):
+        super().__init__()
+        width = config.width_8
+        self.blocks = nn.ModuleList(CompactBlock(width, config.beta_width) for _ in range(config.machine_depth))
+        self.head = nn.Conv2d(width, 3 * FOLD**2, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, features: Tensor, condition: Condition) -> Tensor:
+        return _unfold(self.head, run_blocks(features, self.blocks, condition))
+
+
+def _unfold(head: nn.Conv2d, features: Tensor) -> Tensor:
+    """Apply a layer from features [B, C, H/8, W/8] to blocks of 8x8 pixels -> [B, 3, H, W], by bands."""
+    height, width = features.shape[-2:]
+
+    def piece(rows: slice) -> Tensor:
+        wider, own = around(rows, height)
+        return F.pixel_shuffle(full_precision(head, features[:, :, wider])[:, :, own], FOLD)
+
+    return assemble(piece, features, height, width, 2)
+
+
 class CompactSynthesis(nn.Module):
-    """g_s: y_hat [B, M, H/16, W/16] and a condition -> image [B, 3, H, W], not clamped.
+    """g_s: y_hat [B, M, H/16, W/16] and a condition -> image [B, 3, H, W], not clamped, and the features it is made of.
+
+    The features, [B, C, H/8, W/8], are the argument of the machine tail.
 
     If ``branch_width`` is not 0, a :class:`MachineBranch` runs in parallel to each block, except in inference where
     the preference is 0 everywhere. Layers outside the blocks stay in float32 under autocast: in bfloat16 they would
@@ -45,8 +79,9 @@ class CompactSynthesis(nn.Module):
         inner = config.branch_width
         self.branches_16 = nn.ModuleList(MachineBranch(config.width_16, inner) for _ in self.blocks_16 if inner)
         self.branches_8 = nn.ModuleList(MachineBranch(config.width_8, inner) for _ in self.blocks_8 if inner)
+        self.machine = MachineTail(config) if config.machine_depth else None
 
-    def forward(self, y_hat: Tensor, condition: Condition) -> Tensor:
+    def forward(self, y_hat: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         branched = self.training or not condition.human
         h = full_precision(self.stem, y_hat)
         h_16 = run_blocks(h, self.blocks_16, condition, self.branches_16 if branched else None)
@@ -57,13 +92,16 @@ class CompactSynthesis(nn.Module):
 
         h = assemble(upsample, h_16, height, width, 2)
         h_8 = run_blocks(h, self.blocks_8, condition, self.branches_8 if branched else None)
+        x = _unfold(self.head, h_8) + 0.5
+        if self.detail is not None:
+            x = x + self._details(y_hat)
+        return x, h_8
 
-        def image(rows: slice) -> Tensor:
-            wider, own = around(rows, height)
-            x = F.pixel_shuffle(full_precision(self.head, h_8[:, :, wider])[:, :, own], FOLD) + 0.5
-            if self.detail is None:
-                return x
-            coefficients = y_hat[:, -self.detail.in_channels :, rows.start // 2 : rows.stop // 2]
-            return x + F.pixel_shuffle(full_precision(self.detail, coefficients), Y_STRIDE)
+    def _details(self, y_hat: Tensor) -> Tensor:
+        """Return what the detail channels of y_hat add to the image."""
+        coefficients = y_hat[:, -self.detail.in_channels :]
 
-        return assemble(image, h_8, height, width, 2)
+        def piece(rows: slice) -> Tensor:
+            return F.pixel_shuffle(full_precision(self.detail, coefficients[:, :, rows]), Y_STRIDE)
+
+        return assemble(piece, y_hat, *y_hat.shape[-2:])
