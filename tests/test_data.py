@@ -493,3 +493,9 @@ def test_annotate_accepts_images_and_lists(tmp_path, make_image):
         instances = Instances(output, files)
         for file in files:
             assert int(instances.mask(file, 0).sum()) == 1 + made[Image.open(file).tobytes()]
+
+
+def test_hold_out_of_names_that_are_not_text(tmp_path):
+    files = [tmp_path / name for name in ("caf\udce9.png", "b.png", "c.png")]
+    kept, out = images.hold_out(files, 1)
+    assert sorted(kept + out) == [0, 1, 2] and len(out) == 1

@@ -63,7 +63,8 @@ def hold_out(files: Sequence[Path], count: int) -> tuple[list[int], list[int]]:
     first: dict[str, int] = {}
     for i, path in enumerate(resolved):
         first.setdefault(path, i)
-    out = sorted(first.values(), key=lambda i: hashlib.sha1(files[i].name.encode()).digest())[:count]
+    digests = {i: hashlib.sha1(files[i].name.encode(errors="surrogatepass")).digest() for i in first.values()}
+    out = sorted(digests, key=digests.get)[:count]
     excluded = {resolved[i] for i in out}
     return [i for i in range(len(files)) if resolved[i] not in excluded], sorted(out)
 
@@ -195,7 +196,7 @@ def open_sources(config: DataConfig, validation_path: str | None = None) -> Imag
         if source.instances:
             annotations = Instances(source.instances, [store.files[m] for m in members])
             instances.update({m: annotations for m in members if store.files[m] in annotations})
-    digest = hashlib.sha1("\n".join(p.name for p in store.files).encode()).hexdigest()[:16]
+    digest = hashlib.sha1("\n".join(p.name for p in store.files).encode(errors="surrogatepass")).hexdigest()[:16]
     return Images(store, groups, held_out, digest, instances)
 
 
