@@ -15,7 +15,7 @@ import pytest
 
 from ugicm import atomic, files
 from ugicm.commands import workers
-from ugicm.commands.batch import CodecTask, FileResult, run_batch
+from ugicm.commands.batch import CodecTask, FileResult, Summary, run_batch
 from ugicm.errors import ImageError, UgicmError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,8 +47,11 @@ class FakeTask:
         atomic.write(job.target, b"new")
         return FileResult(1, 3)
 
-    def mismatch(self, job):
-        return None if job.target.read_bytes() == b"new" else "is another file"
+    def targets(self, job):
+        return [job.target]
+
+    def mismatch(self, job, target):
+        return None if target.read_bytes() == b"new" else "of another kind"
 
 
 def make_jobs(folder, count=3):
@@ -71,9 +74,9 @@ def test_run_batch_skips_and_reports_existing_targets(processes, tmp_path, capsy
     jobs[0].target.write_bytes(b"new")
     jobs[1].target.write_bytes(b"old")
     summary = run_batch(FakeTask(), jobs, workers=processes)
-    error = f"{jobs[1].target} exists, but is another file; use --overwrite to replace it"
-    assert str(summary) == f"2 done, 1 skipped (up to date), 1 failed: {jobs[1].source}: {error}"
-    assert capsys.readouterr().err == f"ugicm: {jobs[1].source}: {error}\n"
+    assert str(summary) == "2 done, 1 skipped (up to date), 1 not replaced"
+    advice = "use --overwrite to replace what exists"
+    assert capsys.readouterr().err == f"ugicm: 1 existing output is of another kind; {advice}: {jobs[1].target}\n"
     assert (summary.status, summary.size) == (1, 6)
     assert str(run_batch(FakeTask(), jobs, overwrite=True, workers=processes)) == "4 done"
     assert {job.target.read_bytes() for job in jobs} == {b"new"}
@@ -87,7 +90,7 @@ def test_run_batch_reports_errors_on_one_line_in_order(processes, tmp_path, caps
     texts = ("000.in: CUDA out of memory", "001.in: broken", "002.in: MemoryError")
     reported = [f"{tmp_path / text}" for text in texts]
     assert sorted(capsys.readouterr().err.splitlines()) == [f"ugicm: {line}" for line in reported]
-    assert str(summary) == "\n  ".join(["1 done, 3 failed", *reported])
+    assert str(summary) == "1 done, 3 failed"
     assert summary.status == 1
 
 
@@ -102,7 +105,7 @@ class FatalTask(FakeTask):
 def test_run_batch_on_a_gpu_runs_jobs_side_by_side(tmp_path):
     task = FakeTask({"003": ImageError("broken")}, seconds=0.1, device="cuda")
     start = time.perf_counter()
-    assert str(run_batch(task, make_jobs(tmp_path, 8))).startswith("7 done, 1 failed: ")
+    assert str(run_batch(task, make_jobs(tmp_path, 8))) == "7 done, 1 failed"
     assert time.perf_counter() - start < 0.7
 
 
@@ -110,7 +113,27 @@ def test_run_batch_on_a_gpu_runs_jobs_side_by_side(tmp_path):
 def test_run_batch_stops_after_fatal_error(name, processes, tmp_path):
     summary = run_batch(FatalTask(code=getattr(errno, name)), make_jobs(tmp_path, 50), workers=processes)
     assert summary.status == 1 and summary.stopped
-    assert 1 <= len(summary.failed) <= processes and summary.remaining == 50 - len(summary.failed)
+    assert 1 <= summary.failed <= processes and summary.remaining == 50 - summary.failed
+
+
+@both_modes
+def test_run_batch_says_each_mismatch_once(processes, tmp_path, capsys):
+    jobs = make_jobs(tmp_path, 5)
+    for job in jobs:
+        job.target.write_bytes(b"old")
+    summary = run_batch(FakeTask(), jobs, workers=processes)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ugicm: 5 existing outputs are of another kind; use --overwrite") and "and 2 more" in line
+    assert str(summary) == "0 done, 5 not replaced" and summary.status == 1
+
+
+def test_summary_counts_what_is_lost():
+    summary = Summary(3, left_out="2 .heic", images_left_out=2)
+    summary.add(FileResult(10, size=30, source_size=20))
+    assert str(summary) == "1 done, 2 remaining, 1 larger than the image; left out: 2 .heic" and summary.status == 1
+    summary = Summary(1)
+    summary.add(FileResult(10, size=10, source_size=20, frames=4))
+    assert str(summary) == "1 done, 1 without further pages or frames" and summary.status == 1
 
 
 @both_modes
@@ -134,11 +157,11 @@ def test_run_batch_counts_files_before_interrupt(tmp_path):
     assert str(run_batch(FakeTask(), jobs)) == "2 done, 1 skipped (up to date)"
 
 
-def test_run_batch_continues_after_file_name_too_long(tmp_path):
+def test_run_batch_continues_after_file_name_too_long(tmp_path, capsys):
     jobs = [files.Job(tmp_path / "a", tmp_path / ("x" * 300)), files.Job(tmp_path / "b", tmp_path / "b.out")]
     atomic.prepare_folders(job.target for job in jobs)
     summary = run_batch(FakeTask(), jobs)
-    assert (summary.done, len(summary.failed)) == (1, 1) and "name too long" in summary.failed[0][1]
+    assert (summary.done, summary.failed) == (1, 1) and "name too long" in capsys.readouterr().err
     assert not atomic.is_special(jobs[0].target)
 
 
@@ -236,6 +259,78 @@ def test_find_leaves_out_hidden_files_and_pipes(tmp_path):
     assert files.find(tmp_path, [".png"]) == [tmp_path / "a.PNG", tmp_path / "sub" / "e.png"]
     with pytest.raises(UsageError, match="no files to work on"):
         files.find(tmp_path, [".jpg"])
+
+
+def test_list_files_counts_what_is_left_out(tmp_path):
+    for name in ("a.png", "b.HEIC", "c.heic", "d.dng", ".DS_Store", "LICENSE", "sub/e.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "sub")
+    listing = files.list_files(tmp_path, [".png"])
+    assert listing.found == [tmp_path / "a.png"]
+    assert listing.left_out == {
+        ".heic": 2, ".dng": 1, "hidden": 1, "without extension": 1, ".txt": 1, "link to a folder": 1,
+    }  # fmt: skip
+    text = files.describe_left_out(listing.left_out)
+    assert text.startswith("2 .heic, ") and text.endswith(" (try: pip install pillow-heif)")
+    assert files.describe_left_out(files.Counter({".txt": 1})) == "1 .txt"
+
+
+def test_plan_jobs_of_a_folder_keeps_whole_names(tmp_path):
+    photos, bits = tmp_path / "photos", tmp_path / "bits"
+    photos.mkdir()
+    for name in ("a.png", "a.jpg", "b.png"):
+        (photos / name).touch()
+    bits.mkdir()
+    (bits / "a.ugic").touch()
+    plan = files.plan_jobs([str(photos)], str(bits), [".png", ".jpg"], ".ugic")
+    assert [job.target.name for job in plan.jobs] == ["a.jpg.ugic", "a.png.ugic", "b.png.ugic"]
+    assert plan.orphans == [bits / "a.ugic"] and plan.folder
+    for job in plan.jobs:
+        job.target.touch()
+    back = files.plan_jobs([str(bits)], str(tmp_path / "images"), [".ugic"], ".png")
+    assert [job.target.name for job in back.jobs] == ["a.jpg.png", "a.png.png", "a.png", "b.png.png"]
+
+
+def test_plan_jobs_of_files(tmp_path):
+    for name in ("a.png", "a.jpg", "b.png"):
+        (tmp_path / name).touch()
+    a, other, b = (str(tmp_path / name) for name in ("a.png", "a.jpg", "b.png"))
+    out = str(tmp_path / "new")
+
+    def targets(sources, target=None):
+        plan = files.plan_jobs(sources, target, [".png"], ".ugic")
+        return [os.path.relpath(job.target, tmp_path) if job.target != atomic.STDIO else "-" for job in plan.jobs]
+
+    assert targets([a]) == ["a.ugic"] and targets([a, b]) == ["a.ugic", "b.ugic"]
+    assert targets([a], out) == ["new"] and targets([a, b], out) == ["new/a.ugic", "new/b.ugic"]
+    assert targets([a], str(tmp_path)) == ["a.ugic"] and targets([a], "-") == targets(["-"]) == ["-"]
+    assert targets(["-"], out) == ["new"]
+    for sources, target, says in (([a, other], None, "have the same output"), ([a, a], None, "have the same output"),
+                                  ([a, "-"], out, "several inputs"), ([a, b], "-", "several inputs"),
+                                  ([a, b], other, "is a file"), (["-"], str(tmp_path), "name the output file"),
+                                  ([str(tmp_path)], "-", "name an output folder")):  # fmt: skip
+        with pytest.raises(UsageError, match=says):
+            files.plan_jobs(sources, target, [".png"], ".ugic")
+
+
+def test_split_arguments(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.png").touch()
+    Path("b.png").touch()
+    Path("dir").mkdir()
+
+    def split(*paths, output=None):
+        return files.split_arguments(paths, output, lambda name: name.endswith(".ugic"))
+
+    assert split("a.png") == (("a.png",), None)
+    assert split("a.png", "b.png") == (("a.png", "b.png"), None)
+    for output in ("x", "x.ugic", "dir", "new/", "-", "", os.devnull):
+        assert split("a.png", output) == (["a.png"], output)
+    for output in ("dir", "new/"):
+        assert split("a.png", "b.png", output) == (["a.png", "b.png"], output)
+    assert split("a.png", "b.png", "c.png") == (("a.png", "b.png", "c.png"), None)
+    assert split("a.png", "dir", output="x") == (("a.png", "dir"), "x")
 
 
 def test_pair_keeps_extensions_of_shared_targets():

@@ -1,5 +1,6 @@
 """The file format: round trips, limits, and a StreamError that names each fault."""
 
+import io
 import zlib
 from dataclasses import replace
 
@@ -83,7 +84,10 @@ def test_size_of_header_and_checksum(side, size):
         (b"UGI", "truncated"),
         (b"UGI\x04abc", "truncated"),
         (b"UGI\x01" + EXAMPLE.pack()[4:], "unsupported version of the bitstream: 1"),
-        (b"UGI\x03" + EXAMPLE.pack()[4:], "unsupported version of the bitstream: 3; this program reads version 4"),
+        (
+            b"UGI\x03" + EXAMPLE.pack()[4:],
+            "bitstream: 3; this program reads versions 4 and 5",
+        ),
         (EXAMPLE.pack()[:18], "truncated bitstream: 18 of at least 20 bytes"),
         (EXAMPLE.pack()[:-1], "corrupt bitstream: the checksum does not match; the file is damaged or incomplete"),
         (EXAMPLE.pack() + b"x", "corrupt bitstream: the checksum does not match; the file is damaged or incomplete"),
@@ -97,6 +101,76 @@ def test_size_of_header_and_checksum(side, size):
 def test_parse_names_each_fault(data, says):
     with pytest.raises(ugicm.StreamError, match=says):
         parse(data)
+
+
+BOXED = replace(EXAMPLE, gray=True, boxes={"alpha": b"alpha", "xmp": b"", "exif": bytes(200)})
+
+
+def test_layout_of_an_extended_file():
+    written = replace(TILED, boxes={"exif": b"II*", "alpha": b"a"})
+    header = b"UGI\x05" + b"abc" + b"\x82\x01" + b"\x3c" + b"\0\0" + b"\x01" + b"\0" + b"\x08"
+    body = header + b"\1\0\5" + b"\2\0\6" + b"\3\0" + b"firstsecondthird" + b"\2\3II*" + b"\1\1a"
+    assert written.pack() == with_checksum(body) and parse(written.pack()) == written
+
+
+def test_extended_files_round_trip():
+    for change in ({}, {"boxes": {}}, {"gray": False}, {"stored": True}):
+        written = replace(BOXED, **change)
+        assert parse(written.pack()) == written and written.pack()[3] == written.version == 5
+    plain = replace(BOXED, gray=False, boxes={})
+    assert plain.version == 4 and plain.pack() == EXAMPLE.pack()
+    fields = bitstream.info(BOXED.pack())
+    assert fields["boxes"] == {"alpha": 5, "xmp": 0, "exif": 200} and fields["gray"] and fields["version"] == 5
+    longest = Bitstream(2**32 - 1, 2**32 - 1, b"abc", 0.5, 0, (0,), (b"",), boxes={"xmp": bytes(2**21)})
+    header, end = bitstream.parse_header(longest.pack()[: bitstream.HEADER_SIZE])
+    assert header.width == 2**32 - 1 and end <= bitstream.HEADER_SIZE
+
+
+def extended(boxes: bytes, flags: int = 0, tile: int = 0, declared: int | None = None) -> bytes:
+    length = bitstream.varint(len(boxes) if declared is None else declared)
+    return with_checksum(b"UGI\x05abc\x05\x05\0\0" + bytes([tile, flags]) + length + bytes(2) + b"string" + boxes)
+
+
+def test_boxes_of_unknown_types_are_left_out():
+    assert parse(extended(b"\x07\x02no\x03\x03yes")).boxes == {"xmp": b"yes"}
+
+
+@pytest.mark.parametrize(("data", "says"), [
+    (extended(b"\x01\x05no"), "a box is longer than the file"),
+    (extended(b"\x01\xff\xff\xff\xff\x7f"), "a box is longer than the file"),
+    (extended(b"\x01\x01a\x01\x01b"), "two of a type"),
+    (extended(b"\x01"), "box is longer|ends inside|bytes end"),
+    (extended(b"", declared=2**32), "truncated bitstream"),
+    (extended(b"", flags=4), "flags 4"),
+    (extended(b"", flags=2, tile=1), "flags 2 with tiles of 64"),
+    (extended(b"")[:14], "truncated"),
+])  # fmt: skip
+def test_parse_names_faults_of_extended_files(data, says):
+    with pytest.raises(ugicm.StreamError, match=says):
+        parse(data)
+
+
+@given(boxes=st.binary(max_size=40), flags=st.integers(0, 255), declared=st.integers(0, 50))
+def test_parse_of_extended_files_raises_only_stream_errors(boxes, flags, declared):
+    try:
+        parsed = parse(extended(boxes, flags, declared=declared))
+    except ugicm.StreamError:
+        return
+    assert sum(map(len, parsed.boxes.values())) <= len(boxes)
+
+
+def test_parse_reads_paths_and_files(tmp_path):
+    path = tmp_path / "x.ugic"
+    path.write_bytes(EXAMPLE.pack())
+    for source in (path, str(path), io.BytesIO(EXAMPLE.pack()), bytearray(EXAMPLE.pack()), memoryview(EXAMPLE.pack())):
+        assert parse(source) == EXAMPLE
+    with path.open("rb") as file:
+        assert parse(file) == EXAMPLE
+    with pytest.raises(ugicm.StreamError, match="gone.ugic: cannot be read: No such file or directory"):
+        parse(tmp_path / "gone.ugic")
+    for wrong in (5, None, io.StringIO("UGI"), [1, 2]):
+        with pytest.raises(TypeError, match="^a bitstream must be bytes, a path or a file open for reading bytes, got"):
+            parse(wrong)
 
 
 @pytest.mark.parametrize(("change", "says"), [

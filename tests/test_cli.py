@@ -1,9 +1,12 @@
 """The commands on real files: outputs, exit status, and messages."""
 
 import errno
+import io
+import json
 import os
 import pickle
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -13,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_bytes import gray_png
 from PIL import Image
 from small_models import small_model
 
@@ -23,6 +27,7 @@ from ugicm.codec import Codec
 from ugicm.commands import main as cli
 from ugicm.commands.compress import CompressTask
 from ugicm.errors import CheckpointError, ConfigError, ImageError, StreamError, UsageError
+from ugicm.extras import how_to_install
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -76,8 +81,9 @@ def test_compress_as_process_to_stdout(checkpoint, photos):
     done = subprocess.run([sys.executable, "-m", "ugicm", *arguments], capture_output=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert bitstream.parse(done.stdout).width == 64
-    bpp = 8 * len(done.stdout) / (64 * 48)
-    assert done.stderr.decode().splitlines()[-1] == f"{len(done.stdout):,} bytes, {bpp:.3f} bpp"
+    bpp, size = 8 * len(done.stdout) / (64 * 48), (photos / "dogs" / "a.png").stat().st_size
+    share = f"{100 * len(done.stdout) / size:.1f} % of the image file"
+    assert done.stderr.decode().splitlines()[-1] == f"{len(done.stdout):,} bytes, {bpp:.3f} bpp, {share}"
 
 
 def test_installed_command_prints_version():
@@ -132,7 +138,7 @@ def test_killed_run_is_completed_by_the_next(command, checkpoint, tmp_path, make
     (streams / f".{atomic._HOST}-{process.pid}-7.ugicm-part").write_bytes(b"half of a file")
     status, out, _ = command("compress", photos, streams, "--workers", 1)
     assert status == 0 and f"{40 - len(written)} done, {len(written)} skipped" in out
-    assert tree(streams) == [of_other_host, *(f"{i:02}.ugic" for i in range(40))]
+    assert tree(streams) == [of_other_host, *(f"{i:02}.png.ugic" for i in range(40))]
     assert all(path.read_bytes() == data for path, data in written.items())
 
 
@@ -143,27 +149,27 @@ def test_folder_keeps_its_tree(command, photos, tmp_path):
     streams, images = tmp_path / "streams", tmp_path / "images"
     status, out, err = command("compress", photos, streams, "-q", 0.2)
     assert (status, err) == (0, "")
-    assert out.splitlines()[-1] == "3 done"
-    assert tree(streams) == ["cats/c.ugic", "dogs/a.ugic", "dogs/b.ugic"]
-    assert bitstream.parse((streams / "dogs/b.ugic").read_bytes()).quality == pytest.approx(0.2, abs=1e-5)
+    assert out.splitlines()[-1] == "3 done; left out: 1 .csv"
+    assert tree(streams) == ["cats/c.bmp.ugic", "dogs/a.png.ugic", "dogs/b.jpg.ugic"]
+    assert bitstream.parse((streams / "dogs/b.jpg.ugic").read_bytes()).quality == pytest.approx(0.2, abs=1e-5)
     assert command("decompress", streams, images)[0] == 0
-    assert tree(images) == ["cats/c.png", "dogs/a.png", "dogs/b.png"]
-    for name, original in (("cats/c.png", "cats/c.bmp"), ("dogs/b.png", "dogs/b.jpg")):
+    assert tree(images) == ["cats/c.bmp.png", "dogs/a.png.png", "dogs/b.jpg.png"]
+    for name, original in (("cats/c.bmp.png", "cats/c.bmp"), ("dogs/b.jpg.png", "dogs/b.jpg")):
         assert Image.open(images / name).size == Image.open(photos / original).size
     assert command("decompress", streams, tmp_path / "webp", "--format", "webp")[0] == 0
-    assert tree(tmp_path / "webp") == ["cats/c.webp", "dogs/a.webp", "dogs/b.webp"]
+    assert tree(tmp_path / "webp") == ["cats/c.bmp.webp", "dogs/a.png.webp", "dogs/b.jpg.webp"]
 
 
 def test_second_run_continues(command, photos, tmp_path):
     streams = tmp_path / "streams"
     command("compress", photos, streams)
-    (streams / "dogs" / "a.ugic").unlink()
+    (streams / "dogs" / "a.png.ugic").unlink()
     before = {name: (streams / name).stat().st_mtime_ns for name in tree(streams)}
     status, out, _ = command("compress", photos, streams)
-    assert (status, out.splitlines()[-1]) == (0, "1 done, 2 skipped (up to date)")
+    assert (status, out.splitlines()[-1]) == (0, "1 done, 2 skipped (up to date); left out: 1 .csv")
     assert all((streams / name).stat().st_mtime_ns == when for name, when in before.items())
     status, out, _ = command("compress", photos, streams, "--overwrite")
-    assert (status, out.splitlines()[-1]) == (0, "3 done")
+    assert (status, out.splitlines()[-1]) == (0, "3 done; left out: 1 .csv")
     images = tmp_path / "images"
     command("decompress", streams, images)
     assert command("decompress", streams, images)[1] == "0 done, 3 skipped (up to date)\n"
@@ -181,8 +187,8 @@ def test_interrupted_run_prints_summary(command, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(Codec, "compress", interrupted)
     status, out, _ = command("compress", photos, tmp_path / "streams", "--workers", 1)
     assert status == 130
-    assert out.splitlines()[-1] == "stopped: 1 done, 2 remaining: interrupted"
-    assert command("compress", photos, tmp_path / "streams")[1].endswith("2 done, 1 skipped (up to date)\n")
+    assert out.splitlines()[-1] == "stopped: 1 done, 2 remaining; left out: 1 .csv: interrupted"
+    assert "\n2 done, 1 skipped (up to date); left" in command("compress", photos, tmp_path / "streams")[1]
     assert len(tree(tmp_path / "streams")) == 3
 
 
@@ -191,47 +197,84 @@ def test_corrupt_files_do_not_stop_a_folder(command, photos, tmp_path):
     broken.write_bytes((photos / "dogs" / "a.png").read_bytes()[:300])
     status, out, err = command("compress", photos, tmp_path / "streams")
     assert status == 1
-    assert out.splitlines()[-1].startswith(f"3 done, 1 failed: {broken}: corrupt image: ")
-    assert err.startswith(f"ugicm: {broken}: corrupt image: ")
+    assert out.splitlines()[-1] == "3 done, 1 failed; left out: 1 .csv"
+    assert err.startswith(f"ugicm: {broken}: corrupt or unsupported image: ") and len(err.splitlines()) == 1
     assert len(tree(tmp_path / "streams")) == 3
-    (tmp_path / "streams" / "dogs" / "a.ugic").write_bytes(b"UGI")
-    (tmp_path / "streams" / "dogs" / "b.ugic").write_bytes(b"")
-    status, out, _ = command("decompress", tmp_path / "streams", tmp_path / "images")
-    assert status == 1
-    assert out.splitlines()[0] == "1 done, 2 failed"
-    assert "a.ugic: truncated bitstream" in out and "b.ugic: not a ugicm bitstream: it is empty" in out
+    (tmp_path / "streams" / "dogs" / "a.png.ugic").write_bytes(b"UGI")
+    (tmp_path / "streams" / "dogs" / "b.jpg.ugic").write_bytes(b"")
+    status, out, err = command("decompress", tmp_path / "streams", tmp_path / "images")
+    assert (status, out) == (1, "1 done, 2 failed\n")
+    assert "a.png.ugic: truncated bitstream" in err and "b.jpg.ugic: not a ugicm bitstream: it is empty" in err
 
 
-def test_existing_outputs_must_match_the_command(command, photos, tmp_path, other_checkpoint):
+def kept(result, count, reason):
+    """Assert that a command kept ``count`` existing outputs and said so once, with the reason and the remedy."""
+    status, out, err = result
+    found = "1 existing output is" if count == 1 else f"{count} existing outputs are"
+    assert status == 1 and f"{count} not replaced" in out
+    assert err.count(f"ugicm: {found} {reason}; use --overwrite to replace what exists: ") == 1
+
+
+def test_existing_outputs_must_match_the_command(command, photos, tmp_path, other_checkpoint, checkpoint):
     streams, images = tmp_path / "streams", tmp_path / "images"
     command("compress", photos, streams)
-    status, out, _ = command("compress", photos, streams, "-q", 0.9)
-    assert status == 1 and out.count("exists, but has quality 0.5; use --overwrite to replace it") == 3
-    status, out, _ = command("compress", photos, streams, model=other_checkpoint)
-    assert status == 1 and out.count("exists, but was written by another model") == 3
-    data = (streams / "dogs" / "a.ugic").read_bytes()
-    (streams / "dogs" / "a.ugic").write_bytes(data[:-5])
-    status, out, _ = command("compress", photos, streams)
-    assert status == 1 and "2 skipped" in out and "is not a complete bitstream (corrupt bitstream" in out
-    (streams / "dogs" / "a.ugic").write_bytes(data)
+    kept(command("compress", photos, streams, "-q", 0.9), 3, "of quality 0.5")
+    model = ugicm.load(checkpoint).fingerprint
+    kept(command("compress", photos, streams, model=other_checkpoint), 3, f"from another model ({model})")
+    data = (streams / "dogs" / "a.png.ugic").read_bytes()
+    (streams / "dogs" / "a.png.ugic").write_bytes(data[:-5])
+    kept(command("compress", photos, streams), 1, "incomplete")
+    (streams / "dogs" / "a.png.ugic").write_bytes(data)
     command("decompress", streams, images)
-    Image.new("RGB", (5, 5)).save(images / "dogs" / "a.png")
-    (images / "dogs" / "b.png").write_bytes(b"")
-    status, out, _ = command("decompress", streams, images)
-    assert status == 1 and "1 skipped" in out
-    assert "has another size (5x5)" in out and "is not a complete image" in out
+    Image.new("RGB", (5, 5)).save(images / "dogs" / "a.png.png")
+    (images / "dogs" / "b.jpg.png").write_bytes(b"")
+    result = command("decompress", streams, images)
+    assert result[:2] == (1, "0 done, 1 skipped (up to date), 2 not replaced\n")
+    assert "of another size (5x5)" in result[2] and "is incomplete" in result[2]
 
 
 def test_compress_reports_bitstreams_of_changed_images(command, photos, tmp_path):
     command("compress", photos, tmp_path / "streams")
     Image.new("RGB", (30, 10)).save(photos / "dogs" / "a.png")
     Image.new("RGB", (33, 70)).save(photos / "dogs" / "b.jpg")
-    later = (tmp_path / "streams" / "dogs" / "b.ugic").stat().st_mtime_ns + 1
+    later = (tmp_path / "streams" / "dogs" / "b.jpg.ugic").stat().st_mtime_ns + 1
     os.utime(photos / "dogs" / "b.jpg", ns=(later, later))
     status, out, err = command("compress", photos, tmp_path / "streams")
     assert status == 1 and "1 skipped" in out
-    assert "a.ugic exists, but is of another image (64x48); use --overwrite to replace it" in err
-    assert "b.ugic exists, but is older than the image, which may have changed; use --overwrite" in err
+    assert "1 existing output is of images of another size; use --overwrite" in err
+    assert "1 existing output is older than their images, which may have changed; use --overwrite" in err
+
+
+def test_compress_names_orphans(command, photos, tmp_path):
+    """Bitstreams of images that are gone, or named otherwise by other programs, are said."""
+    command("compress", photos, tmp_path / "streams")
+    (photos / "dogs" / "a.png").unlink()
+    status, _, err = command("compress", photos, tmp_path / "streams")
+    orphan = tmp_path / "streams" / "dogs" / "a.png.ugic"
+    assert (status, err) == (0, f"ugicm: warning: 1 in the output folder without an input: {orphan}\n")
+
+
+def test_images_of_one_stem_remain_apart(command, tmp_path, make_image):
+    photos, streams, images = tmp_path / "photos", tmp_path / "streams", tmp_path / "images"
+    photos.mkdir()
+    make_image(seed=1).save(photos / "a.png")
+    command("compress", photos, streams)
+    make_image(30, 50, seed=2).save(photos / "a.bmp")
+    command("compress", photos, streams)
+    command("decompress", streams, images)
+    assert {name: Image.open(images / name).size for name in tree(images)} == {
+        "a.png.png": (40, 30), "a.bmp.png": (30, 50),
+    }  # fmt: skip
+
+
+def test_images_left_out_and_further_frames_fail(command, photos, tmp_path):
+    (photos / "IMG_1.DNG").write_bytes(b"raw")
+    frames = [Image.new("RGB", (16, 16), (level, 0, 0)) for level in (20, 220)]
+    frames[0].save(photos / "moving.gif", save_all=True, append_images=frames[1:])
+    status, out, err = command("compress", photos, tmp_path / "streams")
+    assert status == 1 and "ugicm: warning: only the first of 2 pages or frames is read\n" in err
+    assert out.splitlines()[-1].startswith("4 done, 1 without further pages or frames")
+    assert out.splitlines()[-1].endswith("; left out: 1 .dng, 1 .csv") or out.endswith("left out: 1 .csv, 1 .dng\n")
 
 
 def test_compress_skips_any_quality_of_one_rate_models(command, photos, tmp_path):
@@ -245,16 +288,14 @@ def test_decompress_reports_outputs_of_other_bitstreams_and_preferences(command,
     streams, images = tmp_path / "streams", tmp_path / "images"
     command("compress", photos, streams)
     command("decompress", streams, images, "-p", "human")
-    before = (images / "dogs" / "a.png").read_bytes()
+    before = (images / "dogs" / "a.png.png").read_bytes()
     assert command("decompress", streams, images, "-p", "0")[0] == 0
-    status, out, err = command("decompress", streams, images, "-p", "machine")
-    assert status == 1 and "3 failed" in out
-    assert err.count("was made from another bitstream or for another preference (ugicm ") == 3
-    assert (images / "dogs" / "a.png").read_bytes() == before
+    kept(command("decompress", streams, images, "-p", "machine"), 3, "for another preference or region (human)")
+    assert (images / "dogs" / "a.png.png").read_bytes() == before
     command("compress", photos, streams, "-q", "0.9", "--overwrite")
-    assert "3 failed" in command("decompress", streams, images)[1]
-    Image.new("RGB", Image.open(photos / "dogs" / "a.png").size).save(images / "dogs" / "a.png")
-    assert "(not recorded)" in command("decompress", streams, images)[2]
+    kept(command("decompress", streams, images), 3, "of other bitstreams")
+    Image.new("RGB", Image.open(photos / "dogs" / "a.png").size).save(images / "dogs" / "a.png.png")
+    assert "1 existing output is from another program" in command("decompress", streams, images)[2]
     assert command("decompress", streams, images, "--overwrite")[0] == 0
 
 
@@ -265,17 +306,17 @@ def test_decompress_reports_outputs_of_other_maps(command, photos, tmp_path):
     run = ("decompress", tmp_path / "streams", tmp_path / "images", "-p")
     assert [command(*run, tmp_path / "0.png")[0] for _ in range(2)] == [0, 0]
     status, _, err = command(*run, tmp_path / "255.png")
-    assert status == 1 and "for another preference (ugicm " in err and " map " in err
+    assert status == 1 and "is for another preference or region (map " in err
 
 
 def test_decompress_reports_outputs_without_description(command, photos, tmp_path):
     command("compress", photos, tmp_path / "streams")
     run = ("decompress", tmp_path / "streams", tmp_path / "images", "--format", "ppm")
     assert command(*run)[0] == 0
-    (tmp_path / "images" / "dogs" / "a.ppm").unlink()
-    status, out, err = command(*run, "-p", "machine")
-    assert status == 1 and "1 done, 2 failed" in out
-    assert "b.ppm exists, but .ppm files do not record their bitstream and preference; use --over" in err
+    (tmp_path / "images" / "dogs" / "a.png.ppm").unlink()
+    result = command(*run, "-p", "machine")
+    kept(result, 2, ".ppm files, which do not record bitstream and preference")
+    assert result[1] == "1 done, 2 not replaced\n"
 
 
 def test_folder_without_stderr(command, photos, tmp_path, monkeypatch):
@@ -304,16 +345,18 @@ def test_outputs_do_not_depend_on_workers(command, tmp_path, make_image):
             torch.set_num_threads(2)
             run = ("decompress", tmp_path / "streams", tmp_path / str(workers), "-p", 0.5, "--workers", workers)
             status, out, err = command(*run, model=None)
-            assert status == 1 and "3 done, 1 failed: " in out and "broken.ugic: truncated bitstream" in err
+            assert status == 1 and "3 done, 1 failed" in out and "broken.ugic: truncated bitstream" in err
     finally:
         torch.set_num_threads(threads)
     one, two = tmp_path / "1", tmp_path / "2"
-    assert tree(one) == tree(two) == ["0.png", "1.png", "2.png"]
+    assert tree(one) == tree(two) == ["0.png.png", "1.png.png", "2.png.png"]
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in tree(one))
 
 
 def test_compress_task_can_be_pickled():
-    task = CompressTask(checkpoint=None, max_pixels=None, quality=0.5, effort=0, verify=False, progress=False)
+    task = CompressTask(
+        checkpoint=None, max_pixels=None, quality=0.5, effort=0, flatten=None, strip=True, verify=False, progress=False
+    )
     assert pickle.loads(pickle.dumps(task)) == task
 
 
@@ -327,7 +370,7 @@ def test_full_disk_stops_the_run(command, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", full)
     status, out, err = command("compress", photos, tmp_path / "streams", "--workers", 1)
     assert status == 1
-    target = tmp_path / "streams" / "cats" / "c.ugic"
+    target = tmp_path / "streams" / "cats" / "c.bmp.ugic"
     assert err == f"ugicm: {photos / 'cats' / 'c.bmp'}: {target}: cannot be written: No space left on device\n"
     assert out.startswith("stopped: 0 done, 2 remaining, 1 failed")
     assert tree(tmp_path / "streams") == []
@@ -454,9 +497,79 @@ def test_corrupt_single_image(command, tmp_path):
 
 
 def test_warnings_are_one_line(command, tmp_path):
-    Image.new("RGBA", (4, 4)).save(tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes(gray_png(before=[(b"gAMA", struct.pack(">I", 100000))]))
     status, _, err = command("compress", tmp_path / "x.png")
-    assert (status, err) == (0, "ugicm: warning: transparent images are composited on white\n")
+    assert (status, err) == (0, "ugicm: warning: colors of other color spaces are converted to sRGB\n")
+
+
+def test_compress_keeps_strips_and_flattens(command, tmp_path, make_image):
+    image, exif = make_image().convert("RGBA"), Image.Exif()
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    exif[0x010F], exif[0x0112] = "a camera", 6
+    image.save(tmp_path / "x.png", exif=exif)
+    run = ("compress", tmp_path / "x.png", tmp_path / "x.ugic", "--overwrite")
+    assert command(*run)[0] == command("decompress", tmp_path / "x.ugic", tmp_path / "y.png")[0] == 0
+    with Image.open(tmp_path / "y.png") as back:
+        assert (back.mode, back.size, dict(back.getexif())[0x010F]) == ("RGBA", image.size[::-1], "a camera")
+        assert back.getexif()[0x0112] == 1
+        assert back.getchannel("A").tobytes() == image.getchannel("A").transpose(Image.Transpose.ROTATE_270).tobytes()
+    command(*run, "--strip")
+    assert set(bitstream.parse(tmp_path / "x.ugic").boxes) == {"alpha"}
+    command(*run, "--strip", "--flatten", "#204060")
+    assert bitstream.parse(tmp_path / "x.ugic").version == 4
+    assert usage_error(command(*run, "--flatten", "nocolor"), "#RRGGBB")
+
+
+# Standard input and output, several files
+
+
+def test_standard_input_and_output(checkpoint, photos, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    image = (photos / "dogs" / "a.png").read_bytes()
+
+    def run(*arguments, data):
+        command = [sys.executable, "-m", "ugicm", *arguments, "-c", checkpoint]
+        done = subprocess.run(command, input=data, capture_output=True, env=environment, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    done = run("compress", "-", data=image)
+    assert done.stdout == ugicm.load(checkpoint).compress(image) and b"- -> -" in done.stderr
+    shown = run("decompress", "-", "-", "--format", "webp", data=done.stdout)
+    with Image.open(io.BytesIO(shown.stdout)) as decoded:
+        assert (decoded.format, decoded.size) == ("WEBP", (64, 48))
+    assert run("compress", photos / "dogs" / "a.png", "-", data=b"").stdout == done.stdout
+    assert not (tmp_path / "-").exists()
+
+
+def test_several_files(command, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos)
+    status, out, _ = command("compress", "dogs/a.png", "cats/c.bmp")
+    assert status == 0 and out.splitlines()[-1] == "2 done"
+    assert command("decompress", "dogs/a.ugic", "cats/c.ugic", "-o", tmp_path / "images")[0] == 0
+    assert tree(tmp_path / "images") == ["a.png", "c.png"]
+    assert usage_error(command("decompress", "dogs/a.ugic", "cats/c.ugic", "-"), "stands for one file")
+
+
+def test_decompress_several_preferences_and_a_region(command, photos, tmp_path, checkpoint):
+    command("compress", photos / "dogs" / "a.png", tmp_path / "a.ugic")
+    run = ("decompress", tmp_path / "a.ugic", tmp_path / "out" / "a.png", "--region", "8,4,20,10")
+    status, out, _ = command(*run, "-p", "human", "machine", "0.5")
+    assert status == 0
+    assert tree(tmp_path / "out") == ["a.0.5.png", "a.human.png", "a.machine.png"]
+    wanted = ugicm.load(checkpoint).decompress(tmp_path / "a.ugic", "machine", (8, 4, 20, 10))
+    assert Image.open(tmp_path / "out" / "a.machine.png").tobytes() == wanted.tobytes()
+    assert usage_error(command(*run, "-p", "human,machine"), "a.human.png exists")
+    assert usage_error(command("decompress", tmp_path / "a.ugic", "-", "-p", "human,machine"), "several output files")
+    assert usage_error(command("decompress", tmp_path / "a.ugic", "-p", "0,human"), "the same name")
+    assert usage_error(command("decompress", tmp_path / "a.ugic", "--region", "1,2,3"), "X,Y,WIDTH,HEIGHT")
+    status, _, err = command("decompress", tmp_path / "a.ugic", tmp_path / "b.png", "--region", "60,0,20,10")
+    assert status == 1 and "is not inside the image of 64x48" in err
+    folder = ("decompress", tmp_path, tmp_path / "images", "-p", "human", "machine")
+    assert command(*folder)[1] == "1 done\n" and command(*folder)[1] == "0 done, 1 skipped (up to date)\n"
+    (tmp_path / "images" / "a.human.png").unlink()
+    assert command(*folder)[1] == "1 done\n"
+    assert command(*folder, "--region", "0,0,64,48")[0] == 1
 
 
 # Invalid command lines
@@ -479,7 +592,7 @@ def test_output_equal_to_input_is_a_usage_error(command, photos, tmp_path):
     image = photos / "dogs" / "a.png"
     os.link(image, tmp_path / "link.ugic")
     for output in (image, photos / "cats" / ".." / "dogs" / "a.png", tmp_path / "link.ugic"):
-        assert usage_error(command("compress", image, output, "--overwrite"), "replace the input")
+        assert usage_error(command("compress", image, "-o", output, "--overwrite"), "replace the input")
     assert usage_error(command("compress", photos, photos / "."), "is the input folder")
     assert usage_error(command("decompress", photos, photos, "--overwrite"), "is the input folder")
 
@@ -492,10 +605,11 @@ def test_usage_errors_are_one_line(command, photos, tmp_path):
         assert usage_error(command("compress", photos, tmp_path / "out", f"--workers={count}"), count, "1 or more")
     assert usage_error(command("compress", tmp_path / "gone.png"), "gone.png: no such file or folder")
     assert usage_error(command("compress", photos), "name an output folder")
-    assert usage_error(command("compress", photos, image), "is a file")
+    assert usage_error(command("compress", photos, "-o", image), "is a file")
     (tmp_path / "empty").mkdir()
     assert usage_error(command("compress", tmp_path / "empty", tmp_path / "out"), "empty", ".png")
-    assert usage_error(command("compress", image, tmp_path / "x.png"), "x.png", ".ugic")
+    for name in ("x.png", "x.jxl", "x.bin"):
+        assert usage_error(command("compress", image, tmp_path / name), name, ".ugic")
     (tmp_path / "x.ugic").write_bytes(b"UGI")
     assert usage_error(command("compress", tmp_path / "x.ugic", tmp_path / "y.ugic"), "ugicm decompress")
     decompress = ("decompress", tmp_path / "x.ugic")
@@ -506,6 +620,8 @@ def test_usage_errors_are_one_line(command, photos, tmp_path):
     assert usage_error(command("compress", image, "--device", "tpu9"), "device 'tpu9'")
     assert usage_error(command("compress"), "IN", "--help")
     assert usage_error(command("squeeze", image), "squeeze", "compress")
+    assert usage_error(command("compres", image), "did you mean compress?")
+    assert usage_error(command("compress", image, "--qualty", "0.3"), "did you mean --quality?")
     assert tree(photos) == ["cats/c.bmp", "dogs/a.png", "dogs/b.jpg", "labels.csv"]
 
 
@@ -533,18 +649,28 @@ def test_info(command, photos, tmp_path, checkpoint):
     assert (status, err) == (0, "")
     head, *rows = out.splitlines()
     assert head.split() == ["file", "size", "quality", "bytes", "bpp", "version", "model"]
-    data = (tmp_path / "streams" / "dogs" / "a.ugic").read_bytes()
+    data = (tmp_path / "streams" / "dogs" / "a.png.ugic").read_bytes()
     fingerprint = ugicm.load(checkpoint).fingerprint
-    name, bpp = tmp_path / "streams" / "dogs" / "a.ugic", 8 * len(data) / (64 * 48)
+    name, bpp = tmp_path / "streams" / "dogs" / "a.png.ugic", 8 * len(data) / (64 * 48)
     version = str(bitstream.VERSION)
     assert rows[1].split() == [str(name), "64x48", "0.25", f"{len(data):,}", f"{bpp:.3f}", version, fingerprint,
                                "(not", "shipped)"]  # fmt: skip
     (tmp_path / "none").mkdir()
-    status, out, err = command("info", tmp_path / "streams" / "cats" / "c.ugic", photos / "dogs" / "a.png",
+    status, out, err = command("info", tmp_path / "streams" / "cats" / "c.bmp.ugic", photos / "dogs" / "a.png",
                                tmp_path / "gone.ugic", tmp_path / "none")  # fmt: skip
     assert status == 1
     assert len(out.splitlines()) == 2
     assert "a.png: not a ugicm bitstream" in err and "gone.ugic: No such file" in err and "none: no files" in err
+
+
+def test_info_as_json(command, photos, tmp_path, checkpoint):
+    command("compress", photos / "dogs" / "a.png", tmp_path / "a.ugic", "-q", 0.25)
+    status, out, _ = command("info", tmp_path / "a.ugic", "--json")
+    (found,) = json.loads(out)
+    data = (tmp_path / "a.ugic").read_bytes()
+    assert status == 0 and found == {"file": str(tmp_path / "a.ugic"), **ugicm.info(data), "shipped": False}
+    assert (found["width"], found["height"], found["bytes"]) == (64, 48, len(data))
+    assert command("info", tmp_path / "gone.ugic", "--json")[:2] == (1, "[]\n")
 
 
 def test_info_marks_the_shipped_model(command, tmp_path, make_image):
@@ -573,7 +699,7 @@ def test_parse_preference(tmp_path):
     (CheckpointError("wrong"), 2, "x: error: wrong"),
     (ImageError("wrong"), 2, "x: error: wrong"),
     (FileNotFoundError(errno.ENOENT, "No such file", "gone"), 2, "x: error: gone: No such file"),
-    (ModuleNotFoundError("", name="timm"), 2, 'x: error: this needs timm: pip install "ugicm[dev]"'),
+    (ModuleNotFoundError("", name="timm"), 2, f"x: error: this needs timm: {how_to_install('dev')}"),
     (StreamError("broken"), 1, "x: error: broken"),
     (OSError(errno.ENOSPC, "full"), 1, "x: error: [Errno 28] full"),
     (KeyboardInterrupt(), 130, "x: stopped"),

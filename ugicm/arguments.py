@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,7 +40,20 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **options})
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        from difflib import get_close_matches
+
+        wrong = re.search(r"(?:unrecognized arguments: |invalid choice: ')([^\s'=]+)", message)
+        near = get_close_matches(wrong[1], self._words(), 1) if wrong else []
+        hint = f"; did you mean {near[0]}?" if near else ""
+        self.exit(2, f"{self.prog}: error: {message}{hint} (see {self.prog} --help)\n")
+
+    def _words(self) -> list[str]:
+        """Return the options of this parser, its commands and their options."""
+        words = [option for action in self._actions for option in action.option_strings]
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                words += [word for name, sub in action.choices.items() for word in (name, *sub._words())]
+        return words
 
 
 def positive(text: str) -> int:
@@ -76,6 +90,52 @@ def parse_preference(text: str) -> float:
     except argparse.ArgumentTypeError:
         expected = "human, machine or a number from 0 (human) to 1 (machine)"
         raise argparse.ArgumentTypeError(f"expected {expected}, got {text}") from None
+
+
+def parse_preferences(text: str) -> list[float | Path]:
+    """Argument type: one or several preferences, numbers, names or maps, separated by commas."""
+    return (
+        [parse_preference_or_map(text)] if Path(text).is_file() else list(map(parse_preference_or_map, text.split(",")))
+    )
+
+
+def join_preferences(arguments: Sequence[str]) -> list[str]:
+    """Return a command line in which the names and numbers that follow ``-p`` are one argument."""
+    joined: list[str] = []
+    for text in arguments:
+        if len(joined) > 1 and joined[-2] in ("-p", "--preference") and _is_preference(text):
+            joined[-1] += f",{text}"
+        else:
+            joined.append(text)
+    return joined
+
+
+def _is_preference(text: str) -> bool:
+    try:
+        parse_preference(text)
+    except argparse.ArgumentTypeError:
+        return False
+    return True
+
+
+def parse_color(text: str) -> str:
+    """Argument type: a color by name or as #RRGGBB."""
+    from PIL import ImageColor
+
+    try:
+        ImageColor.getrgb(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a color such as white or #RRGGBB, got {text}") from None
+    return text
+
+
+def parse_region(text: str) -> tuple[int, int, int, int]:
+    """Argument type: a part of an image as X,Y,WIDTH,HEIGHT in pixels."""
+    try:
+        x, y, width, height = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected X,Y,WIDTH,HEIGHT in pixels, got {text}") from None
+    return x, y, width, height
 
 
 def parse_preference_or_map(text: str) -> float | Path:
@@ -149,6 +209,8 @@ def run_command(main: Callable[[], int], prog: str | None = None, interrupted: s
         interrupted: message after Ctrl-C.
     """
     warnings.simplefilter("ignore", FutureWarning)  # raised by libraries as they are imported
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         return main()
     except BrokenPipeError:  # standard output was closed, as by `| head`

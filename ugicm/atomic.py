@@ -12,6 +12,7 @@ import errno
 import itertools
 import os
 import platform
+import sys
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from ugicm.errors import UgicmError
 
+STDIO = Path("-")  # stands for standard input and output
 _DEVICE_FOLDERS = (Path("/dev"), Path("/dev/fd"))
 _PART_SUFFIX = ".ugicm-part"
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
@@ -67,6 +69,10 @@ def write(path: str | os.PathLike, data: bytes) -> None:
     path = Path(path)
     if is_special(path):
         try:
+            if path == STDIO:
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
+                return
             with open(path, "ab") as file:  # append: /dev/stdout may be a regular file, which "wb" would truncate
                 file.write(data)
         except OSError as error:
@@ -78,6 +84,8 @@ def write(path: str | os.PathLike, data: bytes) -> None:
 
 def is_special(path: Path) -> bool:
     """Return whether ``path`` is a device or a pipe, which must be written into rather than replaced."""
+    if path == STDIO:
+        return True
     regular = os.path.isfile(path) and path.parent not in _DEVICE_FOLDERS  # /dev/stdout may be redirected to a file
     return os.path.exists(path) and not regular and not os.path.isdir(path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -15,8 +16,8 @@ from typing import NamedTuple
 
 from ugicm import atomic, bitstream
 from ugicm.arguments import pick_device
-from ugicm.errors import UgicmError, error_message, first_line
-from ugicm.files import Job
+from ugicm.errors import UgicmError, error_message, first_line, first_of
+from ugicm.files import Job, Plan, count_images, describe_left_out, would_replace
 
 GPU_THREADS = 4  # images in progress at a time on a GPU
 
@@ -26,6 +27,8 @@ class FileResult(NamedTuple):
 
     pixels: int
     size: int = 0  # bytes of a compressed file
+    source_size: int = 0  # bytes of the image file
+    frames: int = 1  # pages or frames of the image file, of which one is kept
 
 
 @dataclass(kw_only=True)
@@ -59,17 +62,22 @@ class CodecTask:
         """Write the target of a job."""
         raise NotImplementedError
 
-    def mismatch(self, job: Job) -> str | None:
+    def targets(self, job: Job) -> list[Path]:
+        """Return the files that :meth:`run` writes."""
+        return [job.target]
+
+    def mismatch(self, job: Job, target: Path) -> str | None:
         """Return how an existing target differs from what :meth:`run` would write, or None if it does not."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one job ended. Without a result and without an error, its target was up to date."""
+    """How one job ended. Without anything, its targets were up to date."""
 
     result: FileResult | None = None
     error: str = ""
+    mismatch: str = ""  # how an existing target differs
     fatal: bool = False  # the remaining jobs would fail as well
     warnings: tuple[str, ...] = ()  # raised in a worker process
 
@@ -82,32 +90,49 @@ class Summary:
     done: int = 0
     pixels: int = 0
     size: int = 0  # bytes of the files written
+    source_size: int = 0  # bytes of the image files
+    larger: int = 0  # bitstreams larger than their image files
+    reduced: int = 0  # images of which one page or frame of several is kept
     skipped: int = 0
-    failed: list[tuple[Path, str]] = field(default_factory=list)
+    failed: int = 0
+    mismatches: dict[str, list[Path]] = field(default_factory=dict)  # existing targets by how they differ
     stopped: str = ""  # why the run ended early
+    left_out: str = ""  # kinds of files in input folders that are not worked on
+    images_left_out: int = 0
+
+    @property
+    def different(self) -> int:
+        """Number of jobs that were not done because a target exists and differs."""
+        return sum(map(len, self.mismatches.values()))
 
     @property
     def remaining(self) -> int:
-        return self.total - self.done - self.skipped - len(self.failed)
+        return self.total - self.done - self.skipped - self.failed - self.different
 
     @property
     def status(self) -> int:
-        """Exit status: 0 if all jobs are done, 1 if anything failed, 130 after Ctrl-C."""
-        return 130 if self.stopped == "interrupted" else int(bool(self.failed or self.stopped))
+        """Exit status: 0 if all images are kept in full, 1 if anything failed or was left out, 130 after Ctrl-C."""
+        incomplete = self.failed or self.different or self.reduced or self.images_left_out or self.stopped
+        return 130 if self.stopped == "interrupted" else int(bool(incomplete))
 
     def __str__(self) -> str:
-        parts = [f"{self.done} done"]
-        if self.skipped:
-            parts.append(f"{self.skipped} skipped (up to date)")
-        if self.remaining:
-            parts.append(f"{self.remaining} remaining")
-        if self.failed:
-            parts.append(f"{len(self.failed)} failed")
+        counts = {
+            "done": self.done, "skipped (up to date)": self.skipped, "remaining": self.remaining,
+            "failed": self.failed, "not replaced": self.different, "without further pages or frames": self.reduced,
+            "larger than the image": self.larger,
+        }  # fmt: skip
+        parts = [f"{count} {text}" for text, count in counts.items() if count or text == "done"]
         text = ("stopped: " if self.stopped else "") + ", ".join(parts)
-        reasons = [_named(path, error) for path, error in sorted(self.failed)]
-        if self.stopped:
-            reasons.append(self.stopped)
-        return text + (f": {reasons[0]}" if len(reasons) == 1 else "".join(f"\n  {reason}" for reason in reasons))
+        text += f"; left out: {self.left_out}" if self.left_out else ""
+        return text + (f": {self.stopped}" if self.stopped else "")
+
+    def add(self, result: FileResult) -> None:
+        self.done += 1
+        self.pixels += result.pixels
+        self.size += result.size
+        self.source_size += result.source_size
+        self.larger += 0 < result.source_size < result.size
+        self.reduced += result.frames > 1
 
 
 def run_batch(task: CodecTask, jobs: Sequence[Job], overwrite: bool = False, workers: int = 1) -> Summary:
@@ -133,16 +158,16 @@ def run_batch(task: CodecTask, jobs: Sequence[Job], overwrite: bool = False, wor
         try:
             for job, outcome in outcomes:
                 if outcome.error:
-                    summary.failed.append((job.source, outcome.error))
+                    summary.failed += 1
                     with bar.external_write_mode():
                         print_error(_named(job.source, outcome.error))
                     if outcome.fatal and len(jobs) > 1:
                         summary.stopped = "the other files would fail for the same reason"
                         break
+                elif outcome.mismatch:
+                    summary.mismatches.setdefault(outcome.mismatch, []).append(job.target)
                 elif outcome.result:
-                    summary.done += 1
-                    summary.pixels += outcome.result.pixels
-                    summary.size += outcome.result.size
+                    summary.add(outcome.result)
                     pace = summary.pixels / (time.perf_counter() - start) / 1e6
                     bar.set_postfix_str(f"{pace:.2f} MP/s", refresh=False)
                 else:
@@ -152,6 +177,10 @@ def run_batch(task: CodecTask, jobs: Sequence[Job], overwrite: bool = False, wor
             summary.stopped = "interrupted"
         except WorkerError as error:
             summary.stopped = str(error)
+    for reason, targets in summary.mismatches.items():
+        found = "1 existing output is" if len(targets) == 1 else f"{len(targets)} existing outputs are"
+        names = first_of(map(str, sorted(targets)))
+        print_error(f"{found} {reason}; use --overwrite to replace what exists: {names}")
     return summary
 
 
@@ -174,42 +203,51 @@ def _run_here(task: CodecTask, jobs: Sequence[Job], overwrite: bool) -> Iterator
 
 
 def run_job(task: CodecTask, job: Job, overwrite: bool) -> Outcome:
-    """Run one job, unless its target exists. Errors of files and of the machine are returned, bugs propagate."""
+    """Run one job, unless its targets exist. Errors of files and of the machine are returned, bugs propagate."""
     try:
-        if overwrite or not job.target_exists:
-            return Outcome(task.run(job))
-        mismatch = task.mismatch(job)
-        return Outcome(error=f"{job.target} exists, but {mismatch}; use --overwrite to replace it" if mismatch else "")
+        targets = task.targets(job)
+        existing = [] if overwrite else [target for target in targets if would_replace(target)]
+        for target in existing:
+            if mismatch := task.mismatch(job, target):
+                return Outcome(mismatch=mismatch)
+        return Outcome() if len(existing) == len(targets) else Outcome(task.run(job))
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         return Outcome(error=error_message(error), fatal=getattr(error, "fatal", False))
 
 
-def run_codec_task(task: CodecTask, jobs: Sequence[Job], args: argparse.Namespace) -> int:
-    """Run a task on an image or a folder as the options of a command say, and print the result.
+def run_codec_task(task: CodecTask, plan: Plan, args: argparse.Namespace) -> int:
+    """Run a task on the files of a plan as the options of a command say, and print the result.
 
     Returns the exit status.
     """
     torch = import_torch()
-    from ugicm.checkpoints.native import check_readable
+    from ugicm.checkpoints.hub import local_path
     from ugicm.commands.workers import choose_workers
 
     task.device = pick_device(args.device)
     if task.checkpoint is not None:
-        check_readable(task.checkpoint)
+        task.checkpoint = os.fspath(local_path(task.checkpoint))
+    jobs, several = plan.jobs, plan.folder or len(plan.jobs) > 1
     atomic.prepare_folders(job.target for job in jobs)
-    folder = Path(args.input).is_dir()
     workers = choose_workers(args.workers, task.device, len(jobs))
     # The last digits of transforms depend on the number of threads. The files of a folder must not depend on the
     # number of workers, which have one thread each.
-    task.one_thread = folder and torch.device(task.device).type == "cpu"
+    task.one_thread = several and torch.device(task.device).type == "cpu"
     summary = run_batch(task, jobs, args.overwrite, workers)
+    summary.left_out, summary.images_left_out = describe_left_out(plan.left_out), count_images(plan.left_out)
     # The target may be standard output itself.
     out = sys.stderr if any(atomic.is_special(job.target) for job in jobs) else sys.stdout
-    if not folder and summary.done:
-        print(f"{jobs[0].source} -> {jobs[0].target}", file=out)
+    if not several and summary.done:
+        print(f"{jobs[0].source} -> {', '.join(map(str, task.targets(jobs[0])))}", file=out)
     if summary.size:
-        print(f"{summary.size:,} bytes, {8 * summary.size / summary.pixels:.3f} bpp", file=out)
-    if folder or summary.stopped:  # the error of a single file has been printed
+        share = f", {100 * summary.size / summary.source_size:.1f} % of the image file" + "s" * (summary.done > 1)
+        print(f"{summary.size:,} bytes, {8 * summary.size / summary.pixels:.3f} bpp{share}", file=out)
+    if summary.larger and not several:
+        print_error("warning: the bitstream is larger than the image file")
+    if plan.orphans:
+        names = first_of(map(str, plan.orphans))
+        print_error(f"warning: {len(plan.orphans)} in the output folder without an input: {names}")
+    if several or summary.stopped:  # the error of a single file has been printed
         print(summary, file=out)
     return summary.status
 

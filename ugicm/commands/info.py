@@ -6,6 +6,7 @@ import argparse
 import json
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from ugicm import bitstream, files
 from ugicm.commands.batch import print_error
@@ -15,7 +16,7 @@ from ugicm.errors import StreamError, UsageError, error_message
 def run(args: argparse.Namespace) -> int:
     """Run the command. Returns the exit status."""
     bitstream.MAX_PIXELS = args.max_pixels
-    status, rows = 0, [("file", "size", "quality", "bytes", "bpp", "version", "model")]
+    status, found = 0, []
     shipped = _shipped_fingerprints()
     for name in args.inputs:
         try:
@@ -26,22 +27,28 @@ def run(args: argparse.Namespace) -> int:
             continue
         for path in paths:
             try:
-                data = path.read_bytes()
-                header = bitstream.parse(data)
+                fields = bitstream.info(files.read_bytes(path))
             except (OSError, StreamError) as error:
                 status = 1
                 print_error(f"{path}: {error}" if isinstance(error, StreamError) else error_message(error))
                 continue
-            model = header.fingerprint.hex()
-            model += " (shipped)" if model in shipped else " (not shipped)"
-            bpp = 8 * len(data) / (header.width * header.height)
-            rows.append((str(path), f"{header.width}x{header.height}", f"{header.quality:.3g}", f"{len(data):,}",
-                         f"{bpp:.3f}", str(bitstream.VERSION), model))  # fmt: skip
-    if len(rows) > 1:
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+            found.append({"file": str(path), **fields, "shipped": fields["model"] in shipped})
+    if args.json:
+        print(json.dumps(found, indent=1))
+    elif found:
+        _print_table(found)
     return status
+
+
+def _print_table(found: list[dict[str, Any]]) -> None:
+    rows = [("file", "size", "quality", "bytes", "bpp", "version", "model")]
+    for item in found:
+        model = item["model"] + (" (shipped)" if item["shipped"] else " (not shipped)")
+        rows.append((item["file"], f"{item['width']}x{item['height']}", f"{item['quality']:.3g}",
+                     f"{item['bytes']:,}", f"{item['bpp']:.3f}", str(item["version"]), model))  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _shipped_fingerprints() -> set[str]:
