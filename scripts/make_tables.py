@@ -11,6 +11,7 @@ commands that write their files:
   rate                  tests/test.py (results.json)
   speed, sizes          python -m scripts.benchmark codec; with several --size
   levers, folder, train python -m scripts.benchmark levers, folder, train
+  batch, busy           python -m scripts.benchmark batch, busy
   throughput            python -m scripts.benchmark throughput; the folder of its files
   training_cost         python -m scripts.benchmark macs, and the steps in configs/paper
   scores                classification/test.py; the folder of its files
@@ -18,6 +19,7 @@ commands that write their files:
                         the folder of both
   effort                tests/test.py with --effort (results/effort.json) and without, by the same weights
                         (results/calibration/calibrated.json), and the curves of ugicm report; the folder docs
+  exported, viewer      python -m scripts.benchmark.exported
   fuzz                  python -m scripts.stress.fuzzing
   robustness            python -m scripts.stress.{fuzzing,portability,concurrency,large_images} and scripts.benchmark
                         folder; the folder of all their files
@@ -185,6 +187,27 @@ def throughput(documents: dict[str, dict]) -> list[list[str]]:
     return rows
 
 
+def batch(document: dict) -> list[list[str]]:
+    """Return images per second, one by one and as a batch."""
+    rows = [["", "size", "threads", "one by one", f"batch of {document['count']}", "ratio", "same results"]]
+    for name in ("compress", "decompress"):
+        r = document[name]
+        rows.append([
+            name, "{}×{}".format(*document["size"]), str(document["threads"]), f"{r['one_by_one_per_s']:.1f} /s",
+            f"{r['batch_per_s']:.1f} /s", f"{r['ratio']:.2f}", "yes" if r["same"] else "no",
+        ])  # fmt: skip
+    return rows
+
+
+def busy(document: dict) -> list[list[str]]:
+    """Return CPU time and time beside other programs."""
+    keys = ("compress_cpu_s", "compress_s", "decompress_cpu_s", "decompress_s")
+    rows = [["`OMP_WAIT_POLICY`", "other programs", "compress, CPU time", "time", "decompress, CPU time", "time"]]
+    return rows + [
+        [r["policy"], str(r["busy"]), *(f"{r[key]:.2f} s" for key in keys)] for r in document["runs"]
+    ]  # fmt: skip
+
+
 def train(document: dict) -> list[list[str]]:
     """Return training speed by variant, its spread, and the shares of a step."""
     runs, same = document["runs"], document.get("same", {})
@@ -281,6 +304,26 @@ def effort(documents: dict[str, dict]) -> list[list[str]]:
     return rows
 
 
+def exported(document: dict) -> list[list[str]]:
+    """Return speed and size of the codec without PyTorch."""
+    rows = [["", "PyTorch", "ONNX Runtime", "ratio"]]
+    for name in ("compress", "decompress", "start, load and decompress"):
+        r = document["speed"][name]
+        rows.append([name, f"{r['pytorch_seconds']:.2f} s", f"{r['runtime_seconds']:.2f} s", f"{r['ratio']:.2f}"])
+    sizes = [document["installed_bytes"][kind] for kind in ("pytorch", "runtime")]
+    return [*rows, ["installed packages", *(f"{size / 1e6:,.0f} MB" for size in sizes), f"{sizes[1] / sizes[0]:.3f}"]]
+
+
+def viewer(document: dict) -> list[list[str]]:
+    """Return times and memory of the page."""
+    page = document["page"]
+    names = {"load": "load the model", "decode": "decode a file to one image", "slider": "a step of the slider",
+             "encode": "encode an image"}  # fmt: skip
+    rows = [["", "one thread of WebAssembly"], *([text, f"{page['seconds'][key]:.2f} s"] for key, text in names.items())]
+    return [*rows, ["largest memory of the page", f"{page['peak_memory_bytes'] / 1e6:,.0f} MB"],
+            ["model", f"{page['model_bytes'] / 1e6:.1f} MB"]]  # fmt: skip
+
+
 def fuzz(document: dict) -> list[list[str]]:
     """Return the outcomes of mutated bitstreams."""
     rows = [["outcome", "bitstreams"], *([name, f"{count:,}"] for name, count in document["outcomes"].items())]
@@ -290,8 +333,8 @@ def fuzz(document: dict) -> list[list[str]]:
 TABLES = {
     table.__name__: table
     for table in (
-        bd, training_cost, rate, speed, sizes, levers, folder, throughput, train, scores, calibration, effort, fuzz,
-        robustness,
+        bd, training_cost, rate, speed, sizes, levers, folder, batch, busy, throughput, train, scores, calibration,
+        effort, exported, viewer, fuzz, robustness,
     )
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ import torch
 import yaml
 from small_models import CONFIGS, small_model
 
-from scripts.benchmark import folder_speed, levers, roofline, speed, throughput, training_speed
+from scripts.benchmark import folder_speed, levers, roofline, sharing, speed, throughput, training_speed
 from scripts.benchmark.speed import BenchmarkCase, Timing
 from ugicm.arguments import run_command
 from ugicm.codec import Codec, load
@@ -233,8 +233,25 @@ def test_train_command(tmp_path, make_image, run_script, monkeypatch):
         "optim": {"steps": 1000, "lr": 1e-3, "warmup": 100},
     }))  # fmt: skip
     output = tmp_path / "speed.json"
-    done = run_script("scripts/benchmark/__main__.py", "train", "-c", config, "--set", "precision.autocast=none",
-                      "--variants", "as configured", "fp32", "--threads", 1, "--steps", 2, "--repeats", 1, "-o", output)
+    done = run_script(
+        "scripts/benchmark/__main__.py",
+        "train",
+        "-c",
+        config,
+        "--set",
+        "precision.autocast=none",
+        "--variants",
+        "as configured",
+        "fp32",
+        "--threads",
+        1,
+        "--steps",
+        2,
+        "--repeats",
+        1,
+        "-o",
+        output,
+    )
     assert done.returncode == 0, done.stderr
     assert "fp32: equal to 'as configured', left out" in done.stderr
     report = json.loads(output.read_text())
@@ -352,3 +369,28 @@ def test_measure_lever_reports_error():
 
     lever = levers.Lever("compiled synthesis", False, "", torch.ones, torch.ones, prepare=no_compiler)
     assert levers.measure(lever, 1)["error"] == "no compiler here"
+
+
+# Batches and busy machines
+
+
+def test_batch_speed_compares_with_single_calls(monkeypatch):
+    monkeypatch.setattr(sharing, "build", lambda *_: Codec(small_model()))
+    report = sharing.batch_speed((64, 64), 2, 2, 1)
+    for name in ("compress", "decompress"):
+        record = report[name]
+        assert record["same"] and record["one_by_one_per_s"] > 0
+        assert record["ratio"] == pytest.approx(record["batch_per_s"] / record["one_by_one_per_s"], rel=0.05)
+
+
+def test_busy_speed_sets_the_wait_policy_of_each_run(monkeypatch):
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setattr(sharing, "in_fresh_process", lambda *_: {"seen": os.environ["OMP_WAIT_POLICY"]})
+    runs = sharing.busy_speed((64, 64), [0, 1], 1, 1)
+    assert [(run["busy"], run["seen"]) for run in runs] == [
+        (0, "passive"),
+        (0, "active"),
+        (1, "passive"),
+        (1, "active"),
+    ]
+    assert all(run["policy"] == run["seen"] for run in runs)

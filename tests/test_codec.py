@@ -123,7 +123,7 @@ def test_tiles_have_no_seams_and_regions_match(codec, monkeypatch):
     part = codec.decompress(data, 1.0, region=box)
     assert part.size == (60, 70)
     assert np.abs(np.asarray(part, int) - whole[90:160, 150:210]).max() <= 1
-    monkeypatch.setattr("ugicm.codec.WINDOW", 128)  # analysis and synthesis in many windows
+    monkeypatch.setattr("ugicm.windows.WINDOW", 128)  # analysis and synthesis in many windows
     assert np.abs(np.asarray(codec.decompress(data, 1.0), int) - whole).max() <= 1
     again = np.asarray(codec.decompress(codec.compress(image, tile=128), 1.0), int)
     assert np.abs(again - whole).mean() < 0.05  # few symbols may be rounded differently
@@ -157,7 +157,7 @@ def reach(forward, x, stride_in, stride_out):
     return max(ends)
 
 
-@pytest.mark.parametrize("form", ["shipped", "deep", "shallow", "mlicpp", "bmshj2018"])
+@pytest.mark.parametrize("form", ["shipped", "deep", "shallow", "tail", "mlicpp", "bmshj2018"])
 def test_halo_covers_the_receptive_field(form):
     if form == "shipped":  # with its depths
         deep = ugicm.load().config
@@ -165,13 +165,17 @@ def test_halo_covers_the_receptive_field(form):
     elif form in ("deep", "shallow"):
         depth = 7 if form == "deep" else 1
         config = replace(CONFIGS["compact"], depth_8=depth, depth_16=depth)
+    elif form == "tail":
+        config = replace(CONFIGS["compact"], branch_width=0, machine_depth=3)
     else:
         config = replace(CONFIGS[form], N=4, M=8, **({"slice_widths": (4, 4)} if form == "mlicpp" else {}))
     torch.manual_seed(0)
     model = UGICM(config).train()
-    condition = model.preference.condition(torch.ones(1), torch.tensor([0.5]))
+    if form == "tail":
+        torch.nn.init.normal_(model.g_s.machine.head.weight)
+    machine, quality = torch.ones(1), torch.tensor([0.5])
     analyzed = reach(model.g_a, torch.rand(1, 3, 512, 512), 1, 16)
-    synthesized = reach(lambda y: model.g_s(y, condition), torch.randn(1, config.M, 32, 32), 16, 1)
+    synthesized = reach(lambda y: model.synthesize(y, machine, quality), torch.randn(1, config.M, 32, 32), 16, 1)
     assert config.halo - 64 <= max(analyzed, synthesized) + 1 <= config.halo  # 1: sharpening
 
 
@@ -497,7 +501,7 @@ def test_arguments_of_wrong_types_are_errors(codec):
     for name in ("tile", "effort"):
         with pytest.raises(TypeError, match=f"{name} is 64.0, must be an integer"):
             codec.compress(image, **{name: 64.0})
-    with pytest.raises(TypeError, match="a bitstream must be bytes, got 5"):
+    with pytest.raises(TypeError, match="a bitstream must be bytes, a path or a file open for reading bytes, got int"):
         codec.decompress(5)
     with pytest.raises(ValueError, match="preference must be"):
         codec.decompress(data, 1 + 1e-9)
@@ -539,7 +543,8 @@ def test_only_synthesis_blocks_run_in_bfloat16():
     codec.model.synthesis_dtype = torch.bfloat16
     codec.decompress(codec.compress(make_image()))
     assert {name for name, dtype in types.items() if dtype == torch.bfloat16} == {
-        "blocks_8.0.expand", "blocks_16.0.expand"
+        "blocks_8.0.expand",
+        "blocks_16.0.expand",
     }
     assert len(types) == 6
 
@@ -553,3 +558,86 @@ def test_machine_branches_are_skipped_for_human_preference():
     assert not seen
     codec.decompress(data, 0.1)
     assert seen
+
+
+FORKING = """
+import multiprocessing, os, torch, ugicm
+from PIL import Image
+assert os.environ["OMP_WAIT_POLICY"] == "passive"
+torch.set_num_threads(2)
+codec = ugicm.load()
+data = codec.compress(Image.effect_noise((64, 64), 50), 0.1)
+expected = codec.decompress(data)
+def child():
+    assert codec.decompress(data).size == expected.size
+    assert codec.decompress([data, data])[1].tobytes() == codec.decompress(data).tobytes()
+process = multiprocessing.get_context("fork").Process(target=child)
+process.start()
+process.join(60)
+process.kill()
+print(process.exitcode, torch.get_num_threads())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_decodes(run_python):
+    done = run_python("-c", FORKING)
+    assert (done.returncode, done.stdout) == (0, "0 2\n"), done.stderr
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_batches_give_the_results_of_single_calls(codec, two_threads):
+    pictures = [
+        make_image(*size, seed) for seed, size in enumerate([(64, 64), (100, 70), (64, 64), (1, 1), (300, 200)])
+    ]
+    data = codec.compress(pictures, 0.3, tile=128)
+    assert data == [codec.compress(image, 0.3, tile=128) for image in pictures]
+    for preference in (0.5, ["human", "machine"]):
+        assert codec.decompress(data, preference) == [codec.decompress(one, preference) for one in data]
+    assert codec.compress([]) == codec.decompress([]) == []
+    assert torch.get_num_threads() == 2
+    with pytest.raises(ugicm.StreamError):
+        codec.decompress([*data, b"UGI"])
+
+
+def test_images_are_accepted_in_every_form(codec, tmp_path):
+    image = make_image(100, 70)
+    image.save(tmp_path / "a.png")
+    array = np.asarray(image)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    path = tmp_path / "a.png"
+    data = codec.compress(image)
+    for form in (path, str(path), path.read_bytes(), path.open("rb"), array, array.transpose(2, 0, 1), tensor):
+        assert codec.compress(form) == data
+    for batch in (tensor[None], array[None], [array], (image,)):
+        assert codec.compress(batch) == [data]
+    (tmp_path / "a.ugic").write_bytes(data)
+    for form in (data, bytearray(data), tmp_path / "a.ugic", (tmp_path / "a.ugic").open("rb")):
+        assert codec.decompress(form) == codec.decompress(data)
+
+
+@pytest.mark.parametrize(
+    "bad", [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), torch.zeros(8, 8, 3, dtype=torch.uint8)]
+)
+def test_arrays_of_other_shapes_and_types_are_errors(codec, bad):
+    with pytest.raises(ValueError, match=r"the image is a \w+ (array|tensor) of shape \[8, 8.*must be uint8 \["):
+        codec.compress(bad)
+
+
+def test_decoded_images_come_in_the_form_that_is_asked_for(codec):
+    data = codec.compress(make_image(100, 70))
+    levels = np.asarray(codec.decompress(data, 1.0))
+    array = codec.decompress(data, 1.0, output="numpy")
+    tensor = codec.decompress(data, 1.0, output="tensor")
+    assert (array.dtype, array.shape, tensor.dtype, tensor.shape) == (np.uint8, (70, 100, 3), torch.uint8, (3, 70, 100))
+    assert np.array_equal(array, levels) and np.array_equal(tensor.permute(1, 2, 0), levels)
+    assert [x.shape for x in codec.decompress(data, [0, 1], region=(0, 0, 5, 7), output="tensor")] == [(3, 7, 5)] * 2
+    with pytest.raises(ValueError, match="output 'jpeg' not found; available: pil, numpy, tensor"):
+        codec.decompress(data, output="jpeg")

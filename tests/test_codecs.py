@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import sys
 import urllib.request
 
@@ -12,10 +13,11 @@ import pytest
 import torch
 from PIL import Image, ImageCms, features
 
-from ugicm.errors import CheckpointError, ConfigError, MissingPackageError, StreamError
+from ugicm.atomic import WriteError
+from ugicm.errors import CheckpointError, ConfigError, MissingPackageError, StreamError, UgicmError
 from ugicm.evaluation import codecs
 from ugicm.evaluation.metrics import file_bpp, psnr
-from ugicm.evaluation.specs import parse_spec, set_attributes
+from ugicm.evaluation.specs import natural_order, parse_spec, set_attributes
 
 IMAGE = os.path.join(os.path.dirname(__file__), "..", "ugicm", "samples")
 FORMATS = ["jpeg", "webp"] + (["avif:speed=8"] if "avif" in features.get_supported() else [])
@@ -87,6 +89,42 @@ def test_sweep_of_continuous_quality(image):
     assert rates == pytest.approx([0.8, np.sqrt(2.0), 2.5], rel=0.1)
     human, machine = codec.decode(codec.encode(image, 0.5), codec.preferences)
     assert np.mean(machine) < np.mean(human)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["q1.pth", "q2.pth", "q10.pth"],
+        ["lambda256.pth.tar", "lambda512.pth.tar", "lambda1024.pth.tar", "lambda2048.pth.tar"],
+        ["mse_0.0018.pth", "mse_0.013.pth", "mse_0.1.pth"],
+        ["bmshj2018-1-e522738d.pth.tar", "bmshj2018-2-034a7a1c.pth.tar", "bmshj2018-8-7e8aa1c2.pth.tar"],
+    ],
+)
+def test_natural_order(names):
+    """Files of rate points are ordered by the numbers in their names."""
+    assert sorted(reversed(names), key=natural_order) == names
+
+
+def test_sweep_of_rate_points_in_another_order():
+    class Points:
+        settings = (0.0, 1.0, 2.0, 3.0)
+
+        def encode(self, image, setting):
+            return b"x" * (4, 1, 8, 2)[int(setting)]
+
+    image = Image.new("RGB", (8, 1))
+    assert codecs.sweep(Points(), [image], 1.5, 3, 9) == [0.0, 1.0, 3.0]  # rates 2, and the nearest 1 and 4
+
+
+@pytest.mark.parametrize("error", [struct.error("x"), OSError("encoder error -2"), KeyError("x"), MemoryError()])
+def test_failures_of_codecs_are_named(error):
+    with pytest.raises(UgicmError, match="^a.png: JPEG at 5: "), codecs.failures_named("a.png: JPEG at 5"):
+        raise error
+
+
+def test_a_full_disk_is_no_failure_of_an_image():
+    with pytest.raises(WriteError), codecs.failures_named("x"):
+        raise WriteError("x", OSError(28, "No space left on device"))
 
 
 def test_sweep_of_fixed_rate_points():

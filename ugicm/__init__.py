@@ -10,15 +10,21 @@ Large libraries are imported when they are needed, so that ``import ugicm`` is f
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from ugicm.errors import CheckpointError, ConfigError, ImageError, StreamError
 
 if TYPE_CHECKING:
+    from ugicm.bitstream import info
     from ugicm.codec import Codec, load
 
+# Threads of PyTorch that wait for others sleep. They spin by default, and on a busy machine take many times the work's
+# own time. The variable is read when PyTorch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 __version__ = "0.1.0"
-__all__ = ["CheckpointError", "Codec", "ConfigError", "ImageError", "StreamError", "__version__", "load"]
+__all__ = ["CheckpointError", "Codec", "ConfigError", "ImageError", "StreamError", "__version__", "info", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -26,6 +32,10 @@ def __getattr__(name: str) -> Any:
         from ugicm import codec
 
         return getattr(codec, name)
+    if name == "info":
+        from ugicm.bitstream import info
+
+        return info
     raise AttributeError(f"module 'ugicm' has no attribute {name!r}")
 
 

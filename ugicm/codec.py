@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import operator
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ugicm import bitstream, images
-from ugicm.checkpoints.native import check_readable, load_model
+from ugicm import bitstream, images, metadata, windows
+from ugicm.bitstream import Source
+from ugicm.checkpoints.hub import local_path
+from ugicm.checkpoints.native import load_model
 from ugicm.checkpoints.released import load_any
+from ugicm.conversion import Array, ImageLike, Output, Preference, Region, batch_of, check_output, from_image, to_source
 from ugicm.errors import StreamError
+from ugicm.images import SourceImage
+from ugicm.inference import default_torch_settings, fast_dtype, in_inference_mode, map_in_threads
 from ugicm.preference import to_beta
 from ugicm.refinement import refine
-from ugicm.tiling import Y_STRIDE, Z_STRIDE, Box, cut
+from ugicm.tiling import TILE, TILED_FROM, Y_STRIDE, Z_STRIDE, Box, cut
 
 if TYPE_CHECKING:
     from ugicm.config import ModelConfig
@@ -30,17 +33,14 @@ if TYPE_CHECKING:
 SHIPPED = "compact.safetensors"
 ONE_RATE = 0.5  # quality in the header of a one-rate model's bitstream; asking for it gives no warning
 
-TILE = 1024  # side of the tiles of images with more than TILED_FROM pixels, padded
-TILED_FROM = 2**22
-WINDOW = 4096  # analysis and synthesis process at most this side, and a halo around it, at once
-
 
 def load(checkpoint: str | os.PathLike | None = None, device: str | torch.device = "cpu", fast: bool = True) -> Codec:
     """Load a codec.
 
     Args:
-        checkpoint: path of a native ``.safetensors`` checkpoint, or of a released UG-ICM or MLIC++ ``.pth.tar``; None
-            for the model shipped with the package.
+        checkpoint: path of a native ``.safetensors`` checkpoint, or of a released UG-ICM or MLIC++ ``.pth.tar``; an
+            address hf://user/repository[@revision]/file of the Hugging Face Hub; None for the model shipped with the
+            package.
         device: device to run on, for example "cpu" or "cuda:0". Bitstreams do not depend on it.
         fast: run most of the compact model's synthesis in bfloat16 on devices that are fast at it. Bitstreams do not
             depend on it.
@@ -48,7 +48,7 @@ def load(checkpoint: str | os.PathLike | None = None, device: str | torch.device
     Raises:
         CheckpointError: the file is missing, corrupt, of another kind, or would have to execute code to load.
     """
-    with _default_torch_settings():
+    with default_torch_settings():
         return Codec(read_model(checkpoint), device, fast)
 
 
@@ -57,8 +57,7 @@ def read_model(checkpoint: str | os.PathLike | None = None) -> UGICM:
     if checkpoint is None:
         with resources.as_file(resources.files("ugicm") / "weights" / SHIPPED) as path:
             return load_model(path)
-    check_readable(checkpoint)
-    return load_any(checkpoint)
+    return load_any(local_path(checkpoint))
 
 
 def _to_integer(value: Any, name: str) -> int:
@@ -66,39 +65,6 @@ def _to_integer(value: Any, name: str) -> int:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} is {value!r}, must be an integer") from None
-
-
-@contextlib.contextmanager
-def _default_torch_settings() -> Iterator[None]:
-    """Build models with PyTorch's original default device and type: the caller's would change their values."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.device("cpu"), torch.inference_mode(False):
-            yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def _in_inference_mode(method: Callable) -> Callable:
-    """Run a method of :class:`Codec` without gradients and without the caller's autocast: it would change symbols."""
-
-    @functools.wraps(method)
-    def run(self: Codec, *args: Any, **kwargs: Any) -> Any:
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            return method(self, *args, **kwargs)
-
-    return run
-
-
-def fast_dtype(device: torch.device) -> torch.dtype | None:
-    """Return bfloat16 if ``device`` has hardware for it, else None (float32)."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
-    # Without matrix units bfloat16 is slower than float32 on some processors, and costs up to 0.01 dB.
-    if device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)():
-        return torch.bfloat16
-    return None
 
 
 class Codec:
@@ -117,9 +83,8 @@ class Codec:
     compare bitstreams of different qualities. ``x_hat`` is the padded image [1, 3, H, W], float32 on the same device,
     in [0, 1] but not clamped.
 
-    A codec can be pickled and shared between threads: calls keep no state. A process that was *forked* from one that
-    has already computed with several threads hangs in PyTorch's OpenMP: call ``torch.set_num_threads(1)`` before
-    forking, or start processes by spawn.
+    A codec can be pickled and shared between threads: calls keep no state. It works in spawned and in forked processes;
+    in a forked one PyTorch computes with a single thread.
 
     Attributes:
         model: the network, prepared for coding.
@@ -145,6 +110,10 @@ class Codec:
         self.model.synthesis_dtype = fast_dtype(self.device) if reduced else None
         return self
 
+    def __repr__(self) -> str:
+        millions = sum(p.numel() for p in self.model.parameters()) / 1e6
+        return f"Codec({self.config.backbone}, {millions:.2f} M parameters, model {self.fingerprint}, {self.device})"
+
     @property
     def config(self) -> ModelConfig:
         return self.model.config
@@ -157,19 +126,36 @@ class Codec:
     def fingerprint(self) -> str:
         return self.model.fingerprint.hex()
 
-    @_in_inference_mode
+    @overload
+    def compress(
+        self, image: ImageLike, quality: float = ..., tile: int | None = ..., effort: int = ..., progress: bool = ...
+    ) -> bytes: ...
+    @overload
+    def compress(
+        self, image: Sequence[ImageLike | Array], quality: float = ..., tile: int | None = ..., effort: int = ...,
+        progress: bool = ...,
+    ) -> list[bytes]: ...  # fmt: skip
+    @overload
+    def compress(
+        self, image: Array, quality: float = ..., tile: int | None = ..., effort: int = ..., progress: bool = ...
+    ) -> Any: ...
+    @in_inference_mode
     def compress(
         self,
-        image: Image.Image | str | os.PathLike,
+        image: ImageLike | SourceImage | Array | Sequence[ImageLike | Array],
         quality: float = 0.5,
         tile: int | None = None,
         effort: int = 0,
         progress: bool = False,
-    ) -> bytes:
-        """Compress an image to the bytes of a ``.ugic`` file.
+    ) -> Any:
+        """Compress an image to the bytes of a ``.ugic`` file, or a batch of images to a list.
+
+        The bytes of a batch are those of its images compressed one by one.
 
         Args:
-            image: a Pillow image of any mode, or the path of a file.
+            image: a Pillow image of any mode, a path, bytes or open file, a uint8 array [H, W, 3] or a uint8 tensor
+                [3, H, W]; or a batch of them (:mod:`ugicm.conversion`). Alpha, EXIF and XMP are kept, and gray images
+                remain gray; for the colors alone give ``ugicm.images.open_rgb(image)``.
             quality: from 0 (small) to 1 (good). A one-rate model ignores it, with a warning once.
             tile: side of independently coded tiles, a multiple of 64 up to 16320 pixels; 0 for a single tile; None for
                 tiles of 1024 if the image has more than 4 million pixels.
@@ -177,12 +163,16 @@ class Codec:
             progress: show a progress bar of latent refinement.
 
         Raises:
-            ValueError: a quality outside of [0, 1], a tile that is not a multiple of 64, or a negative effort.
+            ValueError: a quality outside of [0, 1], a tile that is not a multiple of 64, a negative effort, or an array
+                or tensor of another shape or type.
             ImageError: a file that cannot be read as an image, or an image with no pixels or more than
                 ``ugicm.bitstream.MAX_PIXELS``, which decoders would reject.
             CheckpointError: the latents are not finite or too large for a bitstream.
         """
-        image = images.open_rgb(image, bitstream.too_large)
+        if (batch := batch_of(image)) is not None:
+            return map_in_threads(lambda one: self.compress(one, quality, tile, effort, progress), batch)
+        source = image if isinstance(image, SourceImage) else images.read(to_source(image), bitstream.too_large)
+        image = source.visible()
         quality = self._checked_quality(quality)
         padded = bitstream.padded_box(*image.size)
         effort = _to_integer(effort, "effort")
@@ -195,7 +185,7 @@ class Codec:
             raise ValueError(f"effort is {effort}, must be 0 (none) or a number of steps")
         levels = images.to_levels(image, Z_STRIDE)
         batched = self._batched(quality)
-        y = self._analyze(levels, batched)
+        y = windows.analyze(self.model, levels, batched)
         z = self.model.hyper_analyze(y)
         if effort:
             x = levels.float() / 255
@@ -208,35 +198,63 @@ class Codec:
             strings.append(string)
             digests.append(digest)
         return bitstream.Bitstream(
-            *image.size, self.model.fingerprint, quality, tile, tuple(digests), tuple(strings)
-        ).pack()
+            *image.size, self.model.fingerprint, quality, tile, tuple(digests), tuple(strings), source.gray,
+            boxes=metadata.to_boxes(source),
+        ).pack()  # fmt: skip
 
+    @overload
+    def decompress(self, data: Source, preference: Preference = ..., region: Region | None = ...) -> Image.Image: ...
+    @overload
     def decompress(
-        self, data: bytes, preference: Any = 0.0, region: tuple[int, int, int, int] | None = None
-    ) -> Image.Image | list[Image.Image]:
+        self, data: Source, preference: Sequence[Preference], region: Region | None = ...
+    ) -> list[Image.Image]: ...
+    @overload
+    def decompress(
+        self, data: Sequence[Source], preference: Preference = ..., region: Region | None = ...
+    ) -> list[Image.Image]: ...
+    @overload
+    def decompress(
+        self, data: Sequence[Source], preference: Sequence[Preference], region: Region | None = ...
+    ) -> list[list[Image.Image]]: ...
+    @overload
+    def decompress(
+        self, data: Source | Sequence[Source], preference: Preference | Sequence[Preference] = ...,
+        region: Region | None = ..., *, output: Output,
+    ) -> Any: ...  # fmt: skip
+    def decompress(
+        self, data: Source | Sequence[Source], preference: Preference | Sequence[Preference] = 0.0,
+        region: Region | None = None, output: Output = "pil",
+    ) -> Any:  # fmt: skip
         """Decode a bitstream for one preference, or for a list of preferences with a single entropy decoding.
 
         Args:
-            data: bytes of a ``.ugic`` file.
+            data: bytes of a ``.ugic`` file, its path, or an open binary file. A list of them gives a list.
             preference: a number from 0 (human) to 1 (machine), "human", "machine", or a map of the image's size: a
                 float array [H, W] in [0, 1], or a Pillow image whose gray levels 0...255 stand for 0...1. A list of
                 preferences gives a list of images.
             region: (x, y, width, height) in pixels: decode only this part of the image. If the bitstream has tiles,
                 the cost is in proportion to its area.
+            output: "pil" for Pillow images, "numpy" for uint8 arrays [H, W, 3], "tensor" for uint8 tensors [3, H, W]
+                on the CPU.
 
         Raises:
-            StreamError: the bitstream is corrupt, truncated, of an unsupported version or of another model.
-            ValueError: a preference outside of [0, 1], a map of another size, or a region that is not four integers
-                inside the image.
+            StreamError: the bitstream cannot be read, is corrupt, truncated, of an unsupported version or of another
+                model.
+            ValueError: a preference outside of [0, 1], a map of another size, a region that is not four integers
+                inside the image, or an unknown output.
         """
+        check_output(output)
+        if (batch := batch_of(data)) is not None:
+            return map_in_threads(lambda one: self.decompress(one, preference, region, output=output), batch)
         parsed = bitstream.parse(data)
         several = isinstance(preference, Sequence) and not isinstance(preference, str)
         betas = [to_beta(p, (parsed.width, parsed.height)) for p in (preference if several else [preference])]
         view = self._view((0, 0, parsed.width, parsed.height) if region is None else region, parsed)
         decoded = self.synthesize(parsed, self.entropy_decode(parsed, view), betas, view) if betas else []
+        decoded = [from_image(metadata.restore(image, parsed, view), output) for image in decoded]
         return decoded if several else decoded[0]
 
-    @_in_inference_mode
+    @in_inference_mode
     def entropy_decode(self, parsed: bitstream.Bitstream, view: Box | None = None) -> Tensor:
         """Decode the latents y_hat [1, M, H/16, W/16] of a parsed file, H and W being those of the padded image.
 
@@ -266,7 +284,7 @@ class Codec:
             raise StreamError("corrupt bitstream: its symbols do not match their digest")
         return y_hat
 
-    @_in_inference_mode
+    @in_inference_mode
     def synthesize(
         self, parsed: bitstream.Bitstream, y_hat: Tensor, betas: list[Tensor], view: Box | None = None
     ) -> list[Image.Image]:
@@ -277,36 +295,7 @@ class Codec:
         """
         view = view or Box(0, 0, parsed.width, parsed.height)
         quality = self._batched(parsed.quality)
-        decoded = []
-        for beta in betas:
-            if beta.dim() == 4:
-                beta = images.pad_to(beta, Z_STRIDE)
-            image = Image.new("RGB", (view.width, view.height), None)  # uninitialized
-            for window in cut(view, WINDOW):
-                around = window.grown(self.config.halo, parsed.padded).aligned(Y_STRIDE)
-                beta_window = beta[..., *around.slices()] if beta.dim() == 4 else beta
-                x_hat = self.model.synthesize(y_hat[..., *around.slices(Y_STRIDE)], beta_window, quality)
-                piece = images.from_tensor(x_hat[..., *window.within(around).slices()])
-                image.paste(piece, (window.left - view.left, window.top - view.top))
-            decoded.append(image)
-        return decoded
-
-    def _analyze(self, levels: Tensor, quality: Tensor) -> Tensor:
-        """Return y of a padded image, uint8 on the CPU. One window at a time is on the device and in float32."""
-        padded = Box(0, 0, levels.shape[3], levels.shape[2])
-        windows = list(cut(padded, WINDOW))
-        y = None
-        for window in windows:
-            around = window.grown(self.config.halo, padded)
-            piece = levels[..., *around.slices()].to(self.device)
-            piece = piece.to(torch.float32, memory_format=torch.channels_last).div_(255)
-            part = self.model.analyze(piece, quality)[..., *window.within(around).slices(Y_STRIDE)]
-            if len(windows) == 1:
-                return part
-            if y is None:
-                y = part.new_empty(1, self.config.M, padded.height // Y_STRIDE, padded.width // Y_STRIDE)
-            y[..., *window.slices(Y_STRIDE)] = part
-        return y
+        return [windows.synthesize(self.model, y_hat, beta, quality, view) for beta in betas]
 
     def describe(self) -> dict[str, Any]:
         """Return facts about the model for results files and reports."""

@@ -6,6 +6,7 @@ Importing this module is quick: only the standard library is needed.
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 
 from ugicm.errors import MissingPackageError
 
@@ -28,5 +29,7 @@ def require_packages(extra: str, needed_by: str, *packages: str) -> None:
 
 
 def how_to_install(extra: str) -> str:
-    """Return the command that installs an extra of the project."""
-    return f'pip install "ugicm[{extra}]"' + (" (Python 3.11 or 3.12)" if extra == "compressai" else "")
+    """Return the command that installs an extra of the project, in a clone from its folder."""
+    clone = Path(__file__).resolve().parents[1]
+    target = f'-e "{clone}[{extra}]"' if (clone / "pyproject.toml").is_file() else f'"ugicm[{extra}]"'
+    return f"pip install {target}" + (" (Python 3.11 or 3.12)" if extra == "compressai" else "")

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 Y_STRIDE = 16  # pixels per position of the latents y, in each direction
 Z_STRIDE = 64  # ... of the hyper latents z; sides of padded images and of tiles are multiples of it
+TILE = 1024  # side of the tiles of images with more than TILED_FROM pixels, padded
+TILED_FROM = 2**22
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@
     python -m scripts.benchmark levers        # ways to make coding faster, one by one
     python -m scripts.benchmark folder        # 100 images with one worker and with several
     python -m scripts.benchmark throughput    # images per second of several processes side by side
+    python -m scripts.benchmark batch         # a batch of images, next to one by one
+    python -m scripts.benchmark busy          # one image beside other programs
     python -m scripts.benchmark macs          # multiply-accumulates per pixel and parameters
     python -m scripts.benchmark train -c configs/smoke.yaml      # variants of a training configuration
 
@@ -23,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from scripts.processes import log
-from ugicm.arguments import ArgumentParser, check_device, positive, run_command, sides
+from ugicm.arguments import ArgumentParser, check_device, natural, positive, run_command, sides
 
 _CODEC_HELP = """\
 example: python -m scripts.benchmark codec --size 256x256 2160x3840 --no-released --baselines Elic2022Official
@@ -51,6 +53,10 @@ _THROUGHPUT_HELP = """\
 example: python -m scripts.benchmark throughput --device cuda --workers 1 4 8 16
 Images per second from Pillow image to bytes, and back to one image and to the human and the machine image. No file is
 read or written. Loading and warm-up do not count. On a GPU all processes share it.
+"""
+_BUSY_HELP = """\
+Processor and wall-clock seconds of one image, while other processes compute. Columns: OMP_WAIT_POLICY (importing ugicm
+before PyTorch sets passive), the number of other processes, then medians of CPU time and of time.
 """
 _TRAIN_HELP = """\
 example: python -m scripts.benchmark train -c configs/smoke.yaml --variants fp32 bf16 compile --threads 1 2
@@ -116,6 +122,19 @@ def _parser() -> ArgumentParser:
     sub.add_argument("--count", type=positive, default=10, help="images per process and turn (default: 10)")
     _common_options(sub, "throughput", repeats=3)
 
+    sub = commands.add_parser("batch", help="a batch of images, next to one by one")
+    sub.set_defaults(run=batch)
+    _size_option(sub, "256x256")
+    sub.add_argument("--count", type=positive, default=16, help="images of the batch (default: 16)")
+    _sharing_options(sub, "batch")
+
+    sub = commands.add_parser("busy", help="one image beside other programs", epilog=_BUSY_HELP)
+    sub.set_defaults(run=busy)
+    _size_option(sub, "512x768")
+    sub.add_argument("--busy", nargs="+", type=natural, default=[0, 4], metavar="N",
+                     help="other processes that never rest (default: 0 4)")  # fmt: skip
+    _sharing_options(sub, "busy")
+
     sub = commands.add_parser("macs", help="multiply-accumulates per pixel and parameters of every backbone")
     sub.set_defaults(run=macs)
     sub.add_argument("-o", "--output", default="experiments/macs.json", help="results (default: %(default)s)")
@@ -145,6 +164,13 @@ def _common_options(sub: argparse.ArgumentParser, output: str, repeats: int) -> 
     sub.add_argument("-c", "--checkpoint", help="model (default: the shipped one)")
     sub.add_argument("--repeats", type=positive, default=repeats, help="timed runs (default: %(default)s)")
     sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
+    sub.add_argument("-o", "--output", default=f"experiments/{output}.json", help="results (default: %(default)s)")
+
+
+def _sharing_options(sub: argparse.ArgumentParser, output: str) -> None:
+    sub.add_argument("--threads", type=positive, default=os.cpu_count(),
+                     help="threads of PyTorch (default: the number of cores)")  # fmt: skip
+    sub.add_argument("--repeats", type=positive, default=7, help="timed runs (default: %(default)s)")
     sub.add_argument("-o", "--output", default=f"experiments/{output}.json", help="results (default: %(default)s)")
 
 
@@ -282,6 +308,31 @@ def throughput(args: argparse.Namespace) -> tuple[dict, str]:
     heads = ("processes", "compress /s", "decompress to one /s", "to both /s")
     rows = [(r["workers"], *(f"{r[operation]:.1f}" for operation in throughput.OPERATIONS)) for r in runs]
     return report, results.table(rows, heads)
+
+
+def batch(args: argparse.Namespace) -> tuple[dict, str]:
+    from scripts.benchmark import sharing
+    from ugicm.evaluation import results
+
+    report = sharing.batch_speed(args.size, args.count, args.threads, args.repeats)
+    rows = [(name, *(f"{report[name][key]:.1f}" for key in ("one_by_one_per_s", "batch_per_s")),
+             f"{report[name]['ratio']:.2f}", "yes" if report[name]["same"] else "NO")
+            for name in ("compress", "decompress")]  # fmt: skip
+    return report | {"environment": results.environment()}, results.table(
+        rows, ("", "one by one /s", "batch /s", "ratio", "same")
+    )
+
+
+def busy(args: argparse.Namespace) -> tuple[dict, str]:
+    from scripts.benchmark import sharing
+    from ugicm.evaluation import results
+
+    runs = sharing.busy_speed(args.size, args.busy, args.threads, args.repeats)
+    keys = ("compress_cpu_s", "compress_s", "decompress_cpu_s", "decompress_s")
+    rows = [(r["policy"], r["busy"], *(f"{r[key]:.2f}" for key in keys)) for r in runs]
+    report = {"size": list(args.size), "threads": args.threads, "repeats": args.repeats, "runs": runs,
+              "environment": results.environment()}  # fmt: skip
+    return report, results.table(rows, ("wait policy", "busy", "compress CPU s", "s", "decompress CPU s", "s"))
 
 
 def macs(args: argparse.Namespace) -> tuple[dict, str]:

@@ -16,6 +16,7 @@ from PIL import Image
 from scripts.processes import run_python
 from ugicm import files, images
 from ugicm.bitstream import Bitstream
+from ugicm.image_writer import save_image
 
 
 def rolled(image: Image.Image, number: int) -> Image.Image:
@@ -29,7 +30,7 @@ def make_images(folder: Path, count: int, width: int, height: int) -> None:
         sources = [images.open_rgb(path) for path in files.find(samples, [".png"])]
     for i in range(count):
         image = sources[i % len(sources)].resize((width, height), Image.Resampling.LANCZOS)
-        images.save_image(rolled(image, i), folder / f"{i:04}.png")
+        save_image(rolled(image, i), folder / f"{i:04}.png")
 
 
 def _seconds(*arguments: object) -> float:
