@@ -30,8 +30,8 @@ def argument_parser() -> ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--classifiers", nargs="+", default=["resnet101"], metavar="NAME[=PATH]",
-        help="torchvision's NAME, timm/NAME or zero-shot open_clip/NAME; :normalize=none, :resize=227 and :crop=227 "
-        "change the preprocessing (default: %(default)s)",
+        help="torchvision's NAME, timm/NAME, zero-shot open_clip/NAME, or FILE.py:function that returns one; "
+        ":normalize=none, :resize=227 and :crop=227 change the preprocessing (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--no-agreement", action="store_true", help="do not evaluate the originals for agreement")
     add_source_arguments(parser)
@@ -56,8 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     references = []
     if not args.no_agreement and (args.decoded or args.bitstreams or args.codec):
         references = [ClassificationEvaluator(classifier, targets) for classifier in classifiers]
-        for evaluator, reference in zip(evaluators, references, strict=True):
-            evaluator.reference = reference.records
     return evaluate(Task("classification", labeled.items, evaluators, references), args, device)
 
 

@@ -1,11 +1,13 @@
 #!/usr/bin/env python
-"""Evaluate instance segmentation on coded images: COCO's average precision (AP) of boxes and masks.
+"""Evaluate instance segmentation on coded images: COCO's average precision (AP) of boxes and masks, and agreement with
+the detections in the originals, which needs no annotations.
 
 examples:
   python instance_segmentation/test.py -d coco/val2017 --annotations A.json                              the originals
   python instance_segmentation/test.py -d coco/val2017 --annotations A.json --codec ugicm --quality 0.3
   python instance_segmentation/test.py -d out/machine --annotations A.json --detectors maskrcnn_resnet50_fpn=W.pth
   python instance_segmentation/test.py -d coco/val2017 --annotations A.json --codec webp --quality 60
+  python instance_segmentation/test.py -d photos --codec jpeg --quality 30 --detectors mine.py:build   agreement only
   python instance_segmentation/test.py --annotations A.json --detections D.json                  detections of any model
 
 Images are matched by the file names in the annotations, with any extension.
@@ -27,11 +29,13 @@ def argument_parser() -> ArgumentParser:
 
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("-d", "--dataset", metavar="DIR", help="original images (required without --detections)")
-    parser.add_argument("--annotations", required=True, metavar="JSON", help="COCO ground truth")
+    parser.add_argument("--annotations", metavar="JSON", help="COCO ground truth (default: agreement only)")
     parser.add_argument(
         "--detectors", nargs="+", default=["maskrcnn_resnet50_fpn"], metavar="NAME[=PATH]",
-        help="torchvision detectors; PATH: local weights, :classes=FILE: their class names (default: %(default)s)",
+        help="torchvision detectors, or FILE.py:function that returns one; PATH: local weights, :classes=FILE: their "
+        "class names (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument("--no-agreement", action="store_true", help="do not evaluate the originals for agreement")
     parser.add_argument(
         "--detections", metavar="JSON", help="score the detections in a file in COCO's result format, without images"
     )
@@ -48,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ugicm.evaluation.tasks.coco import CocoEvaluator, CocoTruth
     from ugicm.evaluation.tasks.command import Task, evaluate
     from ugicm.evaluation.tasks.detectors import load_detector
+    from ugicm.evaluation.tasks.sources import folder_items
 
     if args.detections:
         # Identity also recognizes a list that was given and equals the default.
@@ -55,13 +60,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = [f"--{name.replace('_', '-')}" for name in given if name not in _WITH_DETECTIONS]
         if options:
             raise ConfigError(f"--detections cannot be combined with {' '.join(options)}: leave them out")
+        if not args.annotations:
+            raise ConfigError("--detections needs the ground truth: pass --annotations JSON")
         return _score_detections(args)
     if not args.dataset:
         raise ConfigError("detectors need the folder of the images: pass -d DIR")
-    truth = CocoTruth(args.annotations)
+    compared = bool(args.decoded or args.bitstreams or args.codec) and not args.no_agreement
+    if not args.annotations and not compared:
+        raise ConfigError(
+            "nothing to compare with: pass --annotations JSON, or images under test (--codec, --decoded or "
+            "--bitstreams) for the agreement with the originals"
+        )
+    truth = CocoTruth(args.annotations) if args.annotations else None
     device = pick_device(args.device)
-    evaluators = [CocoEvaluator(load_detector(text, device), truth) for text in args.detectors]
-    task = Task("instance segmentation", truth.items(args.dataset), evaluators, truth=truth.digest)
+    detectors = [load_detector(text, device) for text in args.detectors]
+    evaluators = [CocoEvaluator(detector, truth) for detector in detectors]
+    references = [CocoEvaluator(detector, truth) for detector in detectors] if compared else []
+    items = truth.items(args.dataset) if truth else folder_items(args.dataset)
+    task = Task("instance segmentation", items, evaluators, references, truth.digest if truth else None)
     return evaluate(task, args, device)
 
 

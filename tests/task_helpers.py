@@ -23,6 +23,44 @@ NEEDS_IMAGENET = pytest.mark.skipif(not IMAGENET.is_dir(), reason="needs ../shar
 NEEDS_COCO = pytest.mark.skipif(not COCO.is_dir(), reason="needs ../shared/data/coco_val")
 
 
+# A file with detectors in torchvision's conventions, and what is none.
+BRIGHT_DETECTOR = """
+import torch
+
+
+class Bright(torch.nn.Module):
+    \"\"\"Finds the bright part of an image, as a dog by COCO's category ids.\"\"\"
+
+    def forward(self, images):
+        return [find(image) for image in images]
+
+
+def find(image):
+    y, x = torch.nonzero(image[0] > 0.6, as_tuple=True)
+    if not len(y):
+        return dict(boxes=torch.zeros(0, 4), labels=torch.zeros(0).long(), scores=torch.zeros(0),
+                    masks=torch.zeros(0, 1, *image.shape[1:]))
+    box = torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1]).float()[None]
+    return dict(boxes=box, labels=torch.tensor([18]), scores=torch.tensor([0.9]),
+                masks=(image[:1] > 0.6).float()[None])
+
+
+def build():
+    return Bright()
+
+
+def detect(images):
+    return [find(image) for image in images]
+
+
+def image(images):
+    return images[0]
+
+
+number = 5
+"""
+
+
 def script(name: str):
     """Return the ``main`` function of a script, such as "classification/test"."""
     specification = importlib.util.spec_from_file_location(name.replace("/", "_"), ROOT / f"{name}.py")
@@ -44,7 +82,7 @@ class Brightness(nn.Module):
 
 
 def brightness_classifier(classes: int = 10) -> classifiers.Classifier:
-    preprocess = classifiers.Preprocess(0, 0, "bilinear", *classifiers._NORMALIZATIONS["none"])
+    preprocess = classifiers.Preprocess(0, 0, "bilinear", *classifiers.NORMALIZATIONS["none"])
     return classifiers.Classifier("brightness", Brightness(classes), preprocess, classes, "cpu", "brightness")
 
 

@@ -127,7 +127,7 @@ def test_interval_needs_overlap_of_most_resamples():
 
 def test_comparable_scales():
     assert comparable(0.9, "ms-ssim-rgb") == pytest.approx(10)
-    assert comparable(1.0, "ms-ssim-rgb") is None and comparable(None, "psnr-rgb") is None
+    assert comparable(1.0, "ms-ssim-rgb") == pytest.approx(100) and comparable(None, "psnr-rgb") is None
     assert (comparable(0.3, "lpips", lower_is_better=True), comparable(31.0, "psnr-rgb")) == (-0.3, 31.0)
 
 
@@ -147,3 +147,28 @@ def test_compare_noisy_and_falling_scores(noisy, falling):
     rows = compare(SimpleNamespace(evaluators=[evaluator], items=[]), [curve("a", 1.0), curve("b", 2.0)])
     rates = {(row["reference"], row["test"]): row["rate"]["value"] for row in rows}
     assert rates == {("a", "b"): pytest.approx(100), ("b", "a"): pytest.approx(-50)}
+
+
+def test_compare_uses_the_same_images_in_rates_and_scores():
+    """An image without a score (MS-SSIM of a small image, agreement without objects) is left out of the rates, too."""
+    evaluator = SimpleNamespace(name="e", headline=("m",), lower_is_better=(), noisy=False, title=lambda metric: metric,
+                                per_image_scores=lambda metric, records: records)  # fmt: skip
+
+    def curve(name, factor, absent):
+        points = []
+        for i in range(4):
+            records = {"x": 10.0 + i, "y": 20.0 + i}
+            records.pop(absent, None)
+            rates = {"x": factor * 2.0**i, "y": 100 + i, "z": 50.0}
+            points.append(SimpleNamespace(rates=rates, bpp=sum(rates.values()) / 3, records={"e": records},
+                                          scores={"m": 5.0}))  # fmt: skip
+        return SimpleNamespace(name=name, points=points)
+
+    def rates(absent):
+        items = [SimpleNamespace(key=key) for key in "xyz"]
+        return [row["rate"] for row in compare(
+            SimpleNamespace(evaluators=[evaluator], items=items), [curve("a", 1.0, "y"), curve("b", 2.0, absent)]
+        )]  # fmt: skip
+
+    assert [rate["value"] for rate in rates(None)] == [pytest.approx(100), pytest.approx(-50)]
+    assert rates("x")[0]["note"] == "not measured"  # no image has a score in both curves

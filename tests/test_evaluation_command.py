@@ -1,6 +1,7 @@
 """The evaluation command: output files, agreement of results with the files, and continuation."""
 
 import json
+import os
 from importlib import resources
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def test_command_from_root_and_from_tests_folder(place, run_python, run_script, 
     done = run_python("test.py", *options, cwd=ROOT / "tests") if in_tests else run_script("tests/test.py", *options)
     assert done.returncode == 0, done.stderr
     document = check_experiment(tmp_path / "exp", samples, ugicm.load(checkpoint))
-    assert set(document) == {"name", "description", "results", "meta", "per_image", "failed"}
+    assert set(document) == {"name", "description", "results", "meta", "per_image", "failed", "undefined"}
     assert {"torch", "constriction"} <= set(document["meta"]["libraries"])
     assert document["meta"]["command"].endswith(f"-c {checkpoint}")
     assert document["meta"]["model"]["fingerprint"] == ugicm.load(checkpoint).fingerprint
@@ -84,6 +85,8 @@ def test_dataset_tree_is_kept_and_small_images_have_no_ms_ssim(evaluate, photos,
         tmp_path / "experiments" / "mine", ["cats/c", "dogs/a", "dogs/b"], ugicm.load(checkpoint)
     )
     assert document["results"]["ms-ssim-rgb"] == [None]
+    assert document["undefined"] == {"ms-ssim-rgb": 3, "ms-ssim-rgb-machine": 3}
+    assert "ms-ssim-rgb is averaged over 0 of 3 images: the others have a side under 161 pixels\n" in out
     assert all(record["ms-ssim-rgb-machine"] is None for record in document["per_image"])
     assert results.read(tmp_path / "experiments" / "mine" / "results.json") == document
 
@@ -223,6 +226,35 @@ def test_unreadable_image_is_reported_and_skipped(evaluate, photos, tmp_path):
     assert [failure["image"] for failure in document["failed"]] == [str(photos / "cats" / "bad.png")]
 
 
+def test_exact_images_stay_in_the_mean(tmp_path, make_image):
+    """PSNR is limited, so that the mean over images rises if one becomes exact."""
+
+    class Codec:
+        def compress(self, image, quality, effort=0):
+            self.image = image
+            return b"x"
+
+        def decompress(self, data, preferences):
+            return [self.image, self.image.point(lambda value: value ^ 1)]
+
+    outputs = {kind: tmp_path / f"{kind}.png" for kind in ("bitstream", "human", "machine")}
+    record = evaluation.measure(Codec(), make_image(170, 170), outputs, 0.5)
+    assert record["psnr-rgb"] == 100 and record["psnr-rgb-machine"] == pytest.approx(48.13, abs=0.01)
+
+
+def test_names_that_are_not_text(evaluate, photos, tmp_path):
+    """Nor formulas: $ begins one in matplotlib."""
+    name = b"caf\xe9 $5 or $x_.png"
+    try:
+        os.rename(photos / "cats" / "c.bmp", os.fsencode(photos / "cats") + b"/" + name)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    status, out, err = evaluate("-exp", "mine", "-d", photos)
+    assert (status, err) == (0, "") and "caf\\udce9 $5 or $x_.png" in out
+    document = json.loads((tmp_path / "experiments" / "mine" / "results.json").read_text())
+    assert {os.fsencode(Path(record["source"]).name) for record in document["per_image"]} == {name, b"a.png", b"b.jpg"}
+
+
 def test_image_failing_at_one_quality_is_excluded_from_averages(evaluate, photos, tmp_path, monkeypatch):
     measure = evaluation.measure
 
@@ -278,7 +310,7 @@ def test_usage_errors_are_one_line(evaluate, photos, tmp_path, capsys):
 def test_psnr_and_ms_ssim():
     black, gray = Image.new("RGB", (170, 161)), Image.new("RGB", (170, 161), (10, 10, 10))
     assert metrics.psnr(black, gray) == pytest.approx(20 * np.log10(25.5))
-    assert metrics.psnr(black, black) == float("inf")
+    assert metrics.psnr(black, black) == 100
     assert metrics.ms_ssim(black, black) == pytest.approx(1)
     assert metrics.ms_ssim(black, gray) < 1
     assert metrics.ms_ssim(black.crop((0, 0, 160, 161)), gray.crop((0, 0, 160, 161))) is None

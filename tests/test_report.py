@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from task_helpers import BRIGHT_DETECTOR
 from test_codecs import JpegCodec
 
 from ugicm.commands.main import main
@@ -369,6 +371,8 @@ def test_errors_come_before_measuring(images, classifier, codec, tmp_path, capsy
     fails("alex=PATH", "--lpips", "alex")
     fails("unknown codec 'bpg'", "--codecs", "ugicm", "bpg")
     fails("two codecs have the name JPEG: set a name with :label=NAME", "--codecs", "jpeg", "jpeg:subsampling=4:4:4")
+    fails("two codecs have the name a-b: set a name", "--codecs", "jpeg:label=a/b", "jpeg:label=a-b")  # file names
+    fails("two networks have the name fidelity: set a name", classifier=classifier.replace("random", "fidelity"))
     fails("no such folder", data=tmp_path / "none")
     (tmp_path / "empty").mkdir()
     fails("no files to work on", data=tmp_path / "empty")
@@ -416,6 +420,50 @@ def test_missing_weights_and_unreadable_images_are_noted(images, codec, tmp_path
     assert "accuracy was not measured" in notes and "resnet101=PATH" in notes and bad.name in notes
     assert document["sections"][0]["name"] == "some" and document["sections"][0]["images"] == 3
     assert all(note.split(":")[0] in (tmp_path / "r" / "tables.md").read_text() for note in document["notes"])
+
+
+def test_images_that_fail_are_left_out_of_all_curves(codec, tmp_path, capsys, monkeypatch):
+    """Images that a codec or network fails on, too small for a metric, or of names that are not text, end nothing."""
+    data = tmp_path / "data"
+    data.mkdir()
+    code = BRIGHT_DETECTOR.replace("for image in images]", "for image in images if image.shape[1] != 171]")
+    (tmp_path / "network.py").write_text(code)
+    sizes = {"a": (180, 170), "b": (171, 180), "small": (90, 100), "network": (200, 171), "codec": (200, 166)}
+    for name, size in sizes.items():
+        Image.effect_noise(size, 90).convert("RGB").save(data / f"{name}.png")
+    try:
+        os.rename(data / "b.png", os.fsencode(data) + b"/caf\xe9.png")
+    except OSError:
+        pass  # this file system has no such names
+    decompress = codec.decompress
+
+    def fail(stream, preference):
+        images = decompress(stream, preference)
+        if images[0].height == 166:
+            raise MemoryError("too large")
+        return images
+
+    monkeypatch.setattr(codec, "decompress", fail)
+    options = ["-d", data, "--codecs", "ugicm", "jpeg", "--qualities", 0.2, 0.6, "--points", 2, "--lpips", "none",
+               "--detectors", f"{tmp_path / 'network.py'}:build", "--viewer", 1, "--device", "cpu"]  # fmt: skip
+    assert report([*options, "-o", tmp_path / "r"]) == 1
+    err = capsys.readouterr().err
+    assert "left out: codec.png: " in err and "too large" in err and "left out: network.png: network: " in err
+    document = json.loads((tmp_path / "r" / "results.json").read_text())
+    (section,) = document["sections"]
+    assert section["images"] == 3
+    titles = [metric["title"] for metric in section["metrics"]]
+    assert titles[-2:] == ["mask agreement (network)", "box agreement (network)"]
+    assert section["originals"] == {"mask agreement (network)": None, "box agreement (network)": None}
+    assert "data: ms-ssim-rgb is averaged over 2 of 3 images: the others do not have it" in document["notes"]
+    for curve in section["curves"]:
+        saved = json.loads((tmp_path / "r" / "curves" / "data" / f"{curve['name']}.json").read_text())
+        images = saved["per_image"]
+        assert len(images["files"]) == 3
+        assert np.mean(images["bpp"], 1) == pytest.approx(curve["results"]["bpp"], abs=1e-4)
+        small = images["files"].index("small.png")
+        assert [row[small] for row in images["ms-ssim-rgb"]] == [None] * len(curve["settings"])
+    assert not any(value is None for row in images["mask agreement (network)"] for value in row)
 
 
 def test_report_command_is_light_and_reads_argument_files(run_python, tmp_path, capsys):

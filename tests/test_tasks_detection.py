@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from task_helpers import COCO, NEEDS_COCO, make_voc, script
+from PIL import Image, ImageOps
+from task_helpers import BRIGHT_DETECTOR, COCO, NEEDS_COCO, make_voc, script
 from torch import nn
 
+from ugicm.data import instances
 from ugicm.errors import CheckpointError, ConfigError, ImageError
 from ugicm.evaluation import digests
-from ugicm.evaluation.tasks import base, detectors, semantic_segmentation
+from ugicm.evaluation.tasks import agreement, base, detectors, semantic_segmentation
 from ugicm.evaluation.tasks import coco as coco_task
 from ugicm.evaluation.tasks import voc as voc_task
 from ugicm.evaluation.tasks.sources import Originals, split_missing
@@ -342,7 +343,7 @@ def test_instance_segmentation_script(small_detector_file, coco, tmp_path, make_
     assert main([*arguments, "-o", str(tmp_path / "scores.json")]) == 0
     document = json.loads((tmp_path / "scores.json").read_text())
     assert set(document["results"]) == {
-        f"{kind} {stat} (small)" for kind in ("box", "mask") for stat in coco_task._STATS
+        f"{kind} {stat} (small)" for kind in ("box", "mask") for stat in (*coco_task._STATS, "agreement")
     }
     detections = [d for row in document["per_image"] for d in row["small"]["detections"]]
     assert detections and all(d["category_id"] in (1, 3, 18) for d in detections)
@@ -368,10 +369,13 @@ def test_detector_processes_images_separately(make_image):
     class Padded(nn.Module):
         def forward(self, images):
             height = max(image.shape[1] for image in images)
-            return [{"boxes": torch.full((1, 4), height), "scores": image.mean()[None]} for image in images]
+            return [
+                {"boxes": torch.full((1, 4), height), "labels": torch.ones(1).long(), "scores": image.mean()[None]}
+                for image in images
+            ]
 
-    detector = detectors.Detector("d", Padded(), ["__background__"], "cpu", "d")
-    images = [detectors.to_uint8(None, make_image(60, side, side)) for side in (40, 90)]
+    detector = detectors.Detector("d", Padded(), ["__background__", "dog"], "cpu", "d")
+    images = [detectors.prepare_detection(None, None, make_image(60, side, side)) for side in (40, 90)]
     together, alone = detector(images), [detector([image])[0] for image in images]
     assert [float(one["boxes"][0, 0]) for one in together] == [float(one["boxes"][0, 0]) for one in alone] == [40, 90]
     assert detector.identity.endswith("one image at a time")
@@ -487,4 +491,298 @@ def test_detection_script_voc(voc, small_detector_file, tmp_path):
                 read(absent, split)
     (voc / "Annotations" / "000002.xml").write_text("<annotation><object>")
     with pytest.raises(ConfigError, match="not a PASCAL VOC annotation"):
+        voc_task.VocTruth(voc)
+
+
+@pytest.fixture
+def network(tmp_path) -> Path:
+    path = tmp_path / "network.py"
+    path.write_text(BRIGHT_DETECTOR)
+    return path
+
+
+def test_detector_of_a_function(network, tmp_path):
+    """A function returns the network, or is the network. Labels are COCO's category ids, or those of a file."""
+    built, direct = (detectors.load_detector(f"{network}:{name}") for name in ("build", "detect"))
+    assert built.name == "network" and built.has_masks and built.identity != direct.identity
+    image = torch.zeros(3, 20, 30, dtype=torch.uint8)
+    image[:, 5:10, 3:9] = 255
+    for detector in (built, direct):
+        (found,) = detector([image])
+        assert found["boxes"].tolist() == [[3, 5, 9, 10]] and found["masks"].sum() == 30
+        assert detector.map_labels({7: "dog"}, "x") == {18: 7}
+    (tmp_path / "names.txt").write_text("dog\ncat\n")
+    one = detectors.load_detector(f"{network}:build:classes={tmp_path / 'names.txt'}:label=mine")
+    assert one.name == "mine" and one.map_labels({7: "cat"}, "x") == {2: 7}
+    with pytest.raises(ConfigError, match="mine: label 18 is no category"):
+        one([image])
+    network.write_text(network.read_text().replace("0.9", "0.8"))
+    assert detectors.load_detector(f"{network}:build").identity != built.identity
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("network.py", "expected NAME, NAME=PATH or FILE.py:function"),
+        ("none.py:build", "none.py: No such file"),
+        ("network.py:absent", "AttributeError: module .* has no attribute 'absent'"),
+        ("network.py:number", "TypeError"),
+        ("network.py:image", "not a detector in torchvision's conventions"),
+        ("network.py:build:classes=none.txt", "none.txt: cannot be read as class names"),
+        ("network.py:build:resize=3", "unknown option 'resize'; available: classes"),
+        ("network.py:detect:a.b=3", "the network has no 'a.b' to set"),
+    ],
+)
+def test_detector_of_a_function_invalid(network, name, message):
+    with pytest.raises(ConfigError, match=message):
+        detectors.load_detector(str(network.parent / name))
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        (dict(boxes=torch.zeros(2, 5)), ConfigError, r"boxes of shape \[2, 5\]; expected \[2, 4\]"),
+        (dict(masks=torch.zeros(2, 8, 8)), ConfigError, r"masks of shape \[2, 8, 8\]; expected \[2, 1, 8, 8\]"),
+        (dict(labels=torch.tensor([0, 1])), ConfigError, "label 0 is no category"),
+        (dict(labels=torch.tensor([1, 12])), ConfigError, "label 12 is no category"),  # between COCO's ids
+        (dict(labels=torch.tensor([1, 91])), ConfigError, "label 91 is no category"),
+        (dict(scores=torch.tensor([0.5, math.nan])), ImageError, "not finite"),
+        (dict(boxes=torch.full((2, 4), math.inf)), ImageError, "not finite"),
+        (dict(boxes=torch.tensor([[0.0, 0.0, 0.5, 0.5]] * 2)), ImageError, "in pixels, not in"),
+        (dict(boxes=torch.tensor([[4.0, 5.0, 3.0, 3.0]] * 2)), ConfigError, "x0, y0, x1, y1"),  # a size
+        (dict(scores=torch.tensor([0.5, 90.0])), ConfigError, "scores are not in"),
+        (dict(masks=torch.full((2, 1, 8, 8), -3.0)), ConfigError, "masks are not in"),  # logits
+    ],
+)
+def test_detector_output_invalid(change, error, message):
+    output = dict(
+        boxes=torch.tensor([[1.0, 2.0, 5.0, 6.0]] * 2),
+        labels=torch.ones(2).long(),
+        scores=torch.ones(2),
+        masks=torch.ones(2, 1, 8, 8),
+    )
+    detector = detectors.Detector(
+        "d", lambda images: [{**output, **change}], detectors._COCO_CATEGORIES, "cpu", "d", True
+    )
+    with pytest.raises(error, match=f"d: .*{message}"):
+        detector([torch.zeros(3, 8, 8, dtype=torch.uint8)])
+
+
+def detection(category: int, score: float, x: float, width: float = 10) -> dict:
+    code = coco_task.encode_masks((torch.arange(40) // 1 >= x).logical_and(torch.arange(40) < x + width)
+                                  .expand(1, 1, 20, 40).float())[0]  # fmt: skip
+    return {"category_id": category, "score": score, "bbox": [x, 0.0, width, 20.0], "segmentation": code}
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_agreement_by_hand(kind):
+    original = [detection(1, 0.9, 0), detection(2, 0.6, 20), detection(1, 0.4, 10)]  # the last is not confident
+    assert agreement.agreement(original, original, kind) == 100
+    assert agreement.agreement(original[2:], original, kind) is None
+    assert agreement.agreement(original, [], kind) == 0
+    one = agreement.agreement(original, [detection(1, 0.3, 0)], kind)
+    assert one == pytest.approx(100 * 51 / 101)  # recall 1/2 is reached with precision 1
+    # An object of a category that the original does not have, ranked first, halves the precision at both recalls.
+    other = [detection(3, 0.95, 30), *original[:2]]
+    assert agreement.agreement(original, other, kind) == pytest.approx(100 * 2 / 3)
+    # Overlap 8/10: right at seven of the ten thresholds.
+    assert agreement.agreement(original[:1], [detection(1, 0.9, 0, 8)], kind) == pytest.approx(70)
+
+
+def test_agreement_of_one_category_is_coco_average_precision(coco):
+    """Per image, where all objects are of one category."""
+    for row in (rows := as_detections(coco, jitter=3)):
+        row["category_id"] = 1
+    for annotation in coco.document["annotations"]:
+        annotation["category_id"] = 1
+    for image in coco.images:
+        mine = [d for d in as_detections(coco) if d["image_id"] == image]
+        tested = [d for d in rows if d["image_id"] == image]
+        evaluator = coco_evaluator(coco, tested)
+        evaluator.records = {key: r for key, r in evaluator.records.items() if r["image"] == image}
+        objects = [{**d, "score": 1.0} for d in mine]
+        for kind, name in (("bbox", "box AP"), ("segm", "mask AP")):
+            assert agreement.agreement(objects, tested, kind) == pytest.approx(evaluator.evaluate()[name])
+
+
+def test_agreement_script_needs_no_annotations(network, tmp_path, capsys):
+    """On any folder of images; differences of two runs have an interval over the images."""
+    folder, halves = tmp_path / "images", tmp_path / "halves"
+    for place in (folder, halves):
+        place.mkdir()
+    for index in range(12):
+        pixels = np.zeros((40, 60, 3), np.uint8)
+        pixels[8:24, 10 : 40 if index < 11 else 0] = 255  # the last image has no object
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        pixels[:, 25:] = 0
+        Image.fromarray(pixels if index % 2 else np.asarray(Image.open(folder / f"{index}.png"))).save(
+            halves / f"{index}.png"
+        )
+    main = script("instance_segmentation/test")
+    arguments = ["-d", str(folder), "--detectors", f"{network}:build", "--device", "cpu"]
+    files = [tmp_path / "same.json", tmp_path / "halves.json"]
+    assert main([*arguments, "--decoded", str(folder), "-o", str(files[0])]) == 0
+    assert main([*arguments, "--decoded", str(halves), "-o", str(files[1]), "--baseline", str(files[0])]) == 0
+    same, other = (json.loads(path.read_text()) for path in files)
+    assert same["results"] == {"box agreement (network)": [100], "mask agreement (network)": [100]}
+    # Half of the object overlaps by 1/2: right at one of the ten thresholds, in 5 of 11 images.
+    expected = (6 * 100 + 5 * 10) / 11
+    assert other["results"]["mask agreement (network)"] == [pytest.approx(expected)]
+    low, high = other["intervals"]["mask agreement (network)"]
+    assert low < expected < high
+    assert other["per_image"][1] == {
+        "file": "1.png", "network": {"image": None, "agreement": {"bbox": 10, "segm": 10}},
+        "scores": {"box agreement (network)": 10, "mask agreement (network)": 10},
+    }  # fmt: skip
+    assert sum("mask agreement (network)" in row["scores"] for row in other["per_image"]) == 11
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in lines if line.startswith("mask agreement") and line.endswith("11"))
+    assert f"{expected - 100:.2f}" in line and "…" in line
+    (tmp_path / "x.json").write_text('{"results": {}}')
+    for path, message in (
+        (tmp_path / "x.json", "not an output of a task script"),
+        (tmp_path / "y.json", "No such file"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            main([*arguments, "--decoded", str(halves), "--baseline", str(path)])
+    with pytest.raises(ConfigError, match="none of the scores box agreement .*mine"):
+        main(
+            [
+                *arguments[:3],
+                f"{arguments[3]}:label=mine",
+                "--codec",
+                "jpeg",
+                "--quality",
+                "5",
+                "--baseline",
+                str(files[0]),
+            ]
+        )
+    for options in ([], ["--codec", "jpeg", "--quality", "5", "--no-agreement"]):
+        with pytest.raises(ConfigError, match="nothing to compare with: pass --annotations JSON"):
+            main([*arguments, *options])
+    with pytest.raises(ConfigError, match="--detections needs the ground truth"):
+        main(["--detections", "x.json"])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda d: d["images"][1].update(file_name="0.jpg"), "two images have the file_name 0.jpg; give each its own"),
+        (lambda d: d["images"][1].update(id=1), "two images have the id 1; give each its own"),
+        (lambda d: d["categories"][1].update(id=1), "two categories have the id 1; give each its own"),
+    ],
+)
+def test_coco_identifiers_collide(tmp_path, change, message):
+    document = coco_document()
+    change(document)
+    (tmp_path / "merged.json").write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=f"merged.json: {message}$"):
+        coco_task.CocoTruth(tmp_path / "merged.json")
+    if "images" in message:  # those of training likewise
+        with pytest.raises(ConfigError, match=f"merged.json: .*{message}"):
+            instances.Instances(tmp_path / "merged.json", [])
+
+
+def test_coco_images_of_one_file(tmp_path, make_image):
+    document = coco_document()
+    document["images"][1]["file_name"] = "0.png"
+    (tmp_path / "truth.json").write_text(json.dumps(document))
+    (tmp_path / "images").mkdir()
+    make_image(160, 120).save(tmp_path / "images" / "0.png")
+    with pytest.raises(ConfigError, match="truth.json: 0.jpg and 0.png both match .*0.png; rename one"):
+        coco_task.CocoTruth(tmp_path / "truth.json").items(tmp_path / "images")
+
+
+def test_categories_of_one_name(coco):
+    voc_names = {1: "tv", 2: "tvmonitor"}
+    detector = detectors.Detector("d", nn.Identity(), ["__background__", "tv", "dog", "dog"], "cpu", "d")
+    with pytest.raises(ConfigError, match="x: two categories have the name tv; rename one"):
+        detector.map_labels(voc_names, "x")
+    with pytest.raises(ConfigError, match="d: two categories have the name dog; rename one"):
+        detector.map_labels({18: "dog"}, "x")
+    assert detector.map_labels({5: "tvmonitor"}, "x") == {1: 5}
+
+
+def test_unused_categories_need_no_label(tmp_path):
+    document = coco_document()
+    document["categories"] += [{"id": 0, "name": "animals"}, {"id": 99, "name": "dog-like"}]
+    (tmp_path / "truth.json").write_text(json.dumps(document))
+    truth = coco_task.CocoTruth(tmp_path / "truth.json")
+    detector = detectors.Detector("d", nn.Identity(), ["__background__", "person", "car", "dog"], "cpu", "d")
+    evaluator = coco_task.CocoEvaluator(detector, truth, ["bbox"])
+    assert evaluator.labels == {1: 1, 2: 3, 3: 18}
+    evaluator.records = coco_evaluator(truth, as_detections(truth)).records
+    assert evaluator.evaluate()["box AP"] == pytest.approx(100)
+
+
+class CornerDetector:
+    """Finds the bright rectangle of an image."""
+
+    name = identity = "corner"
+    has_masks, categories = False, ["__background__", "square"]
+
+    def map_labels(self, categories, where):
+        return {1: next(iter(categories))}
+
+    def __call__(self, images):
+        found = []
+        for image in images:
+            y, x = torch.nonzero(image[0] > 128, as_tuple=True)
+            box = torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1]).float()[None]
+            found.append({"boxes": box, "labels": torch.tensor([1]), "scores": torch.tensor([0.9])})
+        return found
+
+
+@pytest.mark.parametrize("kind", ["coco", "voc"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("upright", [False, True])
+@pytest.mark.parametrize("size", [(64, 48), (48, 48)])
+def test_images_that_exif_turns(kind, orientation, upright, size, tmp_path):
+    """A perfect detector scores 100, or the image is reported: never another score."""
+    pixels = np.zeros((size[1], size[0], 3), np.uint8)
+    pixels[:8, :16] = 255
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    place = tmp_path / "JPEGImages" / "x.jpg"
+    for folder in (place.parent, tmp_path / "Annotations", tmp_path / "ImageSets" / "Main"):
+        folder.mkdir(parents=True)
+    Image.fromarray(pixels).save(place, exif=exif, quality=95)
+    annotated = Image.open(place)
+    annotated = ImageOps.exif_transpose(annotated) if upright else annotated
+    y, x = np.nonzero(np.asarray(annotated)[..., 0] > 128)
+    x0, y0, x1, y1 = (int(v) for v in (x.min(), y.min(), x.max() + 1, y.max() + 1))
+    width, height = annotated.size
+    if kind == "coco":
+        document = {
+            "images": [{"id": 1, "file_name": "x.jpg", "width": width, "height": height}],
+            "categories": [{"id": 1, "name": "square"}],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [x0, y0, x1 - x0, y1 - y0],
+                             "area": 128, "iscrowd": 0}],
+        }  # fmt: skip
+        (tmp_path / "t.json").write_text(json.dumps(document))
+        truth = coco_task.CocoTruth(tmp_path / "t.json")
+        evaluator, items = coco_task.CocoEvaluator(CornerDetector(), truth, ["bbox"]), truth.items(place.parent)
+    else:
+        (tmp_path / "ImageSets" / "Main" / "test.txt").write_text("x\n")
+        (tmp_path / "Annotations" / "x.xml").write_text(
+            f"<annotation><size><width>{width}</width><height>{height}</height></size><object><name>square</name>"
+            f"<bndbox><xmin>{x0 + 1}</xmin><ymin>{y0 + 1}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
+            "</annotation>"
+        )
+        truth = voc_task.VocTruth(tmp_path)
+        evaluator, items = voc_task.VocEvaluator(CornerDetector(), truth), truth.items()
+    failed = base.run([evaluator], items, Originals()).failed
+    known = orientation == 1 or upright and orientation >= 5 and width != height
+    assert bool(failed) != known
+    if known:
+        assert evaluator.evaluate()["box AP" if kind == "coco" else "mAP"] == pytest.approx(100)
+    else:
+        assert "EXIF turns the image" in failed["x.jpg"] or "says" in failed["x.jpg"]
+
+
+def test_voc_box_not_finite(voc):
+    path = voc / "Annotations" / "000001.xml"
+    path.write_text(path.read_text().replace("<xmin>5<", "<xmin>nan<"))
+    with pytest.raises(ConfigError, match="000001.xml: not a PASCAL VOC annotation: the box of dog is"):
         voc_task.VocTruth(voc)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import sys
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def test_labels_wordnet_ids_require_timm(tmp_path, make_image, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     monkeypatch.setitem(sys.modules, "timm.data", None)
     labels.imagenet_indices.cache_clear()
-    with pytest.raises(MissingPackageError, match=r'WordNet ids needs timm: pip install "ugicm\[eval\]"'):
+    with pytest.raises(MissingPackageError, match=r'WordNet ids needs timm: pip install .*\[eval\]"'):
         labels.labeled_images(tmp_path)
 
 
@@ -126,3 +127,72 @@ def test_labels_imagenet_eval():
     items = labels.labeled_images(IMAGENET).items
     assert {item.key: item.target for item in items} == rows
     assert all(labels.imagenet_indices()[item.key.split("/")[0]] == item.target for item in items)
+
+
+@pytest.mark.parametrize("classes", [999, 1001, 21843])
+def test_labels_of_imagenet_need_its_1000_classes(classes, tmp_path, make_image):
+    """A network of TensorFlow's 1001 classes counts from the background, one of ImageNet-21k otherwise."""
+    (tmp_path / "set" / "n01443537").mkdir(parents=True)
+    make_image().save(tmp_path / "set" / "n01443537" / "a.png")
+    folders = labels.labeled_images(tmp_path / "set")
+    (tmp_path / "labels.csv").write_text("n01443537/a.png,n01443537\n")
+    named = labels.labeled_images(tmp_path / "set", tmp_path / "labels.csv")
+    for labeled in (folders, named):
+        labels.check_classes(labeled, 1000, "net")
+        with pytest.raises(ConfigError, match=f"net has {classes} classes, but the labels are WordNet ids .* 1000 "):
+            labels.check_classes(labeled, classes, "net")
+    # Numbers may be those of the network.
+    (tmp_path / "labels.csv").write_text("n01443537/a.png,2\n")
+    numbered = labels.labeled_images(tmp_path / "set", tmp_path / "labels.csv")
+    if classes == 999:
+        labels.check_classes(numbered, classes, "net")
+    else:
+        with pytest.warns(UserWarning, match=f"net has {classes} classes .*: the labels must be their numbers"):
+            labels.check_classes(numbered, classes, "net")
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ("0/00.png,0\n0/00.png,1\n", "two rows of 0/00.png; each image has one class"),
+        ("0/00.png,0\n0/00.jpg,1\n", "0/00.png and 0/00.jpg both match .*00.png"),
+    ],
+)
+def test_labels_two_of_one_image(rows, message, grays, tmp_path):
+    (tmp_path / "labels.csv").write_text(rows)
+    with pytest.raises(ConfigError, match=f"labels.csv: {message}"):
+        labels.labeled_images(grays, tmp_path / "labels.csv")
+
+
+def test_labels_development_kit_counts_numbers(tmp_path, make_image):
+    """Line n is the class of image n, also if numbers have no leading zeros."""
+    from scipy.io import savemat
+
+    (tmp_path / "val").mkdir()
+    for index in (1, 2, 10):
+        make_image().save(tmp_path / "val" / f"val_{index}.png")
+    rows = [(1, "n01440764", "tench"), (2, "n01443537", "goldfish"), (3, "n01484850", "great white shark")]
+    synsets = np.array(rows, dtype=[("ILSVRC2012_ID", "i4"), ("WNID", "O"), ("words", "O")])
+    savemat(tmp_path / "meta.mat", {"synsets": synsets})
+    (tmp_path / "truth.txt").write_text("1\n2\n3\n")
+    items = labels.labeled_images(tmp_path / "val", tmp_path / "truth.txt").items
+    assert {item.key: item.target for item in items} == {"val_1.png": 0, "val_2.png": 1, "val_10.png": 2}
+
+
+def test_class_names_blank_line(tmp_path):
+    (tmp_path / "names.txt").write_text("a\n b \n\n\n")
+    assert labels.read_class_names(tmp_path / "names.txt") == ["a", "b"]
+    (tmp_path / "names.txt").write_text("a\n\nb\n")
+    with pytest.raises(ConfigError, match="names.txt: line 2 is blank; each line is the name of one class"):
+        labels.read_class_names(tmp_path / "names.txt")
+
+
+def test_labels_of_names_that_are_not_text(tmp_path, make_image):
+    try:
+        with open(os.fsencode(tmp_path) + b"/caf\xe9.png", "wb") as file:
+            make_image().save(file, "PNG")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    make_image().save(tmp_path / "b.png")
+    (tmp_path / "labels.csv").write_bytes(b"file,label\ncaf\xe9.png,3\nb.png,5\n")
+    assert {item.target for item in labels.labeled_images(tmp_path).items} == {3, 5}

@@ -14,7 +14,8 @@ from task_helpers import make_voc, save, script
 from torch import nn
 
 from ugicm.errors import ConfigError, ImageError
-from ugicm.evaluation.tasks import classifiers, semantic_segmentation
+from ugicm.evaluation.tasks import base, classifiers, semantic_segmentation
+from ugicm.evaluation.tasks.sources import Originals
 
 
 @pytest.fixture
@@ -83,3 +84,79 @@ def test_semantic_script_voc(voc, tmp_path, capsys):
     (voc / "SegmentationClass" / "000002.png").unlink()
     with pytest.raises(ConfigError, match="no mask for 1 of 2 images: 000002.jpg"):
         main([*masks, *arguments[2:]])
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [([0, 255], "has only 255, which is not scored, and 0"), ([255], "has only 255"), ([0, 128], "has class 128")],
+)
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_masks_of_objects_are_no_classes(values, message, mode, tmp_path):
+    """A mask of 0 and 255 would leave out every pixel of the object."""
+    pixels = np.resize(np.array(values, np.uint8), (12, 12))
+    image = Image.fromarray(pixels)
+    if mode == "P":
+        image.putpalette(list(range(256)) * 3)
+    image.save(tmp_path / "mask.png")
+    with pytest.raises(ImageError, match=f"mask.png: the mask {message}"):
+        semantic_segmentation.read_mask(tmp_path / "mask.png", 5)
+
+
+def test_masks_with_classes_beside_255_or_only_background(tmp_path):
+    for name, values in (("a", [0, 0, 4, 255]), ("b", [0, 0, 0, 0]), ("c", [3, 3, 255, 255])):
+        pixels = np.resize(np.array(values, np.uint8), (12, 12))
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        assert np.array_equal(semantic_segmentation.read_mask(tmp_path / f"{name}.png", 5), pixels)
+    two = np.resize([False, True], (12, 12))
+    Image.fromarray(two).save(tmp_path / "two.png")  # mode 1: classes 0 and 1
+    assert np.array_equal(semantic_segmentation.read_mask(tmp_path / "two.png", 5), two)
+
+
+def test_masks_that_cannot_be_right(tmp_path):
+    """JPEG changes the values; EXIF turns a mask or its image against the other."""
+    mask = np.zeros((12, 12), np.uint8)
+    mask[:4] = 1
+    Image.fromarray(mask).save(tmp_path / "mask.jpg", quality=100)
+    with pytest.raises(ImageError, match="mask.jpg: JPEG changes the classes of a mask; use PNG"):
+        semantic_segmentation.read_mask(tmp_path / "mask.jpg", 5)
+    exif = Image.Exif()
+    exif[0x112] = 3
+    Image.fromarray(mask).save(tmp_path / "turned.png", exif=exif)
+    with pytest.raises(ImageError, match="turned.png: EXIF turns the image"):
+        semantic_segmentation.read_mask(tmp_path / "turned.png", 5)
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    Image.new("RGB", (12, 12)).save(tmp_path / "image.jpg", exif=exif)
+    segmenter = semantic_segmentation.Segmenter("s", nn.Identity(), classifiers.Preprocess(0, 0), 5, "cpu", "s")
+    evaluator = semantic_segmentation.SegmentationEvaluator(segmenter)
+    item = base.Item("image.jpg", tmp_path / "image.jpg", tmp_path / "mask.png")
+    assert "image.jpg: EXIF turns the image" in base.run([evaluator], [item], Originals()).failed["image.jpg"]
+
+
+def test_segmentation_outputs_not_finite(tmp_path):
+    class Odd(nn.Module):
+        def forward(self, x):
+            return {"out": x / x.amax()}  # not a number for a black image
+
+    for name, level in (("black", 0), ("gray", 90)):
+        Image.new("RGB", (8, 8), (level,) * 3).save(tmp_path / f"{name}.png")
+    Image.new("L", (8, 8), 1).save(tmp_path / "mask.png")
+    preprocess = classifiers.Preprocess(0, 0, "bilinear", *classifiers.NORMALIZATIONS["none"])
+    evaluator = semantic_segmentation.SegmentationEvaluator(
+        semantic_segmentation.Segmenter("s", Odd(), preprocess, 3, "cpu", "s")
+    )
+    items = [base.Item(f"{name}.png", tmp_path / f"{name}.png", tmp_path / "mask.png") for name in ("black", "gray")]
+    failed = base.run([evaluator], items, Originals()).failed
+    assert failed == {"black.png": "s: the network's outputs are not finite"} and [*evaluator.records] == ["gray.png"]
+
+
+def test_segmenter_takes_whole_images():
+    with pytest.raises(ConfigError, match="crop=64 scores the whole mask with a part of the image"):
+        semantic_segmentation.load_segmenter("lraspp_mobilenet_v3_large=w.pth:crop=64")
+
+
+def test_images_of_one_mask(tmp_path):
+    for name in ("images/a.jpg", "images/a.png", "masks/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    with pytest.raises(ConfigError, match="masks: a.jpg and a.png both match .*a.png"):
+        semantic_segmentation.paired_items(tmp_path / "images", tmp_path / "masks")

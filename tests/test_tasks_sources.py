@@ -203,3 +203,34 @@ def test_load_source_codec_options(monkeypatch):
     ):
         source = load_source(source_arguments(*options), "cpu")
         assert (source.codec.text, source.setting, source.preference) == (text, setting, preference)
+
+
+def test_bitstreams_of_gray_and_transparent_images(tmp_path, make_image, checkpoint):
+    """They decode to RGB images, as their originals are read."""
+    import ugicm
+
+    codec = ugicm.load(checkpoint)
+    image = make_image(64, 64)
+    for name, converted in (("gray", image.convert("L")), ("clear", image.convert("RGBA"))):
+        if name == "clear":
+            converted.putalpha(0)
+        converted.save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.ugic").write_bytes(codec.compress(converted))
+        source = BitstreamFolder(tmp_path, codec, 1.0)
+        decoded, size = source.load(Item(f"{name}.png", tmp_path / f"{name}.png"), None)
+        assert decoded.mode == "RGB" and size == (tmp_path / f"{name}.ugic").stat().st_size
+    assert decoded.getextrema() == ((255, 255),) * 3  # on white
+
+
+def test_decoded_image_of_two_originals(tmp_path, make_image):
+    """a.jpg and a.png of a folder cannot both be tested as a.webp."""
+    for name in ("set/a.jpg", "set/a.png", "decoded/a.webp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        make_image().save(tmp_path / name)
+    items = sources.folder_items(tmp_path / "set")
+    with pytest.raises(ConfigError, match="decoded: a.jpg and a.png both match .*a.webp; rename one"):
+        split_missing(items, DecodedFolder(tmp_path / "decoded"), False)
+    for item in items:
+        make_image().save(tmp_path / "decoded" / f"{item.key}.webp")
+    (tmp_path / "decoded" / "a.webp").unlink()
+    assert split_missing(items, DecodedFolder(tmp_path / "decoded"), False) == (items, [])

@@ -74,6 +74,8 @@ def _parse(content: dict) -> tuple[dict[str, Any], dict[Any, list[dict]]]:
 
     Raises ValueError, LookupError, TypeError or AttributeError for malformed content.
     """
+    check_distinct("images have the id", [image["id"] for image in content["images"]])
+    check_distinct("images have the file_name", [image["file_name"] for image in content["images"]])
     images = {image["id"]: image for image in content["images"]}
     by_name = {Path(image["file_name"]).as_posix(): number for number, image in images.items()}
     by_image: dict[Any, list[dict]] = {}
@@ -87,6 +89,12 @@ def _parse(content: dict) -> tuple[dict[str, Any], dict[Any, list[dict]]]:
             raise ValueError(f"annotation {annotation.get('id')}: {error}") from None
         by_image.setdefault(image["id"], []).append(code)
     return by_name, by_image
+
+
+def check_distinct(what: str, values: Sequence) -> None:
+    """Raise ConfigError if two values are equal, as in "two images have the id 5"."""
+    if len(set(values)) < len(values):
+        raise ConfigError(f"two {what} {max(values, key=values.count)}; give each its own")
 
 
 def run_length_code(segmentation: list | dict, height: int, width: int) -> dict:

@@ -9,8 +9,8 @@ encode bare pixels: ICC profiles, EXIF and other metadata are never part of a fi
 ``avif``                  Pillow >= 11.3, quality 0...100; ``avif:speed=4`` (0 slow ... 10 fast)
 ``jxl``                   requires ``pillow-jxl-plugin``; ``jxl:effort=7``
 ``zoo/NAME``              requires ``compressai``; a zoo model at all its rate points, weights from its hub;
-                          ``zoo/NAME=PATH`` a folder of ``.pth.tar``/``.pth`` files, one per rate point, or
-                          one file
+                          ``zoo/NAME=PATH`` a folder of ``.pth.tar``/``.pth`` files, one per rate point in the
+                          order of the numbers in their names, or one file
 ``ugicm``                 the shipped model; ``ugicm=PATH`` any checkpoint that ``ugicm.load`` takes
 ========================  ==================================================================================
 """
@@ -31,11 +31,12 @@ from PIL import Image, features
 
 import ugicm
 from ugicm import bitstream
+from ugicm.atomic import WriteError
 from ugicm.checkpoints.state_dict import read_state_dict
 from ugicm.errors import CheckpointError, ConfigError, StreamError, UgicmError, first_line
 from ugicm.evaluation.digests import file_digest, model_digest
 from ugicm.evaluation.metrics import file_bpp
-from ugicm.evaluation.specs import Spec, download, parse_spec
+from ugicm.evaluation.specs import Spec, download, natural_order, parse_spec
 from ugicm.extras import require_packages
 from ugicm.images import from_tensor, pad_to, to_tensor
 
@@ -52,7 +53,7 @@ class ImageCodec(Protocol):
         media_type: MIME type of its files; None if browsers cannot display them.
         identity: everything that its bytes and images depend on, for caches and records.
         preferences: preferences to decode for, in [0, 1]; ``(None,)`` if the codec has none.
-        settings: rate points in order of rate; None if all of ``lowest ... highest`` is allowed.
+        settings: rate points; None if all of ``lowest ... highest`` is allowed.
         lowest, highest: range of settings.
         integer: whether settings are integers.
     """
@@ -164,6 +165,8 @@ class CompressaiCodec:
             raise StreamError(f"{self.label}: the file is truncated") from None
         with torch.inference_mode():
             x_hat = self.models[index].decompress(strings, shape)["x_hat"]
+        if not bool(x_hat.isfinite().all()):
+            raise StreamError(f"{self.label}: the decoded image is not finite")
         return [from_tensor(x_hat[..., :height, :width])] * len(preferences)
 
 
@@ -233,7 +236,8 @@ def _load_zoo(spec: Spec, device: str) -> CompressaiCodec:
         raise ConfigError(f"unknown CompressAI model '{name}'; available: {', '.join(known)}")
     if spec.where:
         path = Path(spec.where)
-        paths = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.suffix in (".pth", ".pt", ".tar"))
+        found = [path] if path.is_file() else [p for p in path.glob("*") if p.suffix in (".pth", ".pt", ".tar")]
+        paths = sorted(found, key=lambda p: natural_order(p.name))
         if not paths:
             raise CheckpointError(f"{path}: expected a .pth or .pth.tar file, or a folder of them, one per rate point")
         models = [_zoo_model(model_architectures[name], path) for path in paths]
@@ -277,7 +281,9 @@ def failures_named(name: str) -> Iterator[None]:
     """Turn errors of a codec (unsupported size, no memory) into UgicmError that begins with ``name``."""
     try:
         yield
-    except (ValueError, RuntimeError, MemoryError) as error:
+    except WriteError:
+        raise
+    except Exception as error:  # Pillow's plugins and CompressAI's models raise many kinds
         raise UgicmError(f"{name}: {first_line(error)}") from error
 
 
@@ -296,8 +302,9 @@ def sweep(codec: ImageCodec, images: Sequence[Image.Image], low: float, high: fl
         return measured[setting]
 
     if codec.settings is not None:
-        below = [s for s in codec.settings if rate(s) < low][-1:]
-        above = [s for s in codec.settings if rate(s) > high][:1]
+        ordered = sorted(codec.settings, key=rate)
+        below = [s for s in ordered if rate(s) < low][-1:]
+        above = [s for s in ordered if rate(s) > high][:1]
         return sorted({*below, *(s for s in codec.settings if low <= rate(s) <= high), *above})
     return sorted({nearest_setting(codec, rate, target) for target in np.geomspace(low, high, points)})
 

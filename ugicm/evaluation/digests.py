@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,13 +44,13 @@ def tree_digest(files: Iterable[tuple[str, Path]]) -> str:
     """
     state = hashlib.blake2b(digest_size=8)
     for name, path in files:
-        state.update(name.encode() + b"\0" + hashlib.blake2b(path.read_bytes()).digest())
+        state.update(name.encode(errors="surrogatepass") + b"\0" + hashlib.blake2b(path.read_bytes()).digest())
     return state.hexdigest()
 
 
-def digest_of(model: nn.Module) -> str:
-    """Return the digest of all weights of a network."""
-    return _tensors_digest(model.state_dict().items())
+def digest_of(model: nn.Module | Callable) -> str:
+    """Return the digest of all weights of a network. A function has none."""
+    return _tensors_digest(model.state_dict().items() if hasattr(model, "state_dict") else ())
 
 
 def model_digest(codec: Codec) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,10 +10,13 @@ from PIL import Image
 from ugicm.extras import require_packages
 from ugicm.images import to_tensor
 
+MAX_PSNR = 100.0  # dB
+
 
 def psnr(original: Image.Image, decoded: Image.Image, weights: Sequence[float] | None = None) -> float:
-    """Return the peak signal-to-noise ratio in dB over all RGB samples; infinite for equal images.
+    """Return the peak signal-to-noise ratio in dB over all RGB samples, at most ``MAX_PSNR``, as for equal images.
 
+    Without a limit, an image that is exact at a high rate would leave the mean over images, or make it infinite.
     ``weights``: compare weighted sums of the channels instead. Raises ValueError for images of different sizes.
     """
     if original.size != decoded.size:
@@ -23,7 +25,7 @@ def psnr(original: Image.Image, decoded: Image.Image, weights: Sequence[float] |
     if weights is not None:
         a, b = a @ weights, b @ weights
     mse = np.mean((a - b) ** 2)
-    return math.inf if mse == 0 else float(10 * np.log10(255**2 / mse))
+    return MAX_PSNR if mse == 0 else min(float(10 * np.log10(255**2 / mse)), MAX_PSNR)
 
 
 def ms_ssim(original: Image.Image, decoded: Image.Image) -> float | None:

@@ -31,6 +31,8 @@ from ugicm.evaluation import digests, results
 from ugicm.evaluation.metrics import file_bpp, ms_ssim, psnr
 from ugicm.evaluation.results import Journal
 from ugicm.extras import require_packages
+from ugicm.image_writer import save_image
+from ugicm.losses.distortion import MS_SSIM_SMALLEST
 
 # Averaged into rate points, under CompressAI's names; plain "-rgb" metrics are those of the human image.
 METRICS = ("bpp", "psnr-rgb", "psnr-rgb-machine", "ms-ssim-rgb", "ms-ssim-rgb-machine",
@@ -110,6 +112,7 @@ def _evaluate(args: argparse.Namespace, experiments: Path) -> int:
     if not records:
         return 1
     averages = results.rate_points(records, "quality", METRICS)
+    undefined = results.undefined(records[: len(good)], METRICS)
     results.write(
         folder / RESULTS,
         f"ugicm {codec.config.backbone}",
@@ -118,12 +121,16 @@ def _evaluate(args: argparse.Namespace, experiments: Path) -> int:
         meta={**environment, **meta},
         per_image=records,
         failed=[{"image": str(path), "reason": reason} for path, reason in failures.items()],
+        undefined=undefined,
     )
     _plot(folder / CURVES, averages)
     middle = [record for record in records if record["quality"] == qualities[len(qualities) // 2]]
     _plot_crops(folder / CROPS, [(r, _outputs(folder, qualities, r["quality"], Path(r["image"]))) for r in middle[:3]])
     (folder / JOURNAL).unlink()
     print(_table(records, averages))
+    for metric, count in undefined.items():
+        print(f"{metric} is averaged over {len(good) - count} of {len(good)} images: the others have a side under "
+              f"{MS_SSIM_SMALLEST} pixels")  # fmt: skip
     print(f"written: {folder}")
     return 1 if failures else 0
 
@@ -210,17 +217,17 @@ def measure(
     start = time.perf_counter()
     human, machine = codec.decompress(data, ["human", "machine"])
     decoding_time = time.perf_counter() - start
-    images.save_image(human, outputs["human"])
-    images.save_image(machine, outputs["machine"])
+    save_image(human, outputs["human"])
+    save_image(machine, outputs["machine"])
     return {
         "quality": quality,
         "width": image.width,
         "height": image.height,
         "bytes": len(data),
         "bpp": file_bpp(data, image),
-        "psnr-rgb": results.finite(psnr(image, human)),
+        "psnr-rgb": psnr(image, human),
         "ms-ssim-rgb": ms_ssim(image, human),
-        "psnr-rgb-machine": results.finite(psnr(image, machine)),
+        "psnr-rgb-machine": psnr(image, machine),
         "ms-ssim-rgb-machine": ms_ssim(image, machine),
         "encoding_time": encoding_time,
         "decoding_time": decoding_time,
@@ -256,7 +263,7 @@ def _plot_crops(path: Path, rows: Sequence[tuple[dict[str, Any], dict[str, Path]
         shown = (record["source"], outputs["human"], outputs["machine"])
         for panel, title, image in zip(axes, titles, shown, strict=True):
             panel.imshow(images.center_crop(images.open_rgb(image), CROP), interpolation="none")
-            panel.set_title(title, fontsize=10)
+            panel.set_title(results.printable(title), fontsize=10, parse_math=False)
             panel.axis("off")
     with atomic.replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)

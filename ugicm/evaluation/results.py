@@ -2,7 +2,7 @@
 
 A results file has CompressAI's schema, ``{name, description, results: {metric: [per rate point]}}``, plus ``meta``
 (versions, device, threads, command, dataset) and ``per_image``. Averages are means over images. A value that does not
-exist (MS-SSIM of a small image, PSNR of an exact one) is null and excluded from averages.
+exist (MS-SSIM of a small image) is null and excluded from averages; ``undefined`` counts such images by metric.
 """
 
 from __future__ import annotations
@@ -32,9 +32,15 @@ def mean(values: Iterable[float | None]) -> float | None:
     return math.fsum(known) / len(known) if known else None
 
 
-def finite(value: float | None) -> float | None:
-    """Return ``value`` if it is a finite number, else None: JSON has no infinity."""
-    return value if value is not None and math.isfinite(value) else None
+def printable(name: str) -> str:
+    """Return the name of a file with bytes that are not text replaced by escapes, as standard output shows it."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def undefined(records: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> dict[str, int]:
+    """Return the number of records without a value, for the metrics that have such records."""
+    counts = {metric: sum(record[metric] is None for record in records) for metric in metrics}
+    return {metric: count for metric, count in counts.items() if count}
 
 
 def rate_points(records: Sequence[Mapping[str, Any]], by: str, metrics: Sequence[str]) -> dict[str, list]:

@@ -1,7 +1,8 @@
 """Specifications of codecs, classifiers and detectors on the command line: ``NAME[=PATH][:key=value ...]``.
 
 ``avif:speed=6``, ``resnet101``, ``resnet101=weights/resnet101.pth``,
-``timm/vit_small_patch16_224=w.safetensors``, ``squeezenet1_1=w.pth:normalize=none:classifier.1.padding=1``.
+``timm/vit_small_patch16_224=w.safetensors``, ``squeezenet1_1=w.pth:normalize=none:classifier.1.padding=1``,
+``networks/mine.py:build:label=mine``.
 A key with dots sets an attribute of a module inside the network, for weights that were trained with a small
 change to it.
 """
@@ -12,21 +13,27 @@ import ast
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ugicm.errors import CheckpointError, ConfigError, first_line
 
 _OPTION = re.compile(r":(?=[A-Za-z_][\w.]*=)")  # does not split C:\path and URLs
+_FUNCTION = re.compile(r"(.+\.py):([A-Za-z_]\w*)")
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A parsed specification. Values of ``options`` are Python literals where possible, else strings."""
+    """A parsed specification. Values of ``options`` are Python literals where possible, else strings.
+
+    For ``FILE.py:function``, ``name`` is that of the file without extension, ``where`` the file.
+    """
 
     name: str
     where: str | None = None
     options: dict = field(default_factory=dict)
     text: str = ""
+    function: str | None = None
 
     def take(self, attributes: bool = False, **defaults):
         """Return options by name, with defaults. Options with a dot are allowed if ``attributes``; they are not part
@@ -58,11 +65,17 @@ class Spec:
 
 
 def parse_spec(text: str) -> Spec:
-    """Parse ``NAME[=PATH][:key=value ...]``. Raises ConfigError if there is no valid name."""
+    """Parse ``NAME[=PATH][:key=value ...]`` or ``FILE.py:function[:key=value ...]``.
+
+    Raises ConfigError if there is no valid name.
+    """
     head, *rest = _OPTION.split(text.strip())
-    name, _, where = head.partition("=")
-    if not re.fullmatch(r"[\w./@ -]+", name):
-        raise ConfigError(f"{text!r}: expected NAME, NAME=PATH or NAME=PATH:key=value")
+    if function := _FUNCTION.fullmatch(head):
+        name, where = Path(function[1]).stem, function[1]
+    else:
+        name, _, where = head.partition("=")
+        if not re.fullmatch(r"[\w./@ -]+", name) or name.endswith(".py"):
+            raise ConfigError(f"{text!r}: expected NAME, NAME=PATH or FILE.py:function, then :key=value")
     options = {}
     for part in rest:
         key, _, value = part.partition("=")
@@ -70,7 +83,7 @@ def parse_spec(text: str) -> Spec:
             options[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             options[key] = value
-    return Spec(name, where or None, options, text)
+    return Spec(name, where or None, options, text, function and function[2])
 
 
 def set_attributes(root, attributes: dict, text: str) -> None:
@@ -103,3 +116,9 @@ def download(build: Callable[[], Any], spec: Spec, weights: str) -> Any:
             f"{spec.name}: {weights} could not be downloaded ({first_line(error)}); download the file elsewhere and "
             f"pass it as {spec.name}=PATH"
         ) from error
+
+
+def natural_order(name: str) -> list[str | float]:
+    """Return a key that sorts names by the numbers in them: q2 before q10, 0.0018 before 0.013."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return [float(part) if index % 2 else part for index, part in enumerate(parts)]

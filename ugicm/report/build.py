@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ugicm import atomic
 from ugicm.arguments import pick_device
 from ugicm.errors import ConfigError
@@ -37,19 +39,22 @@ def build_report(args: argparse.Namespace) -> int:
         for key, reason in dataset.failed.items():
             notes.append(f"{dataset.name}: {key} was left out: {reason}")
             print(f"ugicm report: left out: {key}: {reason}", file=sys.stderr)
+    for dataset, curves in measured:
+        notes += _undefined(dataset, curves)
     environment = results.environment(device)
     sections = [_section(dataset, curves, cache) for dataset, curves in measured]
     for section, (dataset, curves) in zip(sections, measured, strict=True):
         _write_curves(output / "curves" / dataset.name, section, dataset, curves, environment)
     document = {"name": args.title, "meta": environment, "notes": notes, "sections": sections}
     atomic.write(output / "results.json", (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
-    atomic.write(output / "tables.md", markdown(document).encode())
+    # Names of files need not be text.
+    atomic.write(output / "tables.md", markdown(document).encode(errors="backslashreplace"))
     plots(document, output / "plots")
     shown = args.viewer_datasets or [dataset.name for dataset in datasets]
     viewers = [
         viewer_data(dataset, curves, args, cache) if dataset.name in shown else None for dataset, curves in measured
     ]
-    atomic.write(output / "index.html", page(document, viewers).encode())
+    atomic.write(output / "index.html", page(document, viewers).encode(errors="backslashreplace"))
     print(f"written: {output / 'index.html'}")
     return 1 if any(dataset.failed for dataset in datasets) else 0
 
@@ -66,7 +71,9 @@ def _check_arguments(args: argparse.Namespace) -> None:
 def _load_codecs(args: argparse.Namespace, device: str) -> list[codecs.ImageCodec]:
     """Return the codecs, those with preferences first: their rates are the range of the baselines."""
     loaded = [codecs.load_codec(text, device, sorted(set(args.preferences))) for text in args.codecs]
-    check_distinct([codec.label for codec in loaded], "codecs")
+    # Names of curves are names of files.
+    names = [Curve(codec, preference, []).file_name for codec in loaded for preference in codec.preferences]
+    check_distinct(names, "codecs")
     return sorted(loaded, key=lambda codec: None in codec.preferences)
 
 
@@ -107,6 +114,20 @@ def _section(dataset: Dataset, curves: Sequence[Curve], cache: Cache) -> dict[st
     }
 
 
+def _undefined(dataset: Dataset, curves: Sequence[Curve]) -> list[str]:
+    """Return a note for every metric that some images do not have."""
+    notes = []
+    for metric in headline_metrics(dataset, curves):
+        scores = [image_scores(dataset, curve, metric) for curve in curves]
+        if all(values is not None for values in scores):
+            absent = int(np.isnan(np.concatenate(scores)).any(0).sum())
+            if absent:
+                count = len(dataset.items)
+                notes.append(f"{dataset.name}: {metric.title} is averaged over {count - absent} of {count} images: "
+                             "the others do not have it")  # fmt: skip
+    return notes
+
+
 def _write_curves(
     folder: Path, section: dict[str, Any], dataset: Dataset, curves: Sequence[Curve], environment: dict[str, Any]
 ) -> None:
@@ -118,12 +139,17 @@ def _write_curves(
             if scores is not None:
                 per_image[metric.title] = scores
         results.write(
-            folder / f"{curve.name.replace('/', '-')}.json",
+            folder / f"{curve.file_name}.json",
             curve.name,
             f"{section['images']} images of {dataset.name}",
             described["results"],
             settings=described["settings"],
             meta={**environment, "codec": curve.codec.identity, "preference": curve.preference,
                   "dataset": section["digest"]},
-            per_image={key: v if key == "files" else v.round(5).tolist() for key, v in per_image.items()},
+            per_image={key: v if key == "files" else _rounded(v) for key, v in per_image.items()},
         )  # fmt: skip
+
+
+def _rounded(scores: np.ndarray) -> list[list[float | None]]:
+    """Return an array [points, images] as lists, with None for NaN."""
+    return np.where(np.isnan(scores), None, scores.round(5)).tolist()

@@ -67,10 +67,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
     scores = parser.add_argument_group("scores")
     scores.add_argument("--classifiers", nargs="+", metavar="NAME[=PATH]",
-                        help="classifiers of torchvision or timm/NAME, zero-shot open_clip/NAME "
-                        "(default: resnet101)")  # fmt: skip
+                        help="classifiers of torchvision or timm/NAME, zero-shot open_clip/NAME, FILE.py:function "
+                        "that returns one (default: resnet101)")  # fmt: skip
     scores.add_argument("--detectors", nargs="+", metavar="NAME[=PATH]",
-                        help="detectors of torchvision (default: maskrcnn_resnet50_fpn)")  # fmt: skip
+                        help="detectors of torchvision (default: maskrcnn_resnet50_fpn), or FILE.py:function that "
+                        "returns one; without ground truth, scored by agreement with the originals")  # fmt: skip
     scores.add_argument("--lpips", metavar="NET[=PATH]", help="alex, vgg, squeeze, or none (default: alex)")
 
     page = parser.add_argument_group("page")

@@ -21,10 +21,12 @@ from tqdm import tqdm
 
 from ugicm import atomic
 from ugicm.arguments import spread
+from ugicm.atomic import WriteError
+from ugicm.errors import UgicmError
 from ugicm.evaluation.codecs import ImageCodec, failures_named, sweep
 from ugicm.evaluation.digests import pixels_digest
 from ugicm.evaluation.results import Journal
-from ugicm.evaluation.tasks.base import Evaluator, Item
+from ugicm.evaluation.tasks.base import Evaluator, Item, process
 from ugicm.images import open_rgb
 from ugicm.report.datasets import Dataset
 
@@ -66,6 +68,11 @@ class Curve:
             return self.codec.label
         described = {0.0: "human", 1.0: "machine"}.get(self.preference, f"preference {self.preference:g}")
         return f"{self.codec.label} {described}"
+
+    @property
+    def file_name(self) -> str:
+        """The curve's name in names of files."""
+        return self.name.replace("/", "-")
 
 
 class Cache:
@@ -111,25 +118,45 @@ def measure_curves(
 ) -> list[Curve]:
     """Return all curves of a dataset, with the options of ``ugicm report``.
 
-    Codecs with preferences come first in ``codecs``, and set the range of rates of the others.
+    Codecs with preferences come first in ``codecs``, and set the range of rates of the others. An image that a codec or
+    a network fails on is left out of all curves: curves over different images could not be compared.
     """
-    probes = [open_rgb(dataset.items[i].path) for i in spread(4, len(dataset.items))]
     low, high = args.bpp_range or _DEFAULT_RANGE
-    curves: list[Curve] = []
+    rates: list[float] = []
+    measured: list[tuple[ImageCodec, list[float]]] = []
     score_originals(dataset, cache)
     for codec in codecs:
         cached = CachedCodec(codec, cache)
         if None in codec.preferences:
-            settings = sweep(cached, probes, low, high, args.points)
+            settings = sweep(cached, _probes(dataset, cached), low, high, args.points)
         else:
             settings = sorted(set(args.qualities)) if codec.settings is None else list(codec.settings)
         for setting in settings:
             measure_point(dataset, cached, setting, cache)
-        curves += collect(dataset, codec, settings, cache)
+        measured.append((codec, settings))
         if None not in codec.preferences and args.bpp_range is None:
-            rates = [point.bpp for curve in curves for point in curve.points]
+            rates += [point.bpp for curve in collect(dataset, codec, settings, cache) for point in curve.points]
             low, high = 0.9 * min(rates), 1.1 * max(rates)
-    return curves
+    return [curve for codec, settings in measured for curve in collect(dataset, codec, settings, cache)]
+
+
+def _probes(dataset: Dataset, codec: CachedCodec) -> list[Image.Image]:
+    """Return four images, evenly spread, on which a codec can be measured. Those that it fails on are left out."""
+    while True:
+        probes, failed = [], {}
+        for item in (dataset.items[i] for i in spread(4, len(dataset.items))):
+            image = open_rgb(item.path)
+            try:
+                with failures_named(f"{item.path}: {codec.label} at {codec.lowest:g}"):
+                    codec.encode(image, codec.lowest)
+            except WriteError:
+                raise
+            except UgicmError as error:
+                failed[item.key] = str(error)
+            probes.append(image)
+        if not failed:
+            return probes
+        dataset.leave_out(failed)
 
 
 def score_originals(dataset: Dataset, cache: Cache) -> None:
@@ -155,7 +182,7 @@ def original_scores(dataset: Dataset, cache: Cache) -> dict[str, float | None]:
 def measure_point(dataset: Dataset, codec: CachedCodec, setting: float, cache: Cache) -> None:
     """Encode, decode and score every image at one setting, as far as the cache does not have the records.
 
-    Raises UgicmError naming the image if a codec fails: curves over different images could not be compared.
+    An image that the codec or a network fails on is left out of the dataset.
     """
     journals = {
         preference: {e.name: cache.journal(codec.identity, setting, preference, e) for e in dataset.evaluators}
@@ -168,10 +195,17 @@ def measure_point(dataset: Dataset, codec: CachedCodec, setting: float, cache: C
             if not missing and cache.bitstream(codec, setting, dataset.digests[item.key]).is_file():
                 continue
             original = open_rgb(item.path)
-            with failures_named(f"{item.path}: {codec.label} at {setting:g}"):
-                data = codec.encode(original, setting)
-                for preference, image in zip(missing, codec.decode(data, missing) if missing else (), strict=True):
-                    decoded[preference].append((item, image, original))
+            try:
+                with failures_named(f"{item.path}: {codec.label} at {setting:g}"):
+                    data = codec.encode(original, setting)
+                    images = codec.decode(data, missing) if missing else ()
+            except WriteError:
+                raise
+            except UgicmError as error:
+                dataset.leave_out({item.key: str(error)})
+                continue
+            for preference, image in zip(missing, images, strict=True):
+                decoded[preference].append((item, image, original))
         for preference, images in decoded.items():
             _score(dataset, images, journals[preference])
 
@@ -198,11 +232,11 @@ def collect(dataset: Dataset, codec: ImageCodec, settings: Sequence[float], cach
 
 def _batches(dataset: Dataset, title: str) -> Iterator[list[Item]]:
     """Yield the images in batches, and show the progress."""
-    total = len(dataset.items)
-    with tqdm(total=total, desc=f"{dataset.name}: {title}", unit="image", disable=not sys.stderr.isatty(),
+    items = dataset.items  # without those that are left out meanwhile
+    with tqdm(total=len(items), desc=f"{dataset.name}: {title}", unit="image", disable=not sys.stderr.isatty(),
               leave=False) as bar:  # fmt: skip
-        for start in range(0, total, _BATCH_SIZE):
-            yield (batch := dataset.items[start : start + _BATCH_SIZE])
+        for start in range(0, len(items), _BATCH_SIZE):
+            yield (batch := items[start : start + _BATCH_SIZE])
             bar.update(len(batch))
 
 
@@ -211,13 +245,19 @@ def _is_missing(dataset: Dataset, item: Item, journals: Iterable[Journal]) -> bo
 
 
 def _score(dataset: Dataset, images: list, journals: dict[str, Journal]) -> None:
-    """Score (item, image, original) triples with the evaluators whose journal lacks them, and add the records."""
+    """Score (item, image, original) triples with the evaluators whose journal lacks them, and add the records.
+
+    Images that a network fails on are left out of the dataset.
+    """
     for evaluator in dataset.evaluators:
         journal = journals.get(evaluator.name)
-        new = [triple for triple in images if journal and _is_missing(dataset, triple[0], [journal])]
+        new = [
+            triple for triple in images
+            if journal and triple[0].key not in dataset.failed and _is_missing(dataset, triple[0], [journal])
+        ]  # fmt: skip
         if new:
             evaluator.reset()
-            evaluator.process([item for item, _, _ in new], [evaluator.prepare(*triple) for triple in new])
+            dataset.leave_out(process(evaluator, [item for item, _, _ in new], new, evaluator.prepare))
             journal.add({dataset.record_names[key]: record for key, record in evaluator.records.items()})
 
 

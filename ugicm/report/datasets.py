@@ -19,7 +19,7 @@ from ugicm.evaluation.tasks.coco import CocoEvaluator, CocoTruth
 from ugicm.evaluation.tasks.detectors import load_detector
 from ugicm.evaluation.tasks.fidelity import FidelityEvaluator, load_lpips
 from ugicm.evaluation.tasks.labels import LabeledImages, check_classes, class_names, is_labeled, labeled_images
-from ugicm.files import IMAGE_SUFFIXES, find
+from ugicm.evaluation.tasks.sources import folder_items
 from ugicm.images import open_rgb
 
 
@@ -42,24 +42,29 @@ class Dataset:
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
+    def leave_out(self, failed: dict[str, str]) -> None:
+        """Move images, given with the reason, to ``failed``. Raises ConfigError if none remains."""
+        self.failed.update(failed)
+        self.items = [item for item in self.items if item.key not in failed]
+        if not self.items:
+            raise ConfigError(f"{self.folder}: no image can be used: {next(iter(self.failed.values()))}")
+
     def read(self) -> Dataset:
         """Read every image once; invalid ones move to ``failed``. Raises ConfigError if none is valid."""
-        good = []
+        check_distinct([evaluator.name for evaluator in self.evaluators], "networks")
+        failed = {}
         for item in self.items:
             try:
                 image = open_rgb(item.path)
                 if self.check:
                     self.check(item, image)
             except UgicmError as error:
-                self.failed[item.key] = str(error)
+                failed[item.key] = str(error)
                 continue
             self.digests[item.key], self.sizes[item.key] = pixels_digest(image), image.size
             target = file_digest(item.target) if isinstance(item.target, Path) else item.target
             self.record_names[item.key] = f"{self.digests[item.key]} {target} {item.key}"
-            good.append(item)
-        if not good:
-            raise ConfigError(f"{self.folder}: no image can be used: {next(iter(self.failed.values()))}")
-        self.items = good
+        self.leave_out(failed)
         return self
 
 
@@ -85,8 +90,8 @@ def load_datasets(args: argparse.Namespace, device: str, notes: list[str]) -> li
             evaluators, dataset.class_names = networks.classification(labeled)
             dataset.evaluators += evaluators
         else:
-            files = find(folder, IMAGE_SUFFIXES)
-            dataset.items = [Item(path.relative_to(folder).as_posix(), path) for path in files]
+            dataset.items = folder_items(folder)
+            dataset.evaluators += networks.detection(None) if args.detectors else []
         if args.limit:
             dataset.items = [dataset.items[i] for i in spread(args.limit, len(dataset.items))]
         datasets.append(dataset.read())
@@ -157,6 +162,6 @@ class _Networks:
         targets = {item.key: item.target for item in labeled.items}
         return [ClassificationEvaluator(classifier, targets) for classifier in classifiers], names
 
-    def detection(self, truth: CocoTruth) -> list[Evaluator]:
+    def detection(self, truth: CocoTruth | None) -> list[Evaluator]:
         detectors = self._load(self.args.detectors, "maskrcnn_resnet50_fpn", load_detector, "average precision")
         return [CocoEvaluator(detector, truth) for detector in detectors]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ugicm import atomic
+from ugicm.evaluation.results import printable
 from ugicm.extras import require_packages
 from ugicm.report.comparison import comparable
 
@@ -21,7 +22,7 @@ _LEGEND = (
 _UNITS = {
     "psnr": " (dB)", "ms-ssim": " (dB)", "lpips": " (lower is better)", "log-loss": ", nats (lower is better)",
     "encoding_time": ", s", "decoding_time": ", s",
-    **dict.fromkeys(("top-", "agreement", "AP", "box AP", "mask AP", "mAP", "mIoU", "IoU", "pixel accuracy"), ", %"),
+    **dict.fromkeys(("top-", "agreement", "AP", "box ", "mask ", "mAP", "mIoU", "IoU", "pixel accuracy"), ", %"),
 }  # fmt: skip
 
 
@@ -132,12 +133,12 @@ def plot(
         names.append("original")
     axes.set_xlabel("bits per pixel")
     axes.set_ylabel(axis_label(metric), parse_math=False)
-    axes.set_title(title, fontsize=10, parse_math=False)
+    axes.set_title(printable(title), fontsize=10, parse_math=False)
     axes.grid(alpha=0.3)
     # Names are set last: matplotlib omits labels that begin with _, and parses text between two $ as a formula.
     for text, name in zip(axes.legend(fontsize=8).get_texts(), names, strict=True):
         text.set_parse_math(False)
-        text.set_text(name)
+        text.set_text(printable(name))
     with atomic.replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 

@@ -18,8 +18,7 @@ from PIL import Image, features
 from ugicm.arguments import spread
 from ugicm.evaluation.codecs import nearest_setting
 from ugicm.evaluation.metrics import file_bpp, psnr
-from ugicm.evaluation.results import finite
-from ugicm.evaluation.tasks.base import Item
+from ugicm.evaluation.tasks.base import Item, process
 from ugicm.evaluation.tasks.classification import ClassificationEvaluator
 from ugicm.images import open_rgb
 from ugicm.report.curves import Cache, CachedCodec, Curve
@@ -83,7 +82,7 @@ def _baseline(
 def _shown(dataset: Dataset, item: Item, image: Image.Image, original: Image.Image, src: str) -> dict[str, Any]:
     return {
         "src": src,
-        "psnr": finite(psnr(original, image)),
+        "psnr": psnr(original, image),
         "predictions": _predictions(dataset, item, image),
     }
 
@@ -94,7 +93,8 @@ def _predictions(dataset: Dataset, item: Item, image: Image.Image) -> list[dict[
     for evaluator in dataset.evaluators:
         if isinstance(evaluator, ClassificationEvaluator) and dataset.class_names:
             evaluator.reset()
-            evaluator.process([item], [evaluator.prepare(item, image, image)])
+            if process(evaluator, [item], [(item, image, image)], evaluator.prepare):
+                continue  # it fails on this image
             best = evaluator.records[item.key]["top"][0]
             label = dataset.class_names[best] if best < len(dataset.class_names) else f"class {best}"
             predictions.append({"classifier": evaluator.name, "label": label, "correct": best == item.target})

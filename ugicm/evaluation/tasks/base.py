@@ -10,16 +10,16 @@ from __future__ import annotations
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from ugicm.errors import ConfigError, ImageError, UgicmError
+from ugicm.errors import ConfigError, ImageError, UgicmError, first_line
 from ugicm.evaluation.tasks.sources import Source
-from ugicm.images import open_rgb
+from ugicm.images import open_rgb, upright_size
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,10 @@ class Evaluator(ABC):
         return f"{metric} ({self.name})"
 
     def per_image_scores(self, metric: str, records: dict[str, dict]) -> dict[str, float] | None:
-        """Return by image key the values whose mean is the score. None if the score is not a mean over images."""
+        """Return by image key the values whose mean is the score, without the images that have none.
+
+        None if the score is not a mean over images.
+        """
         return None
 
 
@@ -110,7 +113,8 @@ def run(
 ) -> TaskOutcome:
     """Process every image with every evaluator.
 
-    An image that cannot be loaded or prepared is excluded and reported in ``TaskOutcome.failed``.
+    An image that cannot be loaded, prepared or processed is excluded from all scores and reported in
+    ``TaskOutcome.failed``.
     """
     from torch.utils.data import DataLoader
     from tqdm import tqdm
@@ -127,10 +131,39 @@ def run(
             outcome.failed.update({item.key: error for item, _, _, error in batch if error})
             outcome.bpp.update({item.key: bpp for item, _, bpp, _ in batch if bpp is not None})
             good = [(item, inputs) for item, inputs, _, error in batch if not error]
-            for index, evaluator in enumerate(evaluators if good else ()):
-                evaluator.process([item for item, _ in good], [inputs[index] for _, inputs in good])
+            for index, evaluator in enumerate(evaluators):
+                inputs = {item.key: inputs[index] for item, inputs in good if item.key not in outcome.failed}
+                items = [item for item, _ in good if item.key in inputs]
+                outcome.failed.update(process(evaluator, items, [*inputs.values()]))
             bar.update(len(batch))
+    for key in outcome.failed:  # all scores and rates are of the same images
+        outcome.bpp.pop(key, None)
+        for evaluator in evaluators:
+            evaluator.records.pop(key, None)
     return outcome
+
+
+def process(
+    evaluator: Evaluator, items: Sequence[Item], inputs: Sequence[Any], prepare: Callable[..., Any] | None = None
+) -> dict[str, str]:
+    """Process a batch, or if that fails its images one by one. Return the error messages of the images that fail.
+
+    With ``prepare``, ``inputs`` are its arguments instead.
+    """
+    if not items:
+        return {}
+    try:
+        evaluator.process(items, [prepare(*arguments) for arguments in inputs] if prepare else inputs)
+    except ConfigError:
+        raise
+    except Exception as error:  # networks, also those of users, refuse their input in many ways
+        if len(items) == 1:
+            return {items[0].key: _explain(evaluator, error)}
+        failed: dict[str, str] = {}
+        for item, one in zip(items, inputs, strict=True):
+            failed |= process(evaluator, [item], [one], prepare)
+        return failed
+    return {}
 
 
 class _ImageDataset:
@@ -149,15 +182,23 @@ class _ImageDataset:
         try:
             original = open_rgb(item.path) if self.needs_original else None
             image, size = self.source.load(item, original)
-            if original is not None and original.size != image.size:
-                raise ImageError(
-                    f"the image under test is {image.width}x{image.height}, but the original is "
-                    f"{original.width}x{original.height}: {item.path}; check that it was decoded from this original"
-                )
+            if original is not None or item.path.is_file():
+                width, height = upright_size(item.path) if original is None else original.size
+                if image.size != (width, height):
+                    raise ImageError(
+                        f"the image under test is {image.width}x{image.height}, but the original is {width}x{height}: "
+                        f"{item.path}; check that it was decoded from this original"
+                    )
             inputs = [prepare(item, image, original) for prepare in self.prepare]
-        except (UgicmError, OSError) as error:
+        except (UgicmError, OSError, RuntimeError, MemoryError) as error:  # also of preprocessing an odd image
             return item, [], None, str(error) or repr(error)
         return item, inputs, None if size is None else 8 * size / (image.width * image.height), None
+
+
+def _explain(evaluator: Evaluator, error: Exception) -> str:
+    if isinstance(error, UgicmError):
+        return str(error)
+    return f"{evaluator.name}: {type(error).__name__}: {first_line(error)}"
 
 
 def check_distinct(names: Sequence[str], kind: str) -> None:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ugicm.errors import ImageError
 from ugicm.evaluation.results import mean
 from ugicm.evaluation.tasks.base import Evaluator, Item
 from ugicm.evaluation.tasks.classifiers import Classifier, Preprocess
@@ -35,6 +36,8 @@ class ClassificationEvaluator(Evaluator):
     def process(self, items: Sequence[Item], inputs: Sequence[Tensor]) -> None:
         for indices, images in _stack_by_shape(inputs):
             logits = self.classifier.logits(images)
+            if not logits.isfinite().all():
+                raise ImageError(f"{self.name}: the network's outputs are not finite")
             top = logits.topk(min(5, self.classifier.classes), dim=1).indices.tolist()
             losses = -logits.double().log_softmax(dim=1)
             for index, classes, loss in zip(indices, top, losses, strict=True):

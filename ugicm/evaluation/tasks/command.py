@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ugicm.arguments import spread
+from ugicm.errors import ConfigError, first_line, first_of
 from ugicm.evaluation import digests, results
+from ugicm.evaluation.bootstrap import mean_interval
 from ugicm.evaluation.tasks.base import Evaluator, Item, TaskOutcome, check_distinct, make_deterministic, run
 from ugicm.evaluation.tasks.sources import Originals, Source, load_source, split_missing
 
@@ -23,7 +25,8 @@ class Task:
         name: name of the task.
         items: images of the dataset.
         evaluators: evaluators of the images under test.
-        references: evaluators that first process the originals, unless these are the images under test.
+        references: evaluators of the same networks that first process the originals, unless these are the images
+            under test. Their records are the ``reference`` of the evaluators.
         truth: digest of the ground truth. Default: a digest of the targets.
     """
 
@@ -41,7 +44,9 @@ def evaluate(task: Task, args: argparse.Namespace, device: str) -> int:
     Returns the exit status: 1 if images failed, else 0.
     """
     make_deterministic()
-    check_distinct([evaluator.name for evaluator in task.evaluators], "networks")
+    # The others are keys of the results file.
+    check_distinct([*(evaluator.name for evaluator in task.evaluators), "file", "bpp", "scores"], "networks")
+    baseline = _read_baseline(args.baseline, task) if args.baseline else {}
     source = load_source(args, device)
     items, missing = split_missing(task.items, source, args.allow_missing)
     if args.limit:
@@ -50,12 +55,17 @@ def evaluate(task: Task, args: argparse.Namespace, device: str) -> int:
     if task.references and not isinstance(source, Originals):
         failed = run(task.references, items, Originals(), args.batch_size, args.workers, "originals").failed
         items = [item for item in items if item.key not in failed]
+        for evaluator, reference in zip(task.evaluators, task.references, strict=True):
+            evaluator.reference = reference.records
     outcome = run(task.evaluators, items, source, args.batch_size, args.workers, task.name)
     outcome.failed.update(failed)
     scores = {e.title(metric): value for e in task.evaluators for metric, value in e.evaluate().items()}
     bpp = results.mean(outcome.bpp.values())
     scores = scores if bpp is None else {"bpp": bpp, **scores}
-    _print_scores(task, source, scores, outcome, missing)
+    by_image = _scores_by_image(task)
+    _print_scores(task, source, scores, by_image, outcome, missing)
+    if baseline:
+        _print_differences(by_image, baseline, args.baseline)
     if args.output:
         scored = sorted((i for i in items if i.key in task.evaluators[0].records), key=lambda item: item.key)
         meta = {
@@ -66,30 +76,81 @@ def evaluate(task: Task, args: argparse.Namespace, device: str) -> int:
             "batch_size": args.batch_size,  # classifiers depend on it in the last digits
             "evaluators": [{"name": e.name, "identity": e.identity} for e in task.evaluators],
         }
-        _write_results(args.output, task, scores, outcome, meta=meta, missing=missing)
+        _write_results(args.output, task, scores, by_image, outcome, meta=meta, missing=missing)
     return 1 if outcome.failed else 0
 
 
-def _print_scores(task: Task, source: Source, scores: dict, outcome: TaskOutcome, missing: Sequence[str]) -> None:
+def _scores_by_image(task: Task) -> dict[str, dict[str, float]]:
+    """Return by title the values by image whose mean is a score."""
+    scores = {e.title(metric): e.per_image_scores(metric, e.records) for e in task.evaluators for metric in e.metrics}
+    return {title: values for title, values in scores.items() if values}
+
+
+def _read_baseline(path: str, task: Task) -> dict[str, dict[str, float]]:
+    """Return the values by title and image of a results file. Raise ConfigError if it has none of the task's scores."""
+    by_image: dict[str, dict[str, float]] = {}
+    titles = {e.title(metric) for e in task.evaluators for metric in e.metrics}
+    try:
+        for row in results.read(path)["per_image"]:
+            for title, value in row["scores"].items():
+                by_image.setdefault(title, {})[row["file"]] = float(value)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: not an output of a task script: {first_line(error)}") from None
+    if not titles & by_image.keys():
+        raise ConfigError(f"{path}: none of the scores {first_of(sorted(titles))}; pass an output for these networks")
+    return by_image
+
+
+def _print_differences(by_image: dict, baseline: dict, path: str) -> None:
+    rows = []
+    for title in (title for title in by_image if title in baseline):
+        keys = sorted(by_image[title].keys() & baseline[title].keys())
+        changes = [by_image[title][key] - baseline[title][key] for key in keys]
+        rows.append((title, f"{results.mean(changes):+.2f}" if keys else None, _interval(changes), str(len(keys))))
+    print(f"difference from {path}, with 95 % interval over images")
+    print(results.table(rows, ("score", "difference", "interval", "images")))
+
+
+def _interval(values: Sequence[float]) -> str:
+    interval = mean_interval(values)
+    return "{:.2f} … {:.2f}".format(*interval) if interval else ""
+
+
+def _print_scores(
+    task: Task, source: Source, scores: dict, by_image: dict, outcome: TaskOutcome, missing: Sequence[str]
+) -> None:
     facts = {key: value for key, value in source.describe().items() if value is not None}
     tested = ", ".join([facts.pop("source"), *(f"{key} {value}" for key, value in facts.items())])
     excluded = f", {len(missing)} missing" if missing else ""
     print(f"{task.name}: {len(task.evaluators[0].records)} images{excluded} ({tested})")
-    rows = [(name, f"{value:.{4 if name == 'bpp' else 2}f}") for name, value in scores.items() if value is not None]
-    print(results.table(rows, ("score", "value")))
+    rows = [
+        (name, f"{value:.{4 if name == 'bpp' else 2}f}", _interval([*by_image.get(name, {}).values()]))
+        for name, value in scores.items()
+        if value is not None
+    ]
+    print(results.table(rows, ("score", "value", "95 % interval")))
     for key, error in sorted(outcome.failed.items()):
         print(f"failed: {key}: {error}", file=sys.stderr)
     for key in missing:
         print(f"missing: {key}", file=sys.stderr)
 
 
-def _write_results(path: str, task: Task, scores: dict, outcome: TaskOutcome, **more: Any) -> None:
+def _write_results(path: str, task: Task, scores: dict, by_image: dict, outcome: TaskOutcome, **more: Any) -> None:
     keys = sorted(task.evaluators[0].records)
     rates = {key: {"bpp": bpp} for key, bpp in outcome.bpp.items()}
     per_image = [
-        {"file": key, **rates.get(key, {}), **{e.name: e.records[key] for e in task.evaluators}} for key in keys
+        {
+            "file": key,
+            **rates.get(key, {}),
+            "scores": {title: values[key] for title, values in by_image.items() if key in values},
+            **{e.name: e.records[key] for e in task.evaluators},
+        }
+        for key in keys
     ]
-    more |= {"failed": outcome.failed, "per_image": per_image}
+    intervals = {title: mean_interval([*values.values()]) for title, values in by_image.items()}
+    more |= {"intervals": intervals, "failed": outcome.failed, "per_image": per_image}
     results.write(path, task.name, f"{len(keys)} images", {name: [value] for name, value in scores.items()}, **more)
 
 

@@ -1,15 +1,16 @@
 """Fidelity to the original image, for human viewing.
 
 ==============  =============================================================================================
-``psnr-rgb``    dB over all samples
-``psnr-y``      dB over luma, Y = 0.299 R + 0.587 G + 0.114 B (BT.601, not rounded)
+``psnr-rgb``    dB over all samples, at most 100
+``psnr-y``      dB over luma, Y = 0.299 R + 0.587 G + 0.114 B (BT.601, not rounded), at most 100
 ``ms-ssim-rgb`` Wang et al. 2003; undefined for images with a side of less than 161 pixels
-``lpips``       Zhang et al. 2018, version 0.1; lower is better
+``lpips``       Zhang et al. 2018, version 0.1; lower is better; undefined for images too small for its network
 ==============  =============================================================================================
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -20,16 +21,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ugicm.checkpoints.state_dict import load_matching, read_state_dict
-from ugicm.errors import ConfigError
+from ugicm.errors import ConfigError, ImageError
 from ugicm.evaluation.digests import digest_of
 from ugicm.evaluation.metrics import ms_ssim, psnr
-from ugicm.evaluation.results import finite, mean
+from ugicm.evaluation.results import mean
 from ugicm.evaluation.specs import download, parse_spec
 from ugicm.evaluation.tasks.base import Evaluator, Item
+from ugicm.evaluation.tasks.classifiers import NORMALIZATIONS
 from ugicm.extras import require_packages
 from ugicm.images import to_tensor
 
 _LUMA = np.array([0.299, 0.587, 0.114])
+_ENOUGH = 64  # pixels of a side that all networks of LPIPS can take
 _BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
 
 
@@ -37,7 +40,7 @@ class FidelityEvaluator(Evaluator):
     """PSNR and MS-SSIM, which are computed by :meth:`prepare`."""
 
     name = "fidelity"
-    identity = "fidelity 1"
+    identity = "fidelity 2"
     metrics = headline = ("psnr-rgb", "psnr-y", "ms-ssim-rgb")
     noisy = False
     needs_original = True
@@ -45,8 +48,8 @@ class FidelityEvaluator(Evaluator):
     @staticmethod
     def prepare(item: Item, image: Image.Image, original: Image.Image | None) -> dict:
         return {
-            "psnr-rgb": finite(psnr(original, image)),
-            "psnr-y": finite(psnr(original, image, _LUMA)),
+            "psnr-rgb": psnr(original, image),
+            "psnr-y": psnr(original, image, _LUMA),
             "ms-ssim-rgb": ms_ssim(original, image),
         }
 
@@ -54,19 +57,18 @@ class FidelityEvaluator(Evaluator):
         return metric
 
     def per_image_scores(self, metric: str, records: dict[str, dict]) -> dict[str, float] | None:
-        values = {key: record[metric] for key, record in records.items()}
-        return None if None in values.values() else values
+        return {key: record[metric] for key, record in records.items() if record[metric] is not None}
 
     def process(self, items: Sequence[Item], inputs: Sequence[dict]) -> None:
         self.records.update((item.key, record) for item, record in zip(items, inputs, strict=True))
 
     def summarize(self, records: dict[str, dict]) -> dict[str, float | None]:
-        """Return means over the images whose value is defined (finite PSNR, MS-SSIM of a large enough image)."""
+        """Return means over the images whose value is defined (MS-SSIM of a large enough image)."""
         return {metric: mean(r[metric] for r in records.values()) for metric in self.metrics}
 
 
 class LpipsEvaluator(Evaluator):
-    """Learned perceptual image patch similarity."""
+    """Learned perceptual image patch similarity. A record holds None for an image that is too small for the network."""
 
     metrics = headline = lower_is_better = ("lpips",)
     noisy = False
@@ -85,10 +87,21 @@ class LpipsEvaluator(Evaluator):
     @torch.inference_mode()
     def process(self, items: Sequence[Item], inputs: Sequence[tuple[Tensor, Tensor]]) -> None:
         for item, (image, original) in zip(items, inputs, strict=True):
-            value = self.model(image.to(self.device), original.to(self.device), normalize=True)
-            self.records[item.key] = {"lpips": float(value)}
+            try:
+                value = float(self.model(image.to(self.device), original.to(self.device), normalize=True))
+            except RuntimeError:  # of a pooling layer
+                if min(image.shape[-2:]) >= _ENOUGH:
+                    raise
+                value = None
+            if value is not None and not math.isfinite(value):
+                raise ImageError(f"{self.name}: the value is not finite")
+            self.records[item.key] = {"lpips": value}
+
+    def per_image_scores(self, metric: str, records: dict[str, dict]) -> dict[str, float] | None:
+        return {key: record["lpips"] for key, record in records.items() if record["lpips"] is not None}
 
     def summarize(self, records: dict[str, dict]) -> dict[str, float | None]:
+        """Return the mean over the images that are large enough."""
         return {"lpips": mean(r["lpips"] for r in records.values())}
 
 
@@ -96,11 +109,15 @@ def load_lpips(text: str = "alex", device: str = "cpu") -> LpipsEvaluator:
     """Load LPIPS with the backbone ``alex``, ``vgg`` or ``squeeze``, or ``alex=PATH`` with local weights.
 
     The package lpips contains the linear layers; torchvision's ImageNet weights of the backbone are downloaded.
+    ``normalize=none`` is for local weights of networks that take images in [0, 1] as they are.
 
-    Raise ConfigError if the backbone is unknown, CheckpointError if weights cannot be downloaded or do not fit.
+    Raise ConfigError if the backbone or an option is unknown, CheckpointError if weights cannot be downloaded or do not
+    fit.
     """
     spec = parse_spec(text)
-    spec.take()
+    normalization = NORMALIZATIONS.get(spec.take(**({"normalize": "imagenet"} if spec.where else {})).get("normalize"))
+    if spec.where and normalization is None:
+        raise ConfigError(f"{text}: unknown normalize; available: {', '.join(NORMALIZATIONS)}")
     if spec.name not in _BACKBONES:
         raise ConfigError(f"{text}: unknown LPIPS backbone; available: {', '.join(_BACKBONES)}")
     state = read_state_dict(spec.where) if spec.where else None
@@ -116,4 +133,7 @@ def load_lpips(text: str = "alex", device: str = "cpu") -> LpipsEvaluator:
         slices = {"features." + key.partition(".")[2]: key for key in network.net.state_dict()}
         state = {slices.get(key, key): tensor for key, tensor in state.items() if key.startswith("features.")}
         load_matching(network.net, state, spec.where, f"the LPIPS backbone {_BACKBONES[spec.name]}")
+        # LPIPS normalizes samples in [-1, 1].
+        mean_rgb, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in normalization)
+        network.scaling_layer.shift, network.scaling_layer.scale = 2 * mean_rgb - 1, 2 * deviation
     return LpipsEvaluator(network.requires_grad_(False), spec.name, device)

@@ -18,15 +18,20 @@ from __future__ import annotations
 
 import csv
 import re
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from ugicm.errors import ConfigError, first_line, first_of
+from ugicm.evaluation.specs import natural_order
 from ugicm.evaluation.tasks.base import Item
-from ugicm.evaluation.tasks.sources import find_image, index_images
+from ugicm.evaluation.tasks.sources import check_distinct_files, find_image, index_images
 from ugicm.extras import require_packages
 
+IMAGENET_CLASSES = 1000
+# Numbers of classes that contain ImageNet's 1000 under other numbers.
+_OTHER_IMAGENETS = {1001: "ImageNet after a background", 21841: "ImageNet-21k", 21843: "ImageNet-21k"}
 _WNID = re.compile(r"n\d{8}")
 _FILE_COLUMNS = ("file", "filename", "image", "path", "imageid", "name")
 _CLASS_COLUMNS = ("class_index", "label", "class", "index", "target", "wnid", "synset", "predictionstring")
@@ -36,11 +41,13 @@ _CLASS_COLUMNS = ("class_index", "label", "class", "index", "target", "wnid", "s
 class LabeledImages:
     """Images with class indices as targets, sorted by path.
 
-    ``classes`` is the number of class folders if the indices only number the folders, else None.
+    ``classes`` is the number of class folders if the indices only number the folders, else None. ``imagenet`` is
+    whether labels are WordNet ids, and the indices those of ImageNet's 1000 classes.
     """
 
     items: list[Item]
     classes: int | None = None
+    imagenet: bool = False
 
 
 def labeled_images(folder: str | Path, labels: str | Path | None = None) -> LabeledImages:
@@ -57,7 +64,8 @@ def labeled_images(folder: str | Path, labels: str | Path | None = None) -> Labe
         labels = folder / "labels.csv"
     if labels is None:
         return _from_folders(files, folder)
-    rows = _read(Path(labels), files)
+    rows, imagenet = _read(Path(labels), files)
+    check_distinct_files([*rows], [find_image(index, name) for name in rows], labels)
     targets = {find_image(index, name): target for name, target in rows.items()}
     absent = [name for name in rows if find_image(index, name) is None]
     if absent:
@@ -68,7 +76,7 @@ def labeled_images(folder: str | Path, labels: str | Path | None = None) -> Labe
         raise ConfigError(
             f"{labels}: {len(unlabeled)} of {len(files)} images in {folder} have no label: {first_of(unlabeled)}"
         )
-    return LabeledImages([Item(key, path, targets[path]) for key, path in files.items()])
+    return LabeledImages([Item(key, path, targets[path]) for key, path in files.items()], imagenet=imagenet)
 
 
 def is_labeled(folder: str | Path) -> bool:
@@ -84,6 +92,14 @@ def check_classes(labeled: LabeledImages, classes: int, name: str) -> None:
             f"{name} has {classes} classes, but there are {labeled.classes} class folders whose names do not identify "
             "a class; name the folders by WordNet id or class index, or pass a label file"
         )
+    if labeled.imagenet and classes != IMAGENET_CLASSES:
+        raise ConfigError(
+            f"{name} has {classes} classes, but the labels are WordNet ids of ImageNet's {IMAGENET_CLASSES} classes; "
+            "use a classifier of these, or pass a label file with its class indices"
+        )
+    if classes in _OTHER_IMAGENETS:
+        warnings.warn(f"{name} has {classes} classes ({_OTHER_IMAGENETS[classes]}): the labels must be their numbers, "
+                      f"not those of ImageNet's {IMAGENET_CLASSES}", stacklevel=2)  # fmt: skip
     highest = max(labeled.items, key=lambda item: item.target)
     if highest.target >= classes:
         raise ConfigError(
@@ -94,7 +110,7 @@ def check_classes(labeled: LabeledImages, classes: int, name: str) -> None:
 
 def class_names(classes: int) -> list[str]:
     """Return ImageNet's class names for 1000 classes, else numbered names."""
-    if classes == 1000:
+    if classes == IMAGENET_CLASSES:
         from torchvision.models import ResNet18_Weights
 
         return list(ResNet18_Weights.DEFAULT.meta["categories"])
@@ -102,11 +118,14 @@ def class_names(classes: int) -> list[str]:
 
 
 def read_class_names(path: str | Path) -> list[str]:
-    """Read class names, one per line. Raise ConfigError if the file cannot be read."""
+    """Read class names, one per line. Raise ConfigError if the file cannot be read, or has a blank line within."""
     try:
-        return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in Path(path).read_text(encoding="utf-8").rstrip().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as class names: {error}") from None
+    if "" in names:
+        raise ConfigError(f"{path}: line {names.index('') + 1} is blank; each line is the name of one class")
+    return names
 
 
 @cache
@@ -126,11 +145,13 @@ def _from_folders(files: dict[str, Path], folder: Path) -> LabeledImages:
             "pass a label file with --labels"
         )
     names, classes = sorted({key.split("/")[0] for key in files}), None
-    if all(map(_WNID.fullmatch, names)) or all(map(str.isdecimal, names)):
+    imagenet = all(map(_WNID.fullmatch, names))
+    if imagenet or all(map(str.isdecimal, names)):
         indices = {name: _class_index(name, folder) for name in names}
     else:
         indices, classes = {name: index for index, name in enumerate(names)}, len(names)
-    return LabeledImages([Item(key, path, indices[key.split("/")[0]]) for key, path in files.items()], classes)
+    items = [Item(key, path, indices[key.split("/")[0]]) for key, path in files.items()]
+    return LabeledImages(items, classes, imagenet)
 
 
 def _class_index(text: str, where: Path) -> int:
@@ -144,22 +165,26 @@ def _class_index(text: str, where: Path) -> int:
     return int(text)
 
 
-def _read(path: Path, files: dict[str, Path]) -> dict[str, int]:
-    """Return the class index by image name from a label file in any format above. Raise ConfigError."""
+def _read(path: Path, files: dict[str, Path]) -> tuple[dict[str, int], bool]:
+    """Return the class index by image name from a label file in any format above, and whether it has WordNet ids.
+
+    Raise ConfigError.
+    """
     try:
-        return _parse(path, path.read_text(encoding="utf-8-sig"), files)
+        # Names of files need not be text.
+        return _parse(path, path.read_text(encoding="utf-8-sig", errors="surrogateescape"), files)
     except ConfigError:
         raise
-    except (OSError, ValueError, csv.Error) as error:  # ValueError: not UTF-8, or an integer of thousands of digits
+    except (OSError, ValueError, csv.Error) as error:  # ValueError: an integer of thousands of digits
         raise ConfigError(f"{path}: cannot be read as a label file: {error}") from None
 
 
-def _parse(path: Path, text: str, files: dict[str, Path]) -> dict[str, int]:
+def _parse(path: Path, text: str, files: dict[str, Path]) -> tuple[dict[str, int], bool]:
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise ConfigError(f"{path}: the label file is empty")
     if all(line.strip().isdecimal() for line in lines):
-        return _development_kit(path, [int(line) for line in lines], files)
+        return _development_kit(path, [int(line) for line in lines], files), True
     rows = list(csv.reader(lines)) if "," in lines[0] else [line.rsplit(None, 1) for line in lines]
     header = [cell.strip().lower() for cell in rows[0]]
     if header[:2] == ["imageid", "predictionstring"]:  # the class is the first word of the second column
@@ -175,7 +200,11 @@ def _parse(path: Path, text: str, files: dict[str, Path]) -> dict[str, int]:
     if short:
         row = ",".join(short[0])
         raise ConfigError(f"{path}: a row has too few columns: {row!r}; each needs an image and its class")
-    return {row[columns[0]].strip(): _class_index(row[columns[1]], path) for row in rows}
+    names, classes = ([row[column].strip() for row in rows] for column in columns)
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{path}: two rows of {max(names, key=names.count)}; each image has one class")
+    targets = {name: _class_index(text, path) for name, text in zip(names, classes, strict=True)}
+    return targets, any(map(_WNID.fullmatch, classes))
 
 
 def _development_kit(path: Path, numbers: list[int], files: dict[str, Path]) -> dict[str, int]:
@@ -196,5 +225,5 @@ def _development_kit(path: Path, numbers: list[int], files: dict[str, Path]) -> 
     unknown = [str(number) for number in numbers if number not in wnids]
     if unknown:
         raise ConfigError(f"{path}: class numbers that are not in {meta}: {first_of(unknown)}")
-    keys = sorted(files, key=lambda key: Path(key).name)
+    keys = sorted(files, key=lambda key: natural_order(Path(key).name))
     return {key: _class_index(wnids[number], path) for key, number in zip(keys, numbers, strict=True)}

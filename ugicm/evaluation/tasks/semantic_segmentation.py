@@ -19,7 +19,7 @@ from ugicm.evaluation.specs import parse_spec, set_attributes
 from ugicm.evaluation.tasks.base import Evaluator, Item
 from ugicm.evaluation.tasks.classifiers import Network, Preprocess
 from ugicm.evaluation.tasks.hub import download_torchvision, find_torchvision, with_weights
-from ugicm.evaluation.tasks.sources import find_image, index_images
+from ugicm.evaluation.tasks.sources import check_distinct_files, check_upright, find_image, index_images
 from ugicm.evaluation.tasks.voc import read_split
 from ugicm.files import IMAGE_SUFFIXES, find
 from ugicm.images import open_image
@@ -34,6 +34,8 @@ class Segmenter(Network):
     def __call__(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         """Return the class per pixel, int64 [H, W] with ``size`` = (H, W), of a preprocessed image [3, h, w]."""
         logits = self.model(image[None].to(self.device))["out"]
+        if not logits.isfinite().all():
+            raise ImageError(f"{self.name}: the network's outputs are not finite")
         logits = nn.functional.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
         return logits[0].argmax(0).cpu()
 
@@ -48,6 +50,8 @@ def load_segmenter(text: str = "deeplabv3_resnet50", device: str = "cpu") -> Seg
     spec = parse_spec(text)
     weights, path = find_torchvision(spec, torchvision.models.segmentation, "segmentation network")
     preprocess = Preprocess.of_weights(weights).with_options(spec)
+    if preprocess.crop:
+        raise ConfigError(f"{text}: crop={preprocess.crop} scores the whole mask with a part of the image; omit it")
     classes = len(weights.meta["categories"])
     if path:
         state = read_state_dict(path)
@@ -104,6 +108,7 @@ def _prepare(
     height, width = mask.shape
     if image.size != (width, height):
         raise ImageError(f"{item.target}: the mask is {width}x{height}, but the image {image.width}x{image.height}")
+    check_upright(item.path, image.size)
     return preprocess(image), mask
 
 
@@ -117,9 +122,12 @@ def confusion(truth: np.ndarray, prediction: np.ndarray, classes: int) -> list[l
 def read_mask(path: str | Path, classes: int) -> np.ndarray:
     """Return the class per pixel [H, W] of a palette, gray or black-and-white image.
 
-    Raise ImageError if it cannot be read, is not a mask, or has a class that does not exist.
+    Raise ImageError if it cannot be read, is not a mask, is compressed with loss, may be turned against its image, or
+    has classes that do not exist: 255 alone, or with 0 alone, which are the values of object masks.
     """
     with open_image(path) as image:
+        if image.format in ("JPEG", "MPO"):
+            raise ImageError(f"{path}: JPEG changes the classes of a mask; use PNG")
         mask = np.array(image)
     if mask.ndim != 2 or mask.dtype.kind not in "uib":
         kind = f"{mask.ndim} axes of {mask.dtype}"
@@ -127,6 +135,12 @@ def read_mask(path: str | Path, classes: int) -> np.ndarray:
     wrong = mask[(mask != IGNORE) & ((mask < 0) | (mask >= classes))]
     if wrong.size:
         raise ImageError(f"{path}: the mask has class {wrong[0]}, but the network has classes 0 to {classes - 1}")
+    if IGNORE in mask and not ((mask != 0) & (mask != IGNORE)).any():
+        raise ImageError(
+            f"{path}: the mask has only 255, which is not scored, and 0; if 255 is an object, write the number of its "
+            "class"
+        )
+    check_upright(Path(path), None)
     return mask
 
 
@@ -146,6 +160,7 @@ def paired_items(images: str | Path, masks: str | Path) -> list[Item]:
     images = Path(images)
     files = index_images(masks)
     keys = {path.relative_to(images).as_posix(): path for path in find(images, IMAGE_SUFFIXES)}
+    check_distinct_files([*keys], [find_image(files, key) for key in keys], masks)
     missing = [key for key in keys if find_image(files, key) is None]
     if missing:
         raise ConfigError(f"{masks}: no mask for {len(missing)} of {len(keys)} images: {first_of(missing)}")

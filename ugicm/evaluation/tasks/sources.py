@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from ugicm.arguments import natural, parse_preference, positive
-from ugicm.errors import ConfigError, first_of
+from ugicm.errors import ConfigError, ImageError, first_of
 from ugicm.evaluation import codecs
 from ugicm.evaluation.specs import parse_spec
 from ugicm.files import IMAGE_SUFFIXES, STREAM_SUFFIX, find
-from ugicm.images import open_rgb
+from ugicm.images import is_turned, open_image, open_rgb
 
 if TYPE_CHECKING:
     from ugicm.codec import Codec
@@ -94,7 +94,8 @@ class BitstreamFolder(DecodedFolder):
         path = self.path(item)
         data = path.read_bytes()
         with codecs.failures_named(str(path)):
-            return self.codec.decompress(data, [self.preference])[0], len(data)
+            # Gray and transparent images are evaluated as their originals are read.
+            return open_rgb(self.codec.decompress(data, [self.preference])[0]), len(data)
 
     def describe(self) -> dict:
         facts = {"preference": self.preference, "model": codecs.ugicm_identity(self.codec)}
@@ -116,6 +117,14 @@ class CodecSource(Source):
 
     def describe(self) -> dict:
         return {"source": self.codec.identity, "setting": self.setting, "preference": self.preference}
+
+
+def folder_items(folder: str | Path) -> list[Item]:
+    """Return the images of a folder, without targets. Raise UsageError if there are none."""
+    from ugicm.evaluation.tasks.base import Item
+
+    folder = Path(folder)
+    return [Item(path.relative_to(folder).as_posix(), path) for path in find(folder, IMAGE_SUFFIXES)]
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -144,6 +153,9 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda:0, ... (default: a GPU if there is one)")
     parser.add_argument("--limit", type=positive, metavar="N", help="evaluate N images, evenly spaced in the dataset")
     parser.add_argument("-o", "--output", metavar="FILE", help="write scores, records and environment as JSON")
+    parser.add_argument(
+        "--baseline", metavar="FILE", help="output (-o) of a run on the same images: print the differences from it"
+    )
 
 
 def load_source(args: argparse.Namespace, device: str) -> Source:
@@ -175,15 +187,42 @@ def load_source(args: argparse.Namespace, device: str) -> Source:
 def split_missing(items: Sequence[Item], source: Source, allow_missing: bool) -> tuple[list[Item], list[str]]:
     """Return the items whose image under test exists, and the keys of the others.
 
-    Raise ConfigError if images are missing and this is not allowed, or if all of them are missing.
+    Raise ConfigError if images are missing and this is not allowed, if all of them are missing, or if two are matched
+    with one file.
     """
-    present = [item for item in items if source.path(item)]
+    paths = [source.path(item) for item in items]
+    check_distinct_files([item.key for item in items], paths, getattr(source, "folder", "the dataset"))
+    present = [item for item, path in zip(items, paths, strict=True) if path]
     missing = sorted({item.key for item in items} - {item.key for item in present})
     if missing and not (allow_missing and present):
         where = getattr(source, "folder", "the dataset")
         advice = "; --allow-missing excludes them" if present else ""
         raise ConfigError(f"{len(missing)} of {len(items)} images are missing in {where}: {first_of(missing)}{advice}")
     return present, missing
+
+
+def check_distinct_files(keys: Sequence[str], paths: Sequence[Path | None], where: str | Path) -> None:
+    """Raise ConfigError if two images of a dataset are matched with one file. None stands for a missing file."""
+    first: dict[Path, str] = {}
+    for key, path in zip(keys, paths, strict=True):
+        if path is not None and first.setdefault(path, key) != key:
+            raise ConfigError(f"{where}: {first[path]} and {key} both match {path}; rename one, not only its extension")
+
+
+def check_upright(path: Path, size: tuple[int, int] | None) -> None:
+    """Raise ImageError if EXIF turns an image, and its annotations may be of the pixels as stored.
+
+    ``size`` is the annotated width and height, which equals that of the upright image, or None if it is unknown. If it
+    differs from that of the stored pixels, the annotations are of the upright image.
+    """
+    if path.is_file() and is_turned(path):
+        with open_image(path) as image:
+            stored = image.size
+        if size in (None, stored):
+            raise ImageError(
+                f"{path}: EXIF turns the image, and the annotations may be of the pixels as stored; save the image "
+                "without EXIF orientation"
+            )
 
 
 def index_images(folder: str | Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict[str, Path]:

@@ -7,19 +7,22 @@ ignored. Precision is averaged over eleven recalls (2007) or over all recalls (2
 
 from __future__ import annotations
 
+import math
 import xml.etree.ElementTree
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
-from ugicm.errors import ConfigError, first_line
+from ugicm.errors import ConfigError, ImageError, first_line
 from ugicm.evaluation import digests
 from ugicm.evaluation.results import mean
 from ugicm.evaluation.tasks.base import Evaluator, Item
-from ugicm.evaluation.tasks.detectors import Detector, to_uint8
-from ugicm.evaluation.tasks.sources import find_image, index_images
+from ugicm.evaluation.tasks.detectors import Detector, prepare_detection
+from ugicm.evaluation.tasks.sources import check_upright, find_image, index_images
 
 _IOU_THRESHOLD = 0.5
 
@@ -48,6 +51,7 @@ class VocTruth:
     Attributes:
         names: image names.
         objects: list of (class, [x0, y0, x1, y1], difficult) by image name.
+        sizes: (width, height) by image name, or None if the annotation has no size.
         classes: sorted class names.
         digest: digest of ``objects``.
 
@@ -57,7 +61,9 @@ class VocTruth:
     def __init__(self, root: str | Path, split: str = "test"):
         self.root = Path(root)
         self.names = read_split(self.root, "Main", split)
-        self.objects = {name: _read_annotation(self.root / "Annotations" / f"{name}.xml") for name in self.names}
+        read = {name: _read_annotation(self.root / "Annotations" / f"{name}.xml") for name in self.names}
+        self.sizes = {name: size for name, (size, _) in read.items()}
+        self.objects = {name: objects for name, (_, objects) in read.items()}
         self.classes = sorted({kind for objects in self.objects.values() for kind, _, _ in objects})
         self.digest = digests.facts_digest(self.objects)
 
@@ -69,16 +75,33 @@ class VocTruth:
         return [Item(key, find_image(files, key) or folder / key, name) for key, name in keys.items()]
 
 
-def _read_annotation(path: Path) -> list[tuple[str, list[float], bool]]:
+    def check_size(self, item: Item, image: Image.Image) -> None:
+        """Raise ImageError if an image does not have the annotated size, or may be turned against its annotations."""
+        size = self.sizes[item.target]
+        if size not in (None, image.size):
+            raise ImageError(
+                f"{item.path}: the image is {image.width}x{image.height}, but its annotation says {size[0]}x{size[1]}"
+            )
+        check_upright(item.path, size)
+
+
+def _read_annotation(path: Path) -> tuple[tuple[int, int] | None, list[tuple[str, list[float], bool]]]:
+    """Return the annotated size, or None, and the objects. Raise ConfigError."""
     try:
-        return [
+        root = xml.etree.ElementTree.parse(path).getroot()
+        width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
+        objects = [
             (
                 node.findtext("name").strip(),
                 [float(node.find("bndbox").findtext(side)) for side in ("xmin", "ymin", "xmax", "ymax")],
                 (node.findtext("difficult") or "0").strip() == "1",
             )
-            for node in xml.etree.ElementTree.parse(path).iter("object")
+            for node in root.iter("object")
         ]
+        for kind, box, _ in objects:
+            if not all(map(math.isfinite, box)):
+                raise ValueError(f"the box of {kind} is {box}")
+        return (width, height) if width and height else None, objects
     except (OSError, xml.etree.ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: not a PASCAL VOC annotation: {error}") from None
 
@@ -87,13 +110,12 @@ class VocEvaluator(Evaluator):
     """Detections, scored as by PASCAL VOC. A record holds [class, score, x0, y0, x1, y1] of each detection."""
 
     headline = ("mAP",)
-    prepare = staticmethod(to_uint8)
-
     def __init__(self, detector: Detector, truth: VocTruth, eleven_points: bool = True):
         super().__init__()
         self.detector, self.truth, self.eleven_points = detector, truth, eleven_points
         self.metrics = ("mAP", *(f"AP {name}" for name in truth.classes))
         self.name = detector.name
+        self.prepare = partial(prepare_detection, truth)
         self.identity = f"{detector.identity} VOC of {truth.classes}"
         ids = detector.map_labels(dict(enumerate(truth.classes)), str(truth.root))
         self.labels = {label: truth.classes[id] for label, id in ids.items()}
@@ -149,14 +171,23 @@ def average_precision(
         correct.append(hit and not matched[name][best])
         if hit:
             matched[name][best] = True
+    return mean_precision(correct, positives, np.linspace(0, 1, 11) if eleven_points else None)
+
+
+def mean_precision(correct: Sequence[bool], positives: int, recalls: np.ndarray | None = None) -> float:
+    """Return the mean precision of detections in descending order of score, over ``recalls`` or over all recalls.
+
+    ``positives`` is the number of objects.
+    """
     hits = np.cumsum(correct)
     recall = hits / positives
     precision = hits / (np.arange(len(hits)) + 1)
     # The interpolated precision at a recall is the maximum at this or a higher recall.
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    if eleven_points:
-        return float(np.mean([envelope[recall >= t - 1e-12][:1].sum() for t in np.linspace(0, 1, 11)]))
-    return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
+    if recalls is None:
+        return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
+    at = np.searchsorted(recall, recalls - 1e-12)
+    return float(np.sum(envelope[at[at < len(hits)]]) / len(recalls))
 
 
 def _iou(a: Sequence[float], b: Sequence[float]) -> float:

@@ -29,7 +29,7 @@ const unit = metric => metric.title.startsWith("psnr") || metric.decibels ? "dB"
 function onScale(value, metric) {
   if (value === null || value === undefined) return null;
   if (!metric.decibels) return value;
-  return value < 1 ? -10 * Math.log10(1 - value) : null;
+  return -10 * Math.log10(Math.max(1 - value, 1e-10));
 }
 /* Scores that are better when lower are negated for comparison. */
 const offScale = (value, metric) => metric.lower_is_better ? -value : value;
