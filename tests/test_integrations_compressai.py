@@ -159,5 +159,5 @@ def test_saved_model_in_eval_model_of_compressai(net, run_python, make_image, tm
 def test_error_without_compressai_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "compressai", None)
     monkeypatch.delitem(sys.modules, "ugicm.integrations.compressai")
-    with pytest.raises(ImportError, match=r'pip install "ugicm\[compressai\]" \(Python < 3.13\)'):
+    with pytest.raises(ImportError, match=r"pip install .*\[compressai\]. \(Python 3.11 or 3.12\)"):
         import ugicm.integrations.compressai  # noqa: F401

@@ -28,6 +28,7 @@ from ugicm.checkpoints.native import blank_model, load_weights, model_state
 from ugicm.checkpoints.released import build
 from ugicm.codec import Codec, read_model
 from ugicm.config import ModelConfig, from_dict, to_dict
+from ugicm.extras import how_to_install
 from ugicm.images import pad_to
 from ugicm.models.ugicm import UGICM
 from ugicm.preference import to_beta
@@ -39,8 +40,7 @@ try:
     from compressai.registry import register_model
 except ImportError as error:
     raise ImportError(
-        f'ugicm.integrations.compressai needs CompressAI ({error}); pip install "ugicm[compressai]" (Python < 3.13)',
-        name="compressai",
+        f"ugicm.integrations.compressai needs CompressAI ({error}): {how_to_install('compressai')}", name="compressai"
     ) from None
 
 NAME = "ugicm"
