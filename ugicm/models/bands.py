@@ -16,8 +16,8 @@ BAND = 4096  # positions per band
 
 
 def by_bands(x: Tensor) -> bool:
-    """Return whether to compute by bands: on the CPU, without gradients."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled()
+    """Return whether to compute by bands: on the CPU, without gradients, and not while a graph is exported."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def bands(height: int, width: int, multiple: int = 1, positions: int | None = None) -> Iterator[slice]:

@@ -25,7 +25,8 @@ class Pointwise(nn.Conv2d):
         # With one thread and fewer than 16 images PyTorch calls MKL instead of oneDNN, which takes twice as long on
         # AMD processors. Therefore the positions are rearranged as 16 or more images of one row.
         batch, channels, height, width = x.shape
-        if x.device.type == "cpu" and batch < 16 and torch.get_num_threads() == 1 and not torch.is_grad_enabled():
+        one_thread = x.device.type == "cpu" and torch.get_num_threads() == 1 and not torch.compiler.is_compiling()
+        if one_thread and batch < 16 and not torch.is_grad_enabled():
             positions = batch * height * width
             images = next((n for n in range(16, 32) if positions % n == 0), None)
             if images:

@@ -68,12 +68,12 @@ class CompactIndexes(nn.Module):
         self.lowest = LowerBound(0.0)
 
     @staticmethod
-    def energy(residual: Tensor) -> Tensor:
+    def energy(residual: Tensor, dtype: torch.dtype = torch.uint8) -> Tensor:
         """Return magnitudes of residuals, and their sums over 3x3 positions, as levels for integer layers.
 
-        [B, C, H, W], integers in floating point -> uint8 [B, H, W, 2C].
+        [B, C, H, W], integers in floating point -> ``dtype`` [B, H, W, 2C].
         """
-        x = residual.permute(0, 2, 3, 1).abs().clamp_(max=LARGEST_RESIDUAL).to(torch.uint8)
+        x = residual.permute(0, 2, 3, 1).abs().clamp_(max=LARGEST_RESIDUAL).to(dtype)
         height, width = x.shape[1:3]
         padded = F.pad(x, (0, 0, 1, 1, 1, 1))
         rows = padded[:, :height] + padded[:, 1 : height + 1] + padded[:, 2:]

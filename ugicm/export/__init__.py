@@ -1,0 +1,1 @@
+"""ONNX files of a compact model, for decoders without PyTorch."""
