@@ -188,6 +188,23 @@ def test_resume_is_exact(setup, tmp_path, monkeypatch, options):
     assert [e["step"] for e in events(tmp_path / "parts", "validation")] == [0, 3, 6]
 
 
+def test_resume_takes_the_settings_of_the_run(setup, tmp_path, run_script, monkeypatch):
+    config = setup("optim.steps=2")
+    options = ["optim.steps=4", "optim.lr=2e-3", f"run.dir={tmp_path / 'other'}"]
+    done = run_script("scripts/train.py", "-c", tmp_path / "config.yaml", "--set", *options, "run.max_minutes=1e-9")
+    assert done.returncode == 0 and f"continue with --resume {tmp_path / 'other'}" in done.stderr
+    done = run_script("scripts/train.py", "-c", tmp_path / "config.yaml", "--set", *options[::2], "--resume")
+    assert (
+        done.returncode == 2 and f"optim.lr: was 0.002, is {config.optim.lr}; to continue with its own" in done.stderr
+    )
+    (tmp_path / "other").rename(tmp_path / "moved")
+    done = run_script("scripts/train.py", "--resume", tmp_path / "moved", "--set", "run.max_minutes=null")
+    assert done.returncode == 0, done.stderr
+    assert run_state.read_run_state(tmp_path / "moved")["step"] == 4 and not (tmp_path / "other").exists()
+    for wrong in ([], ["-c", tmp_path / "config.yaml", "--resume", tmp_path / "moved"]):
+        assert "give a configuration with -c, or" in run_script("scripts/train.py", *wrong).stderr
+
+
 def test_resume_restores_the_whole_state(setup):
     objective = {"lambdas": [0.01], "terms": {"mse": {"human": 1.0}}}
     schedule = {"steps": 3, "lr": 1e-3, "warmup": 0, "ema": 0.9, "schedule": "constant"}

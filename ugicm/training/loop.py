@@ -101,7 +101,7 @@ def _run(run: Run, command: str) -> None:
     finally:
         records.close()
     if stop and run.world.main:
-        print(f"stopped by {stop} at step {run.step}: continue with --resume", file=sys.stderr)
+        print(f"stopped by {stop} at step {run.step}: continue with --resume {run.folder}", file=sys.stderr)
 
 
 def train_step(run: Run, batches: Iterator[dict[str, Tensor]]) -> None:

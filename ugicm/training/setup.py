@@ -73,7 +73,7 @@ def _check_folder(folder: Path, resume: bool) -> None:
         raise ConfigError(f"run.dir: {folder}: cannot be written to: {why}; choose another run.dir")
     present = [name for name in (STATE_FILE, MODEL_FILE, BEST_FILE) if (folder / name).exists()]
     if present and not resume:
-        advice = "continue it with --resume, or choose" if STATE_FILE in present else "choose"
+        advice = f"continue it with --resume {folder}, or choose" if STATE_FILE in present else "choose"
         raise ConfigError(f"{folder}: contains a run ({', '.join(present)}); {advice} another run.dir")
 
 

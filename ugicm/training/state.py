@@ -204,8 +204,8 @@ def check_resumable(config: TrainConfig, state: dict[str, Any]) -> None:
 
 def _not_resumable(folder: Path, reason: str) -> str:
     return (
-        f"{folder}: cannot resume with another configuration: {reason}; to start another run from its weights, use "
-        f"init_from: {folder / MODEL_FILE}"
+        f"{folder}: cannot resume with another configuration: {reason}; to continue with its own, use --resume "
+        f"{folder} without -c; to start another run from its weights, use init_from: {folder / MODEL_FILE}"
     )
 
 
