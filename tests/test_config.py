@@ -96,15 +96,16 @@ def test_null_removes_free_keys(write):
     assert load_config(path, ["optim.lr_scale.h_a=4"]).optim.lr_scale == {"g_a": 2.0, "g_s": 3.0, "h_a": 4.0}
     assert load_config(path, ["optim.lr_scale={}"]).optim.lr_scale == {}
     assert load_config(path, ["optim={}"]).optim.lr_scale == {}
-    assert load_config(path, ["optim.lr=1", "optim.lr=null", "objective.teacher=null"]).optim.lr == 1e-4
+    assert load_config(path, ["optim.lr=1", "optim.lr=null", "objective.teachers=null"]).optim.lr == 1e-4
     assert load_config(path, ["validation.crop=null", "objective.terms.global=null"]).validation.crop == 256
 
 
 def test_names_of_weights_are_not_paths(write, tmp_path):
     teacher = {"kind": "timm", "name": "resnet18", "weights": "default"}
-    path = write(objective={"teacher": teacher})
-    assert load_config(path).objective.teacher.weights == "default"
-    assert load_config(path, ["objective.teacher.weights=w.pth"]).objective.teacher.weights == str(Path.cwd() / "w.pth")
+    path = write(objective={"teachers": {"a": teacher}})
+    assert load_config(path).objective.teachers["a"].weights == "default"
+    config = load_config(path, ["objective.teachers.a.weights=w.pth"])
+    assert config.objective.teachers["a"].weights == str(Path.cwd() / "w.pth")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_names_of_weights_are_not_paths(write, tmp_path):
     [
         ("optim.lrr=1", "--set optim.lrr=1: optim.lrr: unknown key; available: name, steps, lr"),
         ("model.slice_width=3", "model.slice_width: unknown key"),
-        ("model.slice_width=3", "branch_width; did you mean 'slice_widths'?"),
+        ("model.slice_width=3", "machine_depth; did you mean 'slice_widths'?"),
         ("model.channel_widths=[8]", "model.channel_widths: unknown key; available: backbone, N, M"),
         ("model.backbone=mlicp", "model.backbone: 'mlicp' not found; available: compact, mlicpp, bmshj2018; did you"),
         ("run.qqq=1", "run.qqq: unknown key; available: dir, seed, device"),
@@ -126,8 +127,8 @@ def test_names_of_weights_are_not_paths(write, tmp_path):
         ("optim.milestones=[-5]", "optim.milestones[0]: must be at least 0, got -5"),
         ("optim.warmup=1000000", "optim: warmup = 1000000 must not exceed steps = 100000"),
         ("objective.local_side=0", "objective.local_side: must be at least 1, got 0"),
-        ("objective.teacher={kind: timm, name: x, std: [0, 0, 0]}", "objective.teacher.std[0]: must be above 0"),
-        ("objective.teacher={kind: timm}", "objective.teacher.name: missing key"),
+        ("objective.teachers.a={kind: timm, name: x, std: [0, 0, 0]}", "objective.teachers.a.std[0]: must be above 0"),
+        ("objective.teachers.a={kind: timm}", "objective.teachers.a.name: missing key"),
         ("data.max_instances=-1", "data.max_instances: must be at least 0, got -1"),
         ("optim={lr: 1, lr: 2}", "duplicate key 'lr'"),
         ("run.seed=-1", "run.seed: must be at least 0, got -1"),
@@ -146,7 +147,7 @@ def test_names_of_weights_are_not_paths(write, tmp_path):
         ("quality={range: [1, 0]}", "quality: range must be [low, high] with low <= high"),
         ("objective.terms.gobal.machine=1", "objective.terms.gobal: 'gobal' not found; available: mse, ms_ssim"),
         ("objective.terms.gobal.machine=1", "did you mean 'global'?"),
-        ("objective.terms.global.machine=1", "objective: terms: global: needs a teacher"),
+        ("objective.terms.global.machine=1", "objective: terms: global: needs teachers"),
         ("objective.terms.ms_ssim.human=1", "ms_ssim needs crops of at least 192 pixels, got 128"),
         ("objective.terms.mse.human=-1", "objective.terms.mse.human: must be at least 0, got -1.0"),
         ("objective.lambdas=[0]", "objective.lambdas[0]: must be above 0, got 0.0"),

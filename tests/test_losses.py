@@ -187,7 +187,7 @@ def test_terms_share_whole_image_features():
 def make_objective(monkeypatch, **values):
     monkeypatch.setattr(objective, "load_teacher", lambda config: mean_color())
     teacher = TeacherConfig(kind="timm", name="none", layers={"layer": 1.0})
-    return objective.Objective(ObjectiveConfig(teacher=teacher, local_side=8, **values))
+    return objective.Objective(ObjectiveConfig(teachers={"a": teacher}, local_side=8, **values))
 
 
 ALL = {
@@ -254,7 +254,7 @@ def test_gradients_reach_the_image_and_not_the_teacher(monkeypatch):
         assert x_hat.grad[1].abs().sum() > 0, name
         assert (x_hat.grad[0].abs().sum() > 0) == (name != "instance")
     assert all(p.grad is None and not p.requires_grad for p in total.parameters())
-    assert not total.train().teacher.training
+    assert not total.train().teachers["a"].training
 
 
 @pytest.mark.parametrize("beta", [[0.0, 0.0], [1.0, 1.0], [0.5, 1.0]])
@@ -350,7 +350,7 @@ def test_files_without_weights_are_rejected(tmp_path, content, message):
     pytest.importorskip("lpips")
     path = tmp_path / "w.pth"
     torch.save(content, path)
-    with pytest.raises(ConfigError, match=rf"objective\.teacher\.weights: {path}: .*{message}"):
+    with pytest.raises(ConfigError, match=rf"objective\.teachers: weights: {path}: .*{message}"):
         load_teacher(TeacherConfig("timm", "test_vit", str(path)))
     with pytest.raises(CheckpointError, match=rf"{path}: .*{message}"):
         load_lpips(f"squeeze={path}")
@@ -368,8 +368,8 @@ def test_read_state_dict_is_independent_of_file_type(tmp_path):
 def test_objective_check_rejects_unsupported_image_sizes(sizes, named):
     pytest.importorskip("timm")
     teacher = TeacherConfig("timm", "vit_tiny_patch16_224", "random", **sizes)  # takes 224² only
-    total = objective.Objective(ObjectiveConfig(teacher=teacher, terms={"global": TermConfig(machine=1.0)}))
-    with pytest.raises(ConfigError, match=f"teacher: cannot take images of {named} pixels"):
+    total = objective.Objective(ObjectiveConfig(teachers={"a": teacher}, terms={"global": TermConfig(machine=1.0)}))
+    with pytest.raises(ConfigError, match=f"teachers.a: cannot take images of {named} pixels"):
         total.check(64)
 
 
@@ -419,12 +419,26 @@ def test_jitter_scales_the_channel_dimension():
             teacher(torch.rand(2, 3, 12, 12))  # the same variant at another size
 
 
+def test_one_teacher_is_drawn_in_training_and_all_are_averaged_in_evaluation(monkeypatch):
+    monkeypatch.setattr(objective, "load_teacher", lambda config: mean_color())
+    teachers = {name: TeacherConfig(kind="timm", name="none", weight=w) for name, w in (("a", 1.0), ("b", 3.0))}
+    total = objective.Objective(ObjectiveConfig(teachers=teachers, terms={"global": TermConfig(machine=1.0)}))
+    x, x_hat, batch = plain((1, 0, 0)), plain((0, 1, 0)), batch_of([1.0])
+
+    def value() -> float:
+        return total(output(x_hat), x, batch).sums["global"].item()
+
+    torch.manual_seed(0)
+    assert sorted({round(value(), 4) for _ in range(20)}) == [1.0, 3.0]
+    assert total.eval() and value() == pytest.approx(2.0)
+
+
 def test_teacher_sizes_are_drawn_in_training_only(monkeypatch):
     teacher = mean_color(size=12)
     monkeypatch.setattr(objective, "load_teacher", lambda config: teacher)
     config = TeacherConfig(kind="timm", name="any", sizes=(8, 16, 24))
     terms = {"global": TermConfig(machine=1.0)}
-    total = objective.Objective(ObjectiveConfig(teacher=config, terms=terms))
+    total = objective.Objective(ObjectiveConfig(teachers={"a": config}, terms=terms))
     seen = []
     teacher.network.register_forward_pre_hook(lambda _, images: seen.append(images[0].shape[-1]))
     x = plain((0.2, 0.4, 0.6), 32)
@@ -448,7 +462,7 @@ def test_jitter_is_drawn_per_batch_in_training_only(monkeypatch, normalization):
     teacher = Teacher(network(), native_size=8, size=0, mean=(0,) * 3, std=(1,) * 3, jitter=0.5)
     monkeypatch.setattr(objective, "load_teacher", lambda config: teacher)
     config = TeacherConfig(kind="timm", name="any", jitter=0.5)
-    total = objective.Objective(ObjectiveConfig(teacher=config, terms={"global": TermConfig(machine=1.0)}))
+    total = objective.Objective(ObjectiveConfig(teachers={"a": config}, terms={"global": TermConfig(machine=1.0)}))
     x = torch.rand(1, 3, 8, 8)
     plain_embedding, seen = teacher(x)[1], []
     teacher.network.register_forward_hook(lambda *outputs: seen.append(outputs[-1]))

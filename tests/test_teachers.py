@@ -70,7 +70,7 @@ def test_teacher_of_a_file_gets_weights_size_and_normalization(network_file):
     ],
 )
 def test_functions_that_build_no_network_are_rejected(network_file, function, message):
-    with pytest.raises(ConfigError, match=f"objective.teacher: {network_file}:{function}: {message}"):
+    with pytest.raises(ConfigError, match=f"objective.teachers: {network_file}:{function}: {message}"):
         load_teacher(TeacherConfig("file", f"{network_file}:{function}"))
     with pytest.raises(ConfigError, match=r"absent\.py"):
         load_teacher(TeacherConfig("file", f"{network_file.with_name('absent.py')}:{function}"))

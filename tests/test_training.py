@@ -485,7 +485,7 @@ def test_semantic_stage_with_instances(setup, tmp_path):
     objective = {
         "lambdas": [0.01],
         "local_side": 48,
-        "teacher": {"kind": "timm", "name": "test_resnet", "weights": "random", "size": 0, "layers": {"layer1": 1}},
+        "teachers": {"a": {"kind": "timm", "name": "test_resnet", "weights": "random", "size": 0, "layers": {"layer1": 1}}},
         "terms": {
             "mse": {"human": 1.0, "machine": 0.5}, "global": {"machine": 10.0}, "local": {"machine": 10.0},
             "instance": {"machine": 10.0}, "features": {"machine": 10.0},
@@ -640,7 +640,7 @@ def test_full_size_configurations_train(tmp_path, make_image, backbone):
         f"data.train=[{{path: {images}, instances: {instances}}}]", "data.batch=2", "data.workers=0",
         "data.holdout=1", "optim.steps=1", "optim.accumulate=1", "validation.every=0", "run.threads=1",
     ]  # fmt: skip
-    teacher = "objective.teacher={kind: open_clip, name: ViT-B-32, weights: random}"
+    teacher = "objective.teachers.a={kind: open_clip, name: ViT-B-32, weights: random}"
     before = None
     for name in ("mse", "stage1_rate2", "stage2_rate2"):
         path = ROOT / "configs/paper" / f"{backbone}_{name}.yaml"

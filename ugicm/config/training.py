@@ -114,6 +114,7 @@ class TeacherConfig(Section):
     mean: tuple[float, float, float] | None = None  # of the colors; null: the teacher's default
     std: tuple[Positive, Positive, Positive] | None = None
     layers: dict[str, Positive] = dataclasses.field(default_factory=dict)  # submodule -> weight, for features
+    weight: Positive = 1.0  # factor of its terms, for example to give all teachers the same influence
 
     def validate(self) -> None:
         good = self.kind != "file" or ".py:" in self.name
@@ -131,13 +132,14 @@ class ObjectiveConfig(Section):
     terms: dict[TermName, TermConfig] = dataclasses.field(
         default_factory=lambda: {"mse": TermConfig(human=1.0, machine=1.0)}
     )
-    teacher: TeacherConfig | None = None
+    teachers: dict[str, TeacherConfig] = dataclasses.field(default_factory=dict)  # in training one is drawn for each step
     local_side: PositiveInt = 224  # pixels of the local term's crop
 
     def validate(self) -> None:
         semantic = [name for name in SEMANTIC_TERMS if name in self.terms]
-        require(not semantic or self.teacher is not None, f"terms: {', '.join(semantic)}: needs a teacher")
-        require("features" not in self.terms or bool(self.teacher.layers), "terms: features: needs teacher.layers")
+        require(not semantic or bool(self.teachers), f"terms: {', '.join(semantic)}: needs teachers")
+        for name, teacher in self.teachers.items() if "features" in self.terms else ():
+            require(bool(teacher.layers), f"terms: features: needs teachers.{name}.layers")
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ugicm.config import SEMANTIC_TERMS, ObjectiveConfig
+from ugicm.config import SEMANTIC_TERMS, ObjectiveConfig, TeacherConfig
 from ugicm.errors import ConfigError, first_line
 from ugicm.losses.distortion import squared_error, structural_dissimilarity
 from ugicm.losses.rate import bits_per_pixel, log_linear
 from ugicm.losses.semantic import FeaturesTerm, GlobalTerm, InstanceTerm, LocalTerm, SemanticTerm
-from ugicm.losses.teachers import load_teacher
+from ugicm.losses.teachers import Teacher, load_teacher
 
 DISTORTION_TERMS = {"mse": squared_error, "ms_ssim": structural_dissimilarity}
 GROUPS = ("human", "between", "machine", "low", "middle", "high")  # thirds of preference, thirds of quality
@@ -58,10 +58,29 @@ def group_members(beta: Tensor, quality: Tensor) -> Tensor:
     return (third == torch.arange(3)).flatten(1).float()
 
 
-class Objective(nn.Module):
-    """The configured objective and its teacher.
+@dataclass
+class _Supervision:
+    """A teacher and the semantic terms that use it."""
 
-    Raises ConfigError if the teacher cannot be loaded.
+    config: TeacherConfig
+    teacher: Teacher
+    terms: dict[str, SemanticTerm]
+    default_size: int
+
+    def prepare(self, training: bool) -> None:
+        """Draw the teacher's input size and jitter of this batch; outside of training use its own."""
+        sizes = self.config.sizes if training else ()
+        self.teacher.size = sizes[int(torch.randint(len(sizes), ()))] if sizes else self.default_size
+        self.teacher.draw_jitter(training)
+
+
+class Objective(nn.Module):
+    """The configured objective and its teachers.
+
+    In training, semantic terms are those of one teacher, drawn for each batch. In eval mode they are the means over all
+    teachers.
+
+    Raises ConfigError if a teacher cannot be loaded.
     """
 
     def __init__(self, config: ObjectiveConfig):
@@ -69,34 +88,37 @@ class Objective(nn.Module):
         self.config = config
         self.names = [name for name, term in config.terms.items() if term is not None]
         semantic = [name for name in self.names if name in SEMANTIC_TERMS]
-        self.teacher = load_teacher(config.teacher) if semantic else None
-        self._default_size = self.teacher.size if semantic else 0
-        self._semantic = {name: self._semantic_term(name) for name in semantic}
+        self.teachers = nn.ModuleDict()
+        self._supervisions: list[_Supervision] = []
+        for key, teacher_config in config.teachers.items() if semantic else ():
+            self.teachers[key] = teacher = load_teacher(teacher_config)
+            terms = {name: self._semantic_term(name, teacher, teacher_config) for name in semantic}
+            self._supervisions.append(_Supervision(teacher_config, teacher, terms, teacher.size))
 
-    def _semantic_term(self, name: str) -> SemanticTerm:
-        teacher = self.teacher
+    def _semantic_term(self, name: str, teacher: Teacher, config: TeacherConfig) -> SemanticTerm:
         if name == "global":
             return GlobalTerm(teacher)
         if name == "local":
             return LocalTerm(teacher, self.config.local_side)
         if name == "features":
-            return FeaturesTerm(teacher, self.config.teacher.layers)
+            return FeaturesTerm(teacher, config.layers)
         return InstanceTerm(teacher, teacher.size or teacher.native_size)
 
     @torch.no_grad()
     def check(self, side: int) -> None:
-        """Run the teacher at all its sizes on a gray image of ``side`` pixels.
+        """Run the teachers at all their sizes on a gray image of ``side`` pixels.
 
-        Raises ConfigError if it does not accept images of a size.
+        Raises ConfigError if one does not accept images of a size.
         """
-        for size in (*self.config.teacher.sizes, self._default_size) if self.teacher is not None else ():
-            self.teacher.size = size
-            try:
-                self.teacher(torch.full((1, 3, side, side), 0.5, device=self.teacher.mean.device))
-            except (RuntimeError, AssertionError, ValueError) as error:
-                raise ConfigError(
-                    f"objective.teacher: cannot take images of {size or side} pixels: {first_line(error)}"
-                ) from None
+        for (key, teacher), supervision in zip(self.teachers.items(), self._supervisions):
+            for size in (*supervision.config.sizes, supervision.default_size):
+                teacher.size = size
+                try:
+                    teacher(torch.full((1, 3, side, side), 0.5, device=teacher.mean.device))
+                except (RuntimeError, AssertionError, ValueError) as error:
+                    raise ConfigError(
+                        f"objective.teachers.{key}: cannot take images of {size or side} pixels: {first_line(error)}"
+                    ) from None
 
     def term_weights(self, name: str, beta: Tensor, quality: Tensor) -> Tensor:
         """Return a term's weight for samples of these preferences and qualities, [B] each, on the CPU."""
@@ -110,11 +132,14 @@ class Objective(nn.Module):
         middle = log_linear(self.config.lambdas, torch.tensor([0.5]))
         return (log_linear(self.config.lambdas, quality) / middle) ** -self.config.emphasis
 
-    def _prepare_teacher(self) -> None:
-        """Draw the teacher's input size and jitter of this batch; in eval mode use its own."""
-        sizes = self.config.teacher.sizes if self.training else ()
-        self.teacher.size = sizes[int(torch.randint(len(sizes), ()))] if sizes else self._default_size
-        self.teacher.draw_jitter(self.training)
+    def _supervise(self) -> list[_Supervision]:
+        """Return the teachers of this batch, prepared for it."""
+        chosen = self._supervisions
+        if self.training and chosen:
+            chosen = [chosen[int(torch.randint(len(chosen), ()))]]
+        for supervision in chosen:
+            supervision.prepare(self.training)
+        return chosen
 
     def forward(self, out: dict, x: Tensor, batch: dict[str, Tensor]) -> Losses:
         """Return the losses of the model's output ``out`` for images x [B, 3, H, W] in [0, 1].
@@ -123,9 +148,8 @@ class Objective(nn.Module):
         them (see :mod:`ugicm.losses.semantic`).
         """
         beta, quality = batch["beta"], batch["quality"]
-        groups, memo = group_members(beta, quality), {}
-        if self.teacher is not None:
-            self._prepare_teacher()
+        groups = group_members(beta, quality)
+        supervisions = [(supervision, {}) for supervision in self._supervise()]
         emphasis = self._emphasis(quality)
         bpp = bits_per_pixel(out["likelihoods"].values(), x.shape[2] * x.shape[3])
         losses = Losses((emphasis.to(bpp) * bpp).sum())
@@ -133,16 +157,20 @@ class Objective(nn.Module):
         for name in self.names:
             weight = self.term_weights(name, beta, quality)
             index = weight.nonzero()[:, 0]
-            if name in self._semantic:
-                index = self._semantic[name].select(batch, index)
+            if name in SEMANTIC_TERMS:
+                index = supervisions[0][0].terms[name].select(batch, index)
             if not len(index):
                 continue
             x_hat, target = out["x_hat"], x
             if len(index) < len(x):
                 on_device = index.to(x.device)
                 x_hat, target = x_hat.index_select(0, on_device), target.index_select(0, on_device)
-            if name in self._semantic:
-                values = self._semantic[name](x_hat, target, batch, index, memo).float()
+            if name in SEMANTIC_TERMS:
+                of_each = [
+                    one.config.weight * one.terms[name](x_hat, target, batch, index, memo).float()
+                    for one, memo in supervisions
+                ]
+                values = torch.stack(of_each).mean(0)
             else:
                 values = DISTORTION_TERMS[name](x_hat, target).float()
             losses.total = losses.total + ((weight * emphasis)[index].to(values) * values).sum()

@@ -69,7 +69,7 @@ class Teacher(nn.Module):
             if name not in modules or not name:
                 same_depth = [n for n in modules if n.count(".") == name.count(".") and n]
                 raise ConfigError(
-                    f"objective.teacher.layers: no layer {name!r}; available: {', '.join(same_depth[:40])}"
+                    f"objective.teachers: layers: no layer {name!r}; available: {', '.join(same_depth[:40])}"
                 )
             modules[name].register_forward_hook(self._keep_output(name))
         self.requires_grad_(False).eval()
@@ -140,7 +140,7 @@ def load_teacher(config: TeacherConfig) -> Teacher:
 
 
 def _load_open_clip(config: TeacherConfig) -> Teacher:
-    require_packages("train", "objective.teacher: kind open_clip", "open_clip")
+    require_packages("train", "objective.teachers: kind open_clip", "open_clip")
     import open_clip
 
     _check_available("open_clip model", config.name, open_clip.list_models())
@@ -155,7 +155,7 @@ def _load_open_clip(config: TeacherConfig) -> Teacher:
 
 
 def _load_timm(config: TeacherConfig) -> Teacher:
-    require_packages("train", "objective.teacher: kind timm", "timm")
+    require_packages("train", "objective.teachers: kind timm", "timm")
     import timm
 
     if not timm.is_model(config.name.split(".")[0]):
@@ -181,11 +181,11 @@ def _load_file(config: TeacherConfig) -> Teacher:
         network = build() if config.weights == "default" else build(config.weights)
     except Exception as error:  # of any code
         raise ConfigError(
-            f"objective.teacher: {config.name}: {type(error).__name__}: {error_message(error)}"
+            f"objective.teachers: {config.name}: {type(error).__name__}: {error_message(error)}"
         ) from error
     if not isinstance(network, nn.Module):
         raise ConfigError(
-            f"objective.teacher: {config.name}: expected a network, got {type(network).__name__}; return an nn.Module"
+            f"objective.teachers: {config.name}: expected a network, got {type(network).__name__}; return an nn.Module"
         )
     config = dataclasses.replace(config, size=config.size or 0)
     return _teacher(network, 224, {"mean": (0.0,) * 3, "std": (1.0,) * 3}, config)
@@ -210,7 +210,7 @@ def _check_available(what: str, name: str, available: list[str]) -> None:
         import difflib
 
         near = difflib.get_close_matches(name, available, n=5, cutoff=0.4) or available[:8]
-        raise ConfigError(f"objective.teacher: {what} {name!r} not found; available, for example: {', '.join(near)}")
+        raise ConfigError(f"objective.teachers: {what} {name!r} not found; available, for example: {', '.join(near)}")
 
 
 @contextlib.contextmanager
@@ -222,8 +222,8 @@ def _loading_errors(config: TeacherConfig) -> Iterator[None]:
         yield
     except Exception as error:  # hubs and network libraries raise many kinds
         raise ConfigError(
-            f"objective.teacher: {config.kind} {config.name}: weights {config.weights!r} cannot be loaded: "
-            f"{first_line(error)}; give a local file as objective.teacher.weights"
+            f"objective.teachers: {config.kind} {config.name}: weights {config.weights!r} cannot be loaded: "
+            f"{first_line(error)}; give a local file as its weights"
         ) from None
     finally:
         logging.disable(before)
@@ -232,14 +232,14 @@ def _loading_errors(config: TeacherConfig) -> Iterator[None]:
 def _load_timm_weights(model: nn.Module, config: TeacherConfig) -> None:
     """Load local weights into a timm model. Every tensor of the model must be in the file; others are ignored."""
     try:
-        path = lite_path(config.weights, "objective.teacher.weights") if config.weights in LITE else config.weights
+        path = lite_path(config.weights, "objective.teachers: weights") if config.weights in LITE else config.weights
         if not Path(path).is_file():
             raise ConfigError(
-                f"objective.teacher.weights: {path!r} is not a file; give a file, default (timm's own, downloaded), "
+                f"objective.teachers: weights: {path!r} is not a file; give a file, default (timm's own, downloaded), "
                 f"random or a package: {', '.join(LITE)}"
             )
         own = model.state_dict()
         state = {key: value for key, value in read_state_dict(path).items() if key in own}
         load_matching(model, state, path, f"timm's {config.name}")
     except CheckpointError as error:
-        raise ConfigError(f"objective.teacher.weights: {error}") from None
+        raise ConfigError(f"objective.teachers: weights: {error}") from None
