@@ -4,7 +4,7 @@ It shares no code with the package.
 """
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -79,6 +79,8 @@ class PlainFile:
     side: int  # of the tiles in pixels; 0: one tile
     digests: list
     strings: list
+    flags: int = 0
+    boxes: dict = field(default_factory=dict)  # contents by type
 
     def tiles(self):
         """Yield (top, left, bottom, right) of every tile."""
@@ -91,7 +93,7 @@ class PlainFile:
 
 def read_file(data):
     """Parse a file."""
-    assert data[:4] == b"UGI\x04" and zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little")
+    assert data[:4] in (b"UGI\x04", b"UGI\x05") and zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little")
     position = 7
 
     def integer(size):
@@ -110,6 +112,9 @@ def read_file(data):
 
     width, height = varint(), varint()
     file = PlainFile(data[4:7], width, height, integer(2) / 65535, 64 * integer(1), [], [])
+    box_bytes = 0
+    if data[3] == 5:
+        file.flags, box_bytes = integer(1), varint()
     count, lengths = len(list(file.tiles())), []
     for number in range(count):
         file.digests.append(integer(2))
@@ -118,7 +123,14 @@ def read_file(data):
     for length in lengths:
         file.strings.append(data[position : position + length])
         position += length
-    file.strings.append(data[position:-4])
+    end = len(data) - 4 - box_bytes
+    file.strings.append(data[position:end])
+    position = end
+    while position < len(data) - 4:
+        kind, length = integer(1), varint()
+        file.boxes[kind] = data[position : position + length]
+        position += length
+    assert position == len(data) - 4
     return file
 
 

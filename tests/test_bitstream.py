@@ -63,6 +63,20 @@ def test_too_large_counts_padded_pixels_inclusively(monkeypatch):
     assert bitstream.too_large(129, 1) is not None and bitstream.too_large(1, 129) is not None
 
 
+def test_large_images_need_tiles():
+    """A photograph of 200 megapixels is accepted in tiles, so that memory is bounded."""
+    assert bitstream.too_large(16320, 12288) is None and bitstream.too_large(16320, 12288, 1024) is None
+    for tile in (0, 16320):
+        complaint = bitstream.too_large(16320, 12288, tile)
+        assert "more than the limit of 67108864 for one tile; to accept it, use --max-pixels 0" in complaint
+    assert bitstream.too_large(8192, 8192, 0) is None and bitstream.too_large(100, 100, 16320) is None
+    assert "use --max-pixels 269484032 or set" in bitstream.too_large(16400, 16384, 1024)
+    tiny = Bitstream(16320, 12288, b"abc", 0.0, 1024, (0,) * 192, (b"",) * 192)
+    assert parse(tiny.pack()) == tiny
+    with pytest.raises(ugicm.StreamError, match="for one tile"):
+        parse(Bitstream(16320, 12288, b"abc", 0.5, 0, (0,), (b"",)).pack())
+
+
 def test_box_meets_only_if_pixels_overlap():
     box = Box(64, 64, 128, 128)
     assert box.meets(Box(127, 127, 200, 200)) and box.meets(Box(0, 0, 65, 65))

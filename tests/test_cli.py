@@ -354,9 +354,8 @@ def test_outputs_do_not_depend_on_workers(command, tmp_path, make_image):
 
 
 def test_compress_task_can_be_pickled():
-    task = CompressTask(
-        checkpoint=None, max_pixels=None, quality=0.5, effort=0, flatten=None, strip=True, verify=False, progress=False
-    )
+    options = {"quality": 0.5, "target": None, "effort": 0, "effort_for": "human", "flatten": None, "strip": True}
+    task = CompressTask(checkpoint=None, max_pixels=None, verify=False, progress=False, **options)
     assert pickle.loads(pickle.dumps(task)) == task
 
 
@@ -427,6 +426,41 @@ def test_compress_effort(command, photos, tmp_path, checkpoint):
     assert (tmp_path / "a.ugic").read_bytes() == ugicm.load(checkpoint).compress(image, effort=3)
     assert command("decompress", tmp_path / "a.ugic", tmp_path / "a.png")[0] == 0
     assert usage_error(command("compress", image, "-e", "-1"), "--effort", "0 or more")
+    run = ("compress", image, tmp_path / "a.ugic", "--effort", 3, "--effort-for", "machine", "--overwrite")
+    assert command(*run)[0] == 0
+    wanted = ugicm.load(checkpoint).compress(image, effort=3, effort_for="machine")
+    assert (tmp_path / "a.ugic").read_bytes() == wanted
+
+
+def test_compress_to_a_target(command, photos, tmp_path):
+    image = photos / "dogs" / "b.jpg"
+    size = len(ugicm.load().compress(image, 0.6))
+    for option, value in (("--target-size", size), ("--target-size", f"{size / 1000}k"), ("--target-bpp", 3)):
+        status, out, _ = command("compress", image, tmp_path / "b.ugic", option, value, "--overwrite", model=None)
+        assert status == 0 and ", quality 0." in out or ", quality 1.000" in out
+    status, out, _ = command("compress", image, tmp_path / "b.ugic", "--target-psnr", 20, "--overwrite", model=None)
+    assert status == 0 and " dB\n" in out
+    status, _, err = command("compress", image, tmp_path / "c.ugic", "--target-size", 5, model=None)
+    assert status == 1 and "b.jpg: quality 0 takes " in err and not (tmp_path / "c.ugic").exists()
+    for value in ("0", "-1", "10q", "inf"):
+        assert usage_error(command("compress", image, f"--target-size={value}"), "a number above 0")
+    assert usage_error(command("compress", image, "--target-size", 900, "-q", 0.3), "not allowed with")
+
+
+def test_compress_stores_what_is_no_photograph(command, tmp_path):
+    Image.new("RGB", (300, 200), "white").save(tmp_path / "x.png")
+    status, out, _ = command("compress", tmp_path / "x.png", "--verify")
+    assert status == 0 and ", stored without loss" in out
+    assert "stored without loss" in command("info", tmp_path / "x.ugic")[1]
+    assert command("compress", tmp_path, tmp_path / "out")[0] == 0
+    assert "1 skipped" in command("compress", tmp_path, tmp_path / "out", "-q", 0.9)[1]
+
+
+def test_compress_warns_of_larger_files(command, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "x.jpg", quality=1)
+    status, out, err = command("compress", tmp_path / "x.jpg", "-q", 1, model=None)
+    assert status == 0 and err == "ugicm: warning: the bitstream is larger than the image file\n"
 
 
 def test_compress_verify_decodes_before_writing(command, photos, tmp_path, monkeypatch):

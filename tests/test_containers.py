@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import warnings
 import zlib
 
@@ -10,7 +11,7 @@ import pytest
 from image_bytes import gray_png, png, ramp, tiff
 from PIL import Image
 
-from ugicm import containers, images
+from ugicm import containers, files, images
 from ugicm.errors import ImageError
 
 
@@ -174,6 +175,30 @@ def test_exif_that_is_no_exif():
     buffer = io.BytesIO()
     Image.new("RGB", (16, 8)).save(buffer, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert images.open_rgb(buffer).size == images.upright_size(buffer) == (16, 8)
+
+
+# Plugins
+
+
+def test_jpeg_xl(make_image):
+    pytest.importorskip("pillow_jxl")
+    buffer = io.BytesIO()
+    make_image().save(buffer, "JXL", lossless=True)
+    assert np.array_equal(levels(buffer), np.asarray(make_image()))
+
+
+@pytest.mark.parametrize(
+    ("head", "package"), [(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "pillow-heif"), (b"\xff\x0a", "pillow-jxl-plugin"),
+                          (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "pillow-heif")],
+)  # fmt: skip
+def test_formats_without_their_package_name_it(head, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, module_of(package), None)
+    with pytest.raises(ImageError, match=f"^image data: this format needs {package}: pip install {package}$"):
+        levels(head + bytes(64))
+
+
+def module_of(package):
+    return next(name for name, (found, _) in files.IMAGE_PACKAGES.items() if found == package)
 
 
 # Boxes

@@ -30,7 +30,7 @@ from small_models import small_model
 import ugicm
 from scripts.processes import memory, reset_peak
 from scripts.stress import concurrency, fuzzing, large_images
-from scripts.stress.mutants import Mutant, forged, mutants, valid_bitstreams, with_checksum
+from scripts.stress.mutants import EXTENDED_MUTATIONS, Mutant, forged, mutants, valid_bitstreams, with_checksum
 from ugicm import bitstream
 from ugicm.checkpoints import state_dict
 from ugicm.checkpoints.native import load_weights, model_state, save_model
@@ -65,7 +65,7 @@ def test_mutants_end_in_stream_error_or_image(backbone, monkeypatch):
     outcomes = set()
 
     @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-    @given(mutants(valid_bitstreams(codec)))
+    @given(mutants(valid_bitstreams(codec), EXTENDED_MUTATIONS))
     def run(mutant):
         outcome, details, _ = fuzzing.decode(codec, mutant)
         assert not outcome.startswith("finding"), details
@@ -258,7 +258,7 @@ def test_max_pixels_option_of_the_commands(codec, tmp_path, monkeypatch, capsys)
     with monkeypatch.context() as patch:
         patch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
         assert cli.main([*run, "--max-pixels", "10000"]) == 1
-    assert "more than the limit of 10000; if this is intended raise it" in capsys.readouterr().err
+    assert "more than the limit of 10000; to accept it, use --max-pixels" in capsys.readouterr().err
     assert cli.main([*run, "--max-pixels", "16384"]) == 0
     made = str(tmp_path / "photo.ugic")
     for command in (["info", made], ["decompress", made, "--overwrite", "-c", str(model)]):
@@ -422,7 +422,7 @@ def test_write_that_exceeds_the_file_size_limit(run_python, checkpoint, photos, 
     assert done.returncode == 1
     assert "File too large" in done.stderr and "Traceback" not in done.stderr
     assert [p for p in (tmp_path / "streams").rglob("*") if p.is_file()] == []
-    assert run_python("-m", "ugicm", *options).stdout.splitlines()[-1] == "3 done"
+    assert run_python("-m", "ugicm", *options).stdout.splitlines()[-1] == "3 done; left out: 1 .csv"
 
 
 def test_killed_decompress_is_completed_by_the_next_run(run_python, checkpoint, tmp_path, make_image):

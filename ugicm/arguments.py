@@ -118,6 +118,23 @@ def _is_preference(text: str) -> bool:
     return True
 
 
+def parse_bytes(text: str) -> float:
+    """Argument type: a number of bytes, as 40000, 40k or 1.5M."""
+    factor = {"k": 1e3, "m": 1e6}.get(text[-1:].lower(), 1)
+    return above_zero(text if factor == 1 else text[:-1]) * factor
+
+
+def above_zero(text: str) -> float:
+    """Argument type: a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return value
+
+
 def parse_color(text: str) -> str:
     """Argument type: a color by name or as #RRGGBB."""
     from PIL import ImageColor

@@ -54,7 +54,8 @@ LARGEST_TILE = 255 * Z_STRIDE  # side; the header has one byte for it
 # A decoder allocates memory in proportion to the padded image, so a declared size is accepted only up to this limit.
 # An encoder writes nothing larger. To raise it, set ugicm.bitstream.MAX_PIXELS (None: no limit), as with Pillow's
 # Image.MAX_IMAGE_PIXELS; on the command line, use --max-pixels.
-MAX_PIXELS: int | None = 2**26
+MAX_PIXELS: int | None = 2**28
+MAX_TILE_PIXELS = 2**26  # of one tile: networks that entropy-decode need memory in proportion to it
 Source = bytes | bytearray | memoryview | str | os.PathLike | BinaryIO
 _GRAY, _STORED = 1, 2  # flags
 _CHECKSUM = struct.Struct("<I")
@@ -170,18 +171,23 @@ def coded_extent(tile: Box, width: int, height: int) -> tuple[int, int] | None:
     return None if (Y_STRIDE * rows, Y_STRIDE * columns) == (tile.height, tile.width) else (rows, columns)
 
 
-def too_large(width: int, height: int) -> str | None:
+def too_large(width: int, height: int, tile: int | None = None) -> str | None:
     """Return a complaint about an image of more pixels than ``MAX_PIXELS``, or None for a smaller one.
 
-    Padded pixels count: an image one pixel high has 64 times as many as it has pixels.
+    Padded pixels count: an image one pixel high has 64 times as many as it has pixels. With ``tile`` (side in pixels, 0
+    for a single tile), a tile may have ``MAX_TILE_PIXELS``.
     """
     padded = padded_box(width, height)
-    if MAX_PIXELS is None or padded.width * padded.height <= MAX_PIXELS:
+    pixels, size = padded.width * padded.height, f"{width}x{height} pixels, {padded.width}x{padded.height} as coded"
+    if MAX_PIXELS is None:
         return None
-    return (
-        f"{width}x{height} pixels, {padded.width}x{padded.height} as coded: more than the limit of {MAX_PIXELS}; if "
-        "this is intended raise it, ugicm.bitstream.MAX_PIXELS or --max-pixels"
-    )
+    if pixels > MAX_PIXELS:
+        advice = f"to accept it, use --max-pixels {pixels} or set ugicm.bitstream.MAX_PIXELS"
+        return f"{size}: more than the limit of {MAX_PIXELS}; {advice}"
+    if tile is not None and min(tile or pixels, padded.width) * min(tile or pixels, padded.height) > MAX_TILE_PIXELS:
+        advice = "to accept it, use --max-pixels 0 or set ugicm.bitstream.MAX_PIXELS to None"
+        return f"{size}: more than the limit of {MAX_TILE_PIXELS} for one tile; {advice}"
+    return None
 
 
 def quantize_quality(quality: float) -> float:
@@ -216,7 +222,7 @@ def parse(data: Source) -> Bitstream:
     """
     data = read(data)
     (width, height, fingerprint, quality, tile, flags, box_bytes), position = parse_header(data)
-    if complaint := too_large(width, height):
+    if complaint := too_large(width, height, tile):
         raise StreamError(f"the bitstream declares {complaint}")
     count = -(-width // tile) * -(-height // tile) if tile else 1
     _require(data, position + 3 * count - 1)  # the least that the table of so many tiles takes

@@ -13,18 +13,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ugicm import bitstream, images, metadata, windows
+from ugicm import bitstream, images, metadata, stored, windows
+from ugicm.arguments import PREFERENCES
 from ugicm.bitstream import Source
 from ugicm.checkpoints.hub import local_path
 from ugicm.checkpoints.native import load_model
 from ugicm.checkpoints.released import load_any
 from ugicm.conversion import Array, ImageLike, Output, Preference, Region, batch_of, check_output, from_image, to_source
-from ugicm.errors import StreamError
+from ugicm.errors import ImageError, StreamError
 from ugicm.images import SourceImage
 from ugicm.inference import default_torch_settings, fast_dtype, in_inference_mode, map_in_threads
 from ugicm.preference import to_beta
 from ugicm.refinement import refine
-from ugicm.tiling import TILE, TILED_FROM, Y_STRIDE, Z_STRIDE, Box, cut
+from ugicm.tiling import Y_STRIDE, Z_STRIDE, Box, cut, default_tile
 
 if TYPE_CHECKING:
     from ugicm.config import ModelConfig
@@ -128,17 +129,19 @@ class Codec:
 
     @overload
     def compress(
-        self, image: ImageLike, quality: float = ..., tile: int | None = ..., effort: int = ..., progress: bool = ...
-    ) -> bytes: ...
+        self, image: ImageLike | SourceImage, quality: float = ..., tile: int | None = ..., effort: int = ...,
+        progress: bool = ..., effort_for: str = ...,
+    ) -> bytes: ...  # fmt: skip
     @overload
     def compress(
         self, image: Sequence[ImageLike | Array], quality: float = ..., tile: int | None = ..., effort: int = ...,
-        progress: bool = ...,
+        progress: bool = ..., effort_for: str = ...,
     ) -> list[bytes]: ...  # fmt: skip
     @overload
     def compress(
-        self, image: Array, quality: float = ..., tile: int | None = ..., effort: int = ..., progress: bool = ...
-    ) -> Any: ...
+        self, image: Array, quality: float = ..., tile: int | None = ..., effort: int = ..., progress: bool = ...,
+        effort_for: str = ...,
+    ) -> Any: ...  # fmt: skip
     @in_inference_mode
     def compress(
         self,
@@ -147,6 +150,7 @@ class Codec:
         tile: int | None = None,
         effort: int = 0,
         progress: bool = False,
+        effort_for: str = "human",
     ) -> Any:
         """Compress an image to the bytes of a ``.ugic`` file, or a batch of images to a list.
 
@@ -161,6 +165,7 @@ class Codec:
                 tiles of 1024 if the image has more than 4 million pixels.
             effort: steps of latent refinement (:mod:`ugicm.refinement`): fewer bits, slower compression.
             progress: show a progress bar of latent refinement.
+            effort_for: "human" or "machine", the preference whose images refinement keeps.
 
         Raises:
             ValueError: a quality outside of [0, 1], a tile that is not a multiple of 64, a negative effort, or an array
@@ -170,35 +175,38 @@ class Codec:
             CheckpointError: the latents are not finite or too large for a bitstream.
         """
         if (batch := batch_of(image)) is not None:
-            return map_in_threads(lambda one: self.compress(one, quality, tile, effort, progress), batch)
+            return map_in_threads(lambda one: self.compress(one, quality, tile, effort, progress, effort_for), batch)
         source = image if isinstance(image, SourceImage) else images.read(to_source(image), bitstream.too_large)
         image = source.visible()
         quality = self._checked_quality(quality)
-        padded = bitstream.padded_box(*image.size)
         effort = _to_integer(effort, "effort")
-        if tile is None:
-            tile = TILE if padded.width * padded.height > TILED_FROM else 0
-        tile = _to_integer(tile, "tile")
+        tile = default_tile(bitstream.padded_box(*image.size)) if tile is None else _to_integer(tile, "tile")
         if tile % Z_STRIDE or not 0 <= tile <= bitstream.LARGEST_TILE:
             raise ValueError(f"tile is {tile}, must be a multiple of {Z_STRIDE} from 0 to {bitstream.LARGEST_TILE}")
-        if effort < 0:
-            raise ValueError(f"effort is {effort}, must be 0 (none) or a number of steps")
+        if reason := bitstream.too_large(*image.size, tile):
+            raise ImageError(f"the image has {reason}")
+        if effort < 0 or effort_for not in PREFERENCES:
+            raise ValueError(f"effort is {effort} for {effort_for!r}, must be 0 or more steps for human or machine")
         levels = images.to_levels(image, Z_STRIDE)
         batched = self._batched(quality)
         y = windows.analyze(self.model, levels, batched)
         z = self.model.hyper_analyze(y)
         if effort:
             x = levels.float() / 255
-            y = refine(self.model, x, y, z, batched, effort, image.size, progress)
+            y = refine(self.model, x, y, z, batched, effort, image.size, progress, effort_for == "machine")
+        return self.entropy_encode(source, y, z, quality, tile)
+
+    def entropy_encode(self, source: SourceImage, y: Tensor, z: Tensor, quality: float, tile: int) -> bytes:
+        """Return the bitstream of an image, given its latents at a quality that a header can hold."""
         strings, digests = [], []
-        for box in cut(padded, tile):
+        for box in cut(bitstream.padded_box(*source.size), tile):
             y_tile, z_tile = y[..., *box.slices(Y_STRIDE)], z[..., *box.slices(Z_STRIDE)]
-            extent = bitstream.coded_extent(box, *image.size)
+            extent = bitstream.coded_extent(box, *source.size)
             (string,), (digest,) = self.model.entropy_encode(y_tile, z_tile, extent)
             strings.append(string)
             digests.append(digest)
         return bitstream.Bitstream(
-            *image.size, self.model.fingerprint, quality, tile, tuple(digests), tuple(strings), source.gray,
+            *source.size, self.model.fingerprint, quality, tile, tuple(digests), tuple(strings), source.gray,
             boxes=metadata.to_boxes(source),
         ).pack()  # fmt: skip
 
@@ -250,7 +258,11 @@ class Codec:
         several = isinstance(preference, Sequence) and not isinstance(preference, str)
         betas = [to_beta(p, (parsed.width, parsed.height)) for p in (preference if several else [preference])]
         view = self._view((0, 0, parsed.width, parsed.height) if region is None else region, parsed)
-        decoded = self.synthesize(parsed, self.entropy_decode(parsed, view), betas, view) if betas else []
+        if parsed.stored:
+            image = stored.unpack(parsed).crop((view.left, view.top, view.right, view.bottom))
+            decoded = [image.copy() for _ in betas]
+        else:
+            decoded = self.synthesize(parsed, self.entropy_decode(parsed, view), betas, view) if betas else []
         decoded = [from_image(metadata.restore(image, parsed, view), output) for image in decoded]
         return decoded if several else decoded[0]
 

@@ -5,6 +5,7 @@ These are color chunks of PNG, AVIF and JPEG 2000, PNG with long texts, uncompre
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import struct
@@ -14,6 +15,9 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
+from ugicm.errors import MissingPackageError
+from ugicm.files import IMAGE_PACKAGES
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
 # Chunks that decide pixels and colors. Pillow refuses files with other chunks that are invalid or expand to more than
@@ -22,6 +26,8 @@ _PNG_CHUNKS = frozenset(
     (b"IHDR", b"PLTE", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"eXIf", b"acTL", b"fcTL", b"fdAT", b"IDAT", b"IEND")
 )
 _PNG_TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # texts that hold metadata
+_JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis")
 _GRAY_STEP = {1: 255, 2: 85, 4: 17}  # level of gray per unit, by bits
 # TIFF tags
 _SUBFILE_TYPE, _BITS_PER_SAMPLE, _PLANAR_CONFIGURATION, _SUB_IFDS, _DNG_VERSION = 0xFE, 0x102, 0x11C, 0x14A, 0xC612
@@ -37,7 +43,9 @@ def prepare(source: str | os.PathLike | BinaryIO) -> tuple[str | os.PathLike | B
     The entries are ``icc_profile`` (bytes), ``cicp`` (color primaries and transfer characteristics as numbered by ITU-T
     H.273) and ``transparency`` (in levels of the decoded image).
 
-    Raises OSError if the file cannot be read.
+    Raises:
+        MissingPackageError: Pillow reads the format only with a package that is not installed.
+        OSError: the file cannot be read.
     """
     if isinstance(source, (str, os.PathLike)):
         with open(source, "rb") as file:
@@ -46,17 +54,35 @@ def prepare(source: str | os.PathLike | BinaryIO) -> tuple[str | os.PathLike | B
     if not hasattr(source, "seek"):
         source = io.BytesIO(source.read())
     source.seek(0)
-    head = source.read(12)
+    head = source.read(64)
     source.seek(0)
+    _load_plugin(head)
     if head.startswith(_PNG):
         return _prepare_png(source.read())
     info = {}
-    if head == _JP2:
+    if head.startswith(_JP2):
         info = _box_colors(source, (b"jp2h",))
     elif head[4:8] == b"ftyp":
         info = _box_colors(source, (b"meta", b"iprp", b"ipco"))
     source.seek(0)
     return source, info
+
+
+def _load_plugin(head: bytes) -> None:
+    """Register the plugin of Pillow for HEIC or JPEG XL, if a file begins with ``head``. Raises MissingPackageError."""
+    if head[4:8] == b"ftyp" and any(brand in head[8:] for brand in _HEIC_BRANDS):
+        name = "pillow_heif"
+    elif head.startswith(_JXL):
+        name = "pillow_jxl"
+    else:
+        return
+    try:
+        plugin = importlib.import_module(name)
+    except ImportError:
+        package, _ = IMAGE_PACKAGES[name]
+        raise MissingPackageError(f"this format needs {package}: pip install {package}") from None
+    if name == "pillow_heif":
+        plugin.register_heif_opener()
 
 
 def _prepare_png(data: bytes) -> tuple[BinaryIO, dict[str, Any]]:

@@ -18,18 +18,21 @@ from ugicm.errors import UsageError, first_of
 
 STREAM_SUFFIX = ".ugic"
 # Formats that Pillow reads with a package: (name on PyPI, extensions) by the name it is imported by.
-_PACKAGES = {"pillow_heif": ("pillow-heif", (".heic", ".heif", ".hif")), "pillow_jxl": ("pillow-jxl-plugin", (".jxl",))}
+IMAGE_PACKAGES = {
+    "pillow_heif": ("pillow-heif", (".heic", ".heif", ".hif")),
+    "pillow_jxl": ("pillow-jxl-plugin", (".jxl",)),
+}
 # Files in a folder that count as images. A file that is named explicitly may have any extension.
 IMAGE_SUFFIXES = (
     ".apng", ".avif", ".bmp", ".dib", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg",
     ".jpx", ".mpo", ".pbm", ".pcx", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff",
-    ".webp", *(suffix for name, (_, suffixes) in _PACKAGES.items() if find_spec(name) for suffix in suffixes),
+    ".webp", *(suffix for name, (_, suffixes) in IMAGE_PACKAGES.items() if find_spec(name) for suffix in suffixes),
 )  # fmt: skip
 # Extensions of images that cannot be read. Leaving one out is a failure.
 OTHER_IMAGE_SUFFIXES = frozenset((
     ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".eps", ".erf", ".exr", ".hdr", ".iiq", ".kdc", ".mef", ".mos",
     ".mrw", ".nef", ".nrw", ".orf", ".pef", ".psb", ".psd", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw",
-    ".svg", ".svgz", ".x3f", ".xcf", *(suffix for _, suffixes in _PACKAGES.values() for suffix in suffixes),
+    ".svg", ".svgz", ".x3f", ".xcf", *(suffix for _, suffixes in IMAGE_PACKAGES.values() for suffix in suffixes),
 )).difference(IMAGE_SUFFIXES)  # fmt: skip
 
 
@@ -54,7 +57,9 @@ def count_images(left_out: Counter[str]) -> int:
 def describe_left_out(left_out: Counter[str]) -> str:
     """Return the kinds of files left out as text, with the packages that would read them."""
     kinds = [f"{count} {kind}" for kind, count in left_out.most_common()]
-    packages = sorted({package for package, suffixes in _PACKAGES.values() if not left_out.keys().isdisjoint(suffixes)})
+    packages = sorted(
+        {package for package, suffixes in IMAGE_PACKAGES.values() if not left_out.keys().isdisjoint(suffixes)}
+    )
     return first_of(kinds, 12) + (f" (try: pip install {' '.join(packages)})" if packages else "")
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageStat
 
 from ugicm import color, containers
-from ugicm.errors import ImageError
+from ugicm.errors import ImageError, MissingPackageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -169,8 +169,12 @@ def open_image(source: str | os.PathLike | BinaryIO) -> Iterator[Image.Image]:
             yield image
     except (ImageError, MemoryError, Warning):
         raise
+    except MissingPackageError as error:
+        raise ImageError(f"{name}: {error}") from None
     except Image.UnidentifiedImageError:
         raise ImageError(f"{name}: not an image that Pillow can read") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: {error} To accept it, set PIL.Image.MAX_IMAGE_PIXELS") from None
     except OSError as error:
         raise ImageError(f"{name}: cannot be read: {error.strerror or error}") from None
     except Exception as error:  # for corrupt files Pillow raises exceptions of many types: SyntaxError, KeyError ...

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import ugicm
 from scripts.processes import in_fresh_process, memory, reset_peak
-from scripts.stress.mutants import Mutant, forged, mutants, valid_bitstreams
+from scripts.stress.mutants import EXTENDED_MUTATIONS, Mutant, forged, mutants, valid_bitstreams
 from ugicm import atomic, bitstream
 from ugicm.arguments import ArgumentParser, natural, positive, run_command
 from ugicm.codec import Codec
@@ -69,7 +69,9 @@ def decode(codec: Codec, mutant: Mutant) -> tuple[str, str, bytes]:
         raise
     except BaseException as error:  # a panic of constriction is not an Exception
         return f"finding: {type(error).__name__}", str(error), data
-    if image.size != (parsed.width, parsed.height) or len(image.tobytes()) != 3 * parsed.width * parsed.height:
+    if image.size != (parsed.width, parsed.height) or len(image.tobytes()) != (
+        len(image.getbands()) * parsed.width * parsed.height
+    ):
         return "finding: wrong size", f"{image.size}, declared {parsed.width}x{parsed.height}", data
     return "image", "", data
 
@@ -120,7 +122,7 @@ def run_block(checkpoint: str | None, corpus: list[bytes], seed: int, count: int
     @hypothesis.seed(seed)
     @hypothesis.settings(max_examples=count, database=None, deadline=None, phases=[hypothesis.Phase.generate],
                          suppress_health_check=list(hypothesis.HealthCheck))  # fmt: skip
-    @hypothesis.given(mutants(corpus))
+    @hypothesis.given(mutants(corpus, EXTENDED_MUTATIONS))
     def decode_all(mutant: Mutant) -> None:
         current.write_bytes(mutant.data)
         faulthandler.dump_traceback_later(TIMEOUT, exit=True)

@@ -152,6 +152,15 @@ def replace_strings(draw: Draw, body: bytes, others: Sequence[bytes]) -> bytes:
     return fields.join()
 
 
+def change_boxes(draw: Draw, body: bytes, others: Sequence[bytes]) -> bytes:
+    """Put garbage into boxes after the strings, and set flags."""
+    names = draw(st.sets(st.sampled_from(sorted(bitstream.BOXES))))
+    boxes = {name: garbage(draw) for name in sorted(names)}
+    parsed = replace(bitstream.parse(with_checksum(body)), gray=draw(st.booleans()), boxes=boxes)
+    extended = replace(parsed, stored=not parsed.tile and draw(st.booleans())).pack()[:-4]
+    return change_header(draw, extended, others) if draw(st.booleans()) else extended
+
+
 def garbage(draw: Draw) -> bytes:
     """Return random bytes, or a pattern: zeros, ones, the longest escapes and guard lists, words of ones and zeros."""
     size = draw(st.sampled_from((1, 3, 8, 50, 1000, 8000, 40000, 300000)))
@@ -165,6 +174,9 @@ MUTATIONS = (change_bytes, change_header, truncate, extend, splice, change_lengt
              replace_strings)  # fmt: skip
 
 
+EXTENDED_MUTATIONS = (*MUTATIONS, change_boxes)  # for readers of version 5
+
+
 class Mutant(NamedTuple):
     """A mutated bitstream. With ``forge``, it is to be replaced by :func:`forged`, which takes the model."""
 
@@ -175,9 +187,9 @@ class Mutant(NamedTuple):
 
 
 @st.composite
-def mutants(draw: Draw, corpus: Sequence[bytes]) -> Mutant:
+def mutants(draw: Draw, corpus: Sequence[bytes], mutations: Sequence[Callable] = MUTATIONS) -> Mutant:
     """Strategy for mutants of the bitstreams in ``corpus``."""
-    mutate = draw(st.sampled_from(MUTATIONS))
+    mutate = draw(st.sampled_from(mutations))
     original = draw(st.sampled_from(corpus))
     body = mutate(draw, original[:-4], [data[:-4] for data in corpus])
     checksum = draw(st.sampled_from(3 * ("repaired",) + ("forged",) + 3 * ("kept",) + ("missing",)))

@@ -29,6 +29,7 @@ class FileResult(NamedTuple):
     size: int = 0  # bytes of a compressed file
     source_size: int = 0  # bytes of the image file
     frames: int = 1  # pages or frames of the image file, of which one is kept
+    note: str = ""  # what else there is to say of a single file
 
 
 @dataclass(kw_only=True)
@@ -92,6 +93,7 @@ class Summary:
     size: int = 0  # bytes of the files written
     source_size: int = 0  # bytes of the image files
     larger: int = 0  # bitstreams larger than their image files
+    note: str = ""  # of the last file
     reduced: int = 0  # images of which one page or frame of several is kept
     skipped: int = 0
     failed: int = 0
@@ -133,6 +135,7 @@ class Summary:
         self.source_size += result.source_size
         self.larger += 0 < result.source_size < result.size
         self.reduced += result.frames > 1
+        self.note = result.note
 
 
 def run_batch(task: CodecTask, jobs: Sequence[Job], overwrite: bool = False, workers: int = 1) -> Summary:
@@ -240,8 +243,9 @@ def run_codec_task(task: CodecTask, plan: Plan, args: argparse.Namespace) -> int
     if not several and summary.done:
         print(f"{jobs[0].source} -> {', '.join(map(str, task.targets(jobs[0])))}", file=out)
     if summary.size:
+        note = f", {summary.note}" if summary.note and not several else ""
         share = f", {100 * summary.size / summary.source_size:.1f} % of the image file" + "s" * (summary.done > 1)
-        print(f"{summary.size:,} bytes, {8 * summary.size / summary.pixels:.3f} bpp{share}", file=out)
+        print(f"{summary.size:,} bytes, {8 * summary.size / summary.pixels:.3f} bpp{share}{note}", file=out)
     if summary.larger and not several:
         print_error("warning: the bitstream is larger than the image file")
     if plan.orphans:

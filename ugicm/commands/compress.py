@@ -6,11 +6,15 @@ import argparse
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ugicm import atomic, bitstream, files
 from ugicm.commands.batch import CodecTask, FileResult, run_codec_task
 from ugicm.errors import StreamError, UsageError
 from ugicm.files import IMAGE_SUFFIXES, STREAM_SUFFIX, Job, read_bytes
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(kw_only=True)
@@ -18,14 +22,19 @@ class CompressTask(CodecTask):
     """Compress an image file to a bitstream file."""
 
     quality: float
+    target: tuple[str, float] | None  # kind and value, instead of the quality
     effort: int
+    effort_for: str  # human or machine
     flatten: str | None  # color on which transparent images are composited
     strip: bool  # drop EXIF and XMP
+    quality_map: Image.Image | None  # white where the image keeps its detail
     verify: bool  # entropy-decode each bitstream before it is written
     progress: bool  # show a progress bar for each image
 
     def run(self, job: Job) -> FileResult:
+        from ugicm import stored
         from ugicm.images import read
+        from ugicm.targets import Target, compress_to
 
         source = BytesIO(read_bytes(job.source))
         source.name = job.source  # for messages
@@ -34,14 +43,29 @@ class CompressTask(CodecTask):
             image = replace(image, rgb=image.flattened(self.flatten), alpha=None)
         if self.strip:
             image = replace(image, exif=b"", xmp=b"")
-        data = self.codec.compress(image, self.quality, effort=self.effort, progress=self.progress)
-        if self.verify:
+        if self.quality_map:
+            from ugicm.quality_map import emphasize
+
+            image = emphasize(self.codec, image, self.quality_map)
+        quality, note = self.quality, ""
+        if self.target:
+            reached = compress_to(self.codec, image, Target(*self.target))
+            data, quality = reached.data, reached.quality
+            note = f"quality {quality:.3f}" + (f", {reached.psnr:.2f} dB" if reached.psnr else "")
+        if not self.target or self.effort:
+            effort = {"effort": self.effort, "effort_for": self.effort_for}
+            data = self.codec.compress(image, quality, progress=self.progress, **effort)
+        lossless = stored.pack(image)
+        if lossless and len(lossless) <= len(data):
+            data, note = lossless, "stored without loss"
+        elif self.verify:
             self.codec.entropy_decode(bitstream.parse(data))
         atomic.write(job.target, data)
-        return FileResult(image.rgb.width * image.rgb.height, len(data), len(source.getvalue()), image.frames)
+        width, height = image.size
+        return FileResult(width * height, len(data), len(source.getvalue()), image.frames, note)
 
     def mismatch(self, job: Job, target: Path) -> str | None:
-        """Compare an existing bitstream by model, quality, image size and time. Its effort is not known."""
+        """Compare an existing bitstream by model, quality, image size and time. Its target and effort are not known."""
         from ugicm.codec import ONE_RATE
         from ugicm.images import upright_size
 
@@ -49,9 +73,10 @@ class CompressTask(CodecTask):
             existing = bitstream.parse(target)
         except StreamError:
             return "incomplete"
-        if existing.fingerprint.hex() != self.codec.fingerprint:
+        quality = bitstream.quantize_quality(self.quality if self.codec.has_quality else ONE_RATE)
+        if not existing.stored and existing.fingerprint.hex() != self.codec.fingerprint:
             return f"from another model ({existing.fingerprint.hex()})"
-        if existing.quality != bitstream.quantize_quality(self.quality if self.codec.has_quality else ONE_RATE):
+        if not existing.stored and self.target is None and existing.quality != quality:
             return f"of quality {existing.quality:.3g}"
         if (existing.width, existing.height) != upright_size(job.source):
             return "of images of another size"
@@ -77,13 +102,22 @@ def run(args: argparse.Namespace) -> int:
         checkpoint=args.checkpoint,
         max_pixels=args.max_pixels,
         quality=args.quality,
+        target=args.target,
         effort=args.effort,
+        effort_for=args.effort_for,
         flatten=args.flatten,
         strip=args.strip,
+        quality_map=args.quality_map and _read_map(args.quality_map),
         verify=args.verify,
         progress=len(plan.jobs) == 1,
     )
     return run_codec_task(task, plan, args)
+
+
+def _read_map(path: str) -> Image.Image:
+    from ugicm.images import open_rgb
+
+    return open_rgb(path).convert("L")
 
 
 def _is_output(name: str) -> bool:

@@ -44,6 +44,7 @@ def _print_table(found: list[dict[str, Any]]) -> None:
     rows = [("file", "size", "quality", "bytes", "bpp", "version", "model")]
     for item in found:
         model = item["model"] + (" (shipped)" if item["shipped"] else " (not shipped)")
+        model = "stored without loss" if item["stored"] else model
         rows.append((item["file"], f"{item['width']}x{item['height']}", f"{item['quality']:.3g}",
                      f"{item['bytes']:,}", f"{item['bpp']:.3f}", str(item["version"]), model))  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -15,9 +15,12 @@ from typing import Any
 
 from ugicm import __version__, bitstream
 from ugicm.arguments import (
+    PREFERENCES,
     ArgumentParser,
+    above_zero,
     join_preferences,
     natural,
+    parse_bytes,
     parse_color,
     parse_preferences,
     parse_region,
@@ -101,15 +104,26 @@ def _parser() -> ArgumentParser:
                      "file, or a second one that does not exist, is the output")  # fmt: skip
     sub.add_argument("-o", "--output", metavar="OUT", help="a .ugic file, a folder, or - for standard output (default: "
                      "IN with .ugic)")  # fmt: skip
-    sub.add_argument("-q", "--quality", type=unit, default=0.5, metavar="Q",
-                     help="from 0 (small) to 1 (good) (default: 0.5)")  # fmt: skip
+    rate = sub.add_mutually_exclusive_group()
+    rate.add_argument("-q", "--quality", type=unit, default=0.5, metavar="Q",
+                      help="from 0 (small) to 1 (good) (default: 0.5)")  # fmt: skip
+    for kind, parse, what in (
+        ("size", parse_bytes, "the best quality of at most N bytes (40000, 40k, 1.5M)"),
+        ("bpp", above_zero, "the best quality of at most N bits per pixel"),
+        ("psnr", above_zero, "the smallest file of at least N dB for the human preference"),
+    ):
+        rate.add_argument(f"--target-{kind}", type=_target(kind, parse), dest="target", metavar="N", help=what)
     sub.add_argument("-e", "--effort", type=natural, default=0, metavar="N",
-                     help="steps of latent refinement: fewer bits for the same quality at the human preference, slower "
+                     help="steps of latent refinement: fewer bits for the same quality at one preference, slower "
                      "compression (a step takes as long as two or three decompressions), same speed of decompression; "
                      "try 30 (default: 0)")  # fmt: skip
+    sub.add_argument("--effort-for", choices=list(PREFERENCES), default="human",
+                     help="preference whose images refinement keeps (default: human)")  # fmt: skip
+    sub.add_argument("--quality-map", metavar="MAP", help="an image of the same size, white where detail is kept; black "
+                     "parts become those of quality 0, which take few bits")  # fmt: skip
     sub.add_argument("--strip", action="store_true", help="leave out EXIF and XMP")
     sub.add_argument("--flatten", type=parse_color, metavar="COLOR",
-                     help="composite transparent images on a color (white, #RRGGBB); otherwise alpha is kept")  # fmt: skip
+                     help="composite transparent images on a color (white, #RRGGBB); else alpha is kept")  # fmt: skip
     sub.add_argument("--verify", action="store_true", help="entropy-decode each bitstream before it is written")
     _add_codec_options(sub)
 
@@ -157,6 +171,10 @@ def _add_pixel_limit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-pixels", type=_max_pixels, metavar="N", default=bitstream.MAX_PIXELS,
                         help="refuse images of more pixels, counted with padding to multiples of 64; 0 accepts any "
                         f"size, for trusted files (default: {bitstream.MAX_PIXELS})")  # fmt: skip
+
+
+def _target(kind: str, parse: Callable[[str], float]) -> Callable[[str], tuple[str, float]]:
+    return lambda text: (kind, parse(text))
 
 
 def _max_pixels(text: str) -> int | None:
