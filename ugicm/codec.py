@@ -307,7 +307,7 @@ class Codec:
         """
         view = view or Box(0, 0, parsed.width, parsed.height)
         quality = self._batched(parsed.quality)
-        return [windows.synthesize(self.model, y_hat, beta, quality, view) for beta in betas]
+        return windows.synthesize(self.model, y_hat, betas, quality, view)
 
     def describe(self) -> dict[str, Any]:
         """Return facts about the model for results files and reports."""

@@ -6,6 +6,8 @@ of the whole image, without seams.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from PIL import Image
 from torch import Tensor
@@ -38,24 +40,24 @@ def analyze(model: UGICM, levels: Tensor, quality: Tensor) -> Tensor:
     return y
 
 
-def synthesize(model: UGICM, y_hat: Tensor, beta: Tensor, quality: Tensor, view: Box) -> Image.Image:
-    """Return the part of the image in ``view``, a box in pixels.
+def synthesize(model: UGICM, y_hat: Tensor, betas: Sequence[Tensor], quality: Tensor, view: Box) -> list[Image.Image]:
+    """Return the part of the image in ``view``, a box in pixels, for each preference.
 
     Args:
         model: the network.
         y_hat: latents of the padded image, [1, M, H/16, W/16].
-        beta: preference [1], or a map [1, 1, h, w] of the image's size.
+        betas: preferences, each [1], or a map [1, 1, h, w] of the image's size.
         quality: [1] on the device of the model.
         view: what to show.
     """
-    if beta.dim() == 4:
-        beta = images.pad_to(beta, Z_STRIDE)
+    betas = [images.pad_to(beta, Z_STRIDE) if beta.dim() == 4 else beta for beta in betas]
     padded = Box(0, 0, y_hat.shape[3] * Y_STRIDE, y_hat.shape[2] * Y_STRIDE)
-    image = Image.new("RGB", (view.width, view.height), None)  # uninitialized
+    shown = [Image.new("RGB", (view.width, view.height), None) for _ in betas]  # uninitialized
     for window in cut(view, WINDOW):
         around = window.grown(model.config.halo, padded).aligned(Y_STRIDE)
-        beta_window = beta[..., *around.slices()] if beta.dim() == 4 else beta
-        x_hat = model.synthesize(y_hat[..., *around.slices(Y_STRIDE)], beta_window, quality)
-        piece = images.from_tensor(x_hat[..., *window.within(around).slices()])
-        image.paste(piece, (window.left - view.left, window.top - view.top))
-    return image
+        own = [beta[..., *around.slices()] if beta.dim() == 4 else beta for beta in betas]
+        decoded = model.synthesize_each(y_hat[..., *around.slices(Y_STRIDE)], own, quality)
+        for image, x_hat in zip(shown, decoded, strict=True):
+            piece = images.from_tensor(x_hat[..., *window.within(around).slices()])
+            image.paste(piece, (window.left - view.left, window.top - view.top))
+    return shown
