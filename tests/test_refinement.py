@@ -9,7 +9,7 @@ from PIL import Image
 from small_models import small_model
 
 import ugicm
-from ugicm import images, refinement
+from ugicm import bitstream, images, refinement, windows
 from ugicm.codec import Codec
 from ugicm.config import CompactConfig
 from ugicm.entropy.likelihood import LikelihoodCoder
@@ -38,6 +38,7 @@ def squared_error(image, other):
 @pytest.mark.parametrize("quality", [0.1, 0.7])
 def test_refinement_lowers_bits_at_equal_error(shipped, photo, quality):
     """The exchange rate of bits and error is that of the model around this quality."""
+
     def point(quality, effort=0):
         data = shipped.compress(photo, quality, effort=effort)
         return 8 * len(data), squared_error(photo, shipped.decompress(data))
@@ -102,8 +103,32 @@ def test_negative_effort_is_an_error(shipped, photo):
 @pytest.mark.parametrize("points", [((90, 4), (100, 5)), ((110, 5), (100, 5)), ((110, 6), (100, 5))])
 def test_refinement_needs_a_positive_slope(shipped, photo, monkeypatch, points):
     """Finer quantization of a flat image may take fewer bits, or not reduce the error."""
+
     def rounded(problem, y, stretch=1.0):
         return tuple(torch.tensor(float(v)) for v in points[0 if stretch >= 1 else 1])
 
     monkeypatch.setattr(refinement._Problem, "_rounded", rounded)
     assert shipped.compress(photo, 0.5, effort=1) == shipped.compress(photo, 0.5)
+
+
+def test_refinement_for_the_machine_preference(shipped):
+    """It keeps the machine image with fewer bits, and is another than that for the human preference."""
+    codec = shipped
+    with resources.as_file(resources.files("ugicm") / "samples" / "kodim19.png") as path:
+        image = images.open_rgb(path).crop((100, 300, 228, 428))
+    none, human = (codec.compress(image, effort=effort) for effort in (0, 15))
+    machine = codec.compress(image, effort=15, effort_for="machine")
+    assert len({none, human, machine}) == 3
+    unrounded = image_of_unrounded_latents(codec, image)
+    before, after = (np.asarray(codec.decompress(data, "machine"), float) for data in (none, machine))
+    assert len(machine) < 0.99 * len(none)
+    assert np.square(after - unrounded).mean() < 1.02 * np.square(before - unrounded).mean()
+    with pytest.raises(ValueError, match="for 'robot', must be"):
+        codec.compress(image, effort=1, effort_for="robot")
+
+
+@torch.inference_mode()
+def image_of_unrounded_latents(codec, image):
+    quality = torch.tensor([bitstream.quantize_quality(0.5)])
+    y = windows.analyze(codec.model, images.to_levels(image, 64), quality)
+    return np.asarray(images.from_tensor(codec.model.synthesize(y, torch.ones(1), quality)), float)

@@ -13,10 +13,11 @@ from ugicm.arguments import PREFERENCES
 from ugicm.images import open_rgb
 
 
-def to_beta(preference: Any, size: tuple[int, int]) -> Tensor:
+def to_beta(preference: Any, size: tuple[int, int], name: str = "preference") -> Tensor:
     """Return a preference as networks take it, float32: a number [1], or a map [1, 1, H, W] of an image's ``size``.
 
-    Raises ValueError for an unknown name, values outside of [0, 1], or a map that is not of ``size`` (width, height).
+    ``name`` is what messages call it. Raises ValueError for an unknown name, values outside of [0, 1], or a map that
+    is not of ``size`` (width, height).
     """
     if isinstance(preference, str):
         if preference not in PREFERENCES:
@@ -29,9 +30,9 @@ def to_beta(preference: Any, size: tuple[int, int]) -> Tensor:
     beta = torch.from_numpy(np.array(preference, dtype=np.float64))
     if beta.dim() not in (0, 2) or beta.dim() == 2 and tuple(beta.shape) != size[::-1]:
         raise ValueError(
-            f"a preference is a number or a map of the image's size {size[0]}x{size[1]}, got shape {tuple(beta.shape)}"
+            f"a {name} is a number or a map of the image's size {size[0]}x{size[1]}, got shape {tuple(beta.shape)}"
         )
     if not bool(((beta >= 0) & (beta <= 1)).all()):
-        raise ValueError("preference must be from 0 (human) to 1 (machine)")
+        raise ValueError(f"{name} must be from 0" + (" (human) to 1 (machine)" if name == "preference" else " to 1"))
     beta = beta.float()
     return beta[None] if beta.dim() == 0 else beta[None, None]

@@ -7,7 +7,8 @@ Image Compression", CVPR workshops 2019). Rounding is relaxed to a differentiabl
 during the descent (after Yang, Bamler, Mandt, "Improving Inference for Neural Image Compression", NeurIPS 2020, without
 its noise).
 
-The distortion is the squared error of the image for human preference. The slope, how much of it a bit is worth, is
+The distortion is the squared error of the image for human preference, or the change of the image for machine preference
+by quantization. The slope, how much of it a bit is worth, is
 measured on the model: both change if y is quantized a little finer or coarser.
 """
 
@@ -64,7 +65,7 @@ class RelaxedCoder(Coder):
 
 def refine(
     model: UGICM, x: Tensor, y: Tensor, z: Tensor, quality: Tensor, steps: int,
-    size: tuple[int, int], progress: bool = False,
+    size: tuple[int, int], progress: bool = False, machine: bool = False,
 ) -> Tensor:  # fmt: skip
     """Return refined latents. [1, M, H/16, W/16] -> same; z does not change.
 
@@ -76,6 +77,7 @@ def refine(
         steps: steps of descent; each takes as long as two or three decodings.
         size: (width, height) of the image without padding.
         progress: show a progress bar.
+        machine: refine for the machine preference.
     """
     with torch.inference_mode(False), torch.enable_grad():
         if any(parameter.is_inference() for parameter in model.parameters()):
@@ -92,8 +94,14 @@ def refine(
                 around = window.grown(model.config.halo, padded).aligned(Z_STRIDE)
                 x_window = x[..., *around.grown(0, Box(0, 0, *size)).slices()].to(y.device)
                 z_window = z_hat[..., *around.slices(Z_STRIDE)]
-                problem = _Problem(model, entropy_model, x_window, z_window, quality, coded_extent(around, *size))
-                better = problem.solve(y[..., *around.slices(Y_STRIDE)], steps, bar)
+                y_window, beta = y[..., *around.slices(Y_STRIDE)], torch.full((1,), float(machine))
+                if machine:  # the image that is looked at is not the original, which this preference does not restore
+                    with torch.no_grad():
+                        x_hat = model.synthesize(y_window, beta, quality)
+                    x_window = x_hat[..., : x_window.shape[2], : x_window.shape[3]]
+                extent = coded_extent(around, *size)
+                problem = _Problem(model, entropy_model, x_window, z_window, quality, beta, extent)
+                better = problem.solve(y_window, steps, bar)
                 refined[..., *window.slices(Y_STRIDE)] = better[..., *window.within(around).slices(Y_STRIDE)]
         return refined
 
@@ -102,12 +110,11 @@ class _Problem:
     """The optimization problem of one window: bits and squared error as functions of y. x is without padding."""
 
     def __init__(
-        self, model: UGICM, entropy_model: EntropyModel, x: Tensor, z_hat: Tensor, quality: Tensor,
+        self, model: UGICM, entropy_model: EntropyModel, x: Tensor, z_hat: Tensor, quality: Tensor, beta: Tensor,
         extent: tuple[int, int] | None,
     ):  # fmt: skip
         self.model, self.entropy_model, self.x, self.z_hat = model, entropy_model, x, z_hat
-        self.quality, self.extent = quality, extent
-        self.human = torch.zeros(1)
+        self.quality, self.beta, self.extent = quality, beta, extent
         with torch.no_grad():
             self.hyper = entropy_model.hyper_context(z_hat)
 
@@ -136,7 +143,7 @@ class _Problem:
         return y if bits + slope * error < before[0] + slope * before[1] else start
 
     def _error(self, y_hat: Tensor) -> Tensor:
-        x_hat = self.model.synthesize(y_hat, self.human, self.quality)
+        x_hat = self.model.synthesize(y_hat, self.beta, self.quality)
         return (x_hat[..., : self.x.shape[2], : self.x.shape[3]] - self.x).square().sum()
 
     def _rounded(self, y: Tensor, stretch: float = 1.0) -> tuple[Tensor, Tensor]:

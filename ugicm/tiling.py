@@ -72,3 +72,8 @@ def cut(box: Box, side: int) -> Iterator[Box]:
     for top in range(box.top, box.bottom, side):
         for left in range(box.left, box.right, side):
             yield Box(left, top, min(left + side, box.right), min(top + side, box.bottom))
+
+
+def default_tile(padded: Box) -> int:
+    """Return the side of the tiles of an image if none is asked for, 0 for a single tile."""
+    return TILE if padded.width * padded.height > TILED_FROM else 0
