@@ -6,12 +6,20 @@ import subprocess
 
 from conftest import ROOT
 
+import ugicm
 from ugicm import revision
 
 
 def test_tables_match_their_results_files(run_script):
     run = run_script("scripts/make_tables.py", "--check")
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_the_page_of_public_names_matches_their_docstrings(run_script):
+    run = run_script("scripts/make_api.py", "--check")
+    assert run.returncode == 0, run.stdout + run.stderr
+    text = (ROOT / "docs" / "api.md").read_text()
+    assert [name for name in ugicm.__all__ if name != "__version__" and f"### ugicm.{name}\n" not in text] == []
 
 
 def test_the_table_of_training_shows_what_its_file_has():
