@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from task_helpers import BRIGHT_DETECTOR, COCO, NEEDS_COCO, make_voc, script
+from task_helpers import BRIGHT_DETECTOR, COCO, NEEDS_COCO, ROOT, make_voc, script
 from torch import nn
 
 from ugicm.data import instances
@@ -786,3 +786,43 @@ def test_voc_box_not_finite(voc):
     path.write_text(path.read_text().replace("<xmin>5<", "<xmin>nan<"))
     with pytest.raises(ConfigError, match="000001.xml: not a PASCAL VOC annotation: the box of dog is"):
         voc_task.VocTruth(voc)
+
+
+def test_example_of_the_documentation(tmp_path):
+    text = (ROOT / "docs" / "evaluation.md").read_text()
+    code = text[text.index("### Your own network") :].split("```python\n")[1].split("```")[0]
+    (tmp_path / "example.py").write_text(code)
+    (tmp_path / "mypackage.py").write_text(
+        "import torch\n"
+        "class Model(torch.nn.Module):\n"
+        "    def __init__(self, path):\n"
+        "        super().__init__()\n"
+        "    def forward(self, image):\n"
+        "        box = torch.tensor([[0.0, 1.0, *image.shape[:0:-1]]])\n"
+        "        return box, torch.tensor([18]), torch.tensor([0.5]), image[None, :1]\n"
+    )
+    detector = detectors.load_detector(f"{tmp_path / 'example.py'}:build:label=mine")
+    (found,) = detector([torch.zeros(3, 20, 30, dtype=torch.uint8)])
+    assert detector.has_masks and detector.name == "mine" and found["boxes"].tolist() == [[0, 1, 30, 20]]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda x, y, w, h: [x / 160, y / 120, w / 160, h / 120], "all are in"),
+        (lambda x, y, w, h: [x + 60, y + 40, x + 60 + w, y + 40 + h], "leave their images"),  # corners
+    ],
+)
+def test_boxes_of_other_conventions(change, message, coco, tmp_path):
+    message = rf"boxes must be x, y, width, height in pixels, but .*{message}"
+    rows = as_detections(coco)
+    for row in rows:
+        row["bbox"] = change(*row["bbox"])
+    with pytest.raises(ConfigError, match=f"found.json: {message}"):
+        coco_task.read_detections(write_detections(tmp_path / "found.json", rows), coco)
+    document = coco.document
+    for annotation in document["annotations"]:
+        annotation["bbox"] = change(*annotation["bbox"])
+    (tmp_path / "other.json").write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=f"other.json: {message}"):
+        coco_task.CocoTruth(tmp_path / "other.json")

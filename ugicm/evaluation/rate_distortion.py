@@ -128,9 +128,7 @@ def _evaluate(args: argparse.Namespace, experiments: Path) -> int:
     _plot_crops(folder / CROPS, [(r, _outputs(folder, qualities, r["quality"], Path(r["image"]))) for r in middle[:3]])
     (folder / JOURNAL).unlink()
     print(_table(records, averages))
-    for metric, count in undefined.items():
-        print(f"{metric} is averaged over {len(good) - count} of {len(good)} images: the others have a side under "
-              f"{MS_SSIM_SMALLEST} pixels")  # fmt: skip
+    _print_undefined(undefined, len(good))
     print(f"written: {folder}")
     return 1 if failures else 0
 
@@ -267,6 +265,12 @@ def _plot_crops(path: Path, rows: Sequence[tuple[dict[str, Any], dict[str, Path]
             panel.axis("off")
     with atomic.replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
+
+
+def _print_undefined(undefined: dict[str, int], count: int) -> None:
+    for metric, absent in undefined.items():
+        print(f"{metric} is averaged over {count - absent} of {count} images: the others have a side under "
+              f"{MS_SSIM_SMALLEST} pixels")  # fmt: skip
 
 
 def _table(records: list[dict], averages: dict[str, list]) -> str:

@@ -251,10 +251,7 @@ def _score(dataset: Dataset, images: list, journals: dict[str, Journal]) -> None
     """
     for evaluator in dataset.evaluators:
         journal = journals.get(evaluator.name)
-        new = [
-            triple for triple in images
-            if journal and triple[0].key not in dataset.failed and _is_missing(dataset, triple[0], [journal])
-        ]  # fmt: skip
+        new = [triple for triple in images if journal and _is_missing(dataset, triple[0], [journal])]
         if new:
             evaluator.reset()
             dataset.leave_out(process(evaluator, [item for item, _, _ in new], new, evaluator.prepare))

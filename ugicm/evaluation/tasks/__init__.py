@@ -7,11 +7,11 @@
 ``classification``         top-1, top-5, agreement, log-loss
 ``classifiers``            classifiers of torchvision and timm, ``zero_shot``: those of open_clip
 ``detectors``              torchvision detectors
-``coco``                   COCO box and mask AP
+``coco``                   COCO box and mask AP, ``coco_truth``: its ground truth, ``agreement``: that of detections
 ``voc``                    PASCAL VOC mAP
 ``semantic_segmentation``  mean intersection over union
 ``fidelity``               PSNR, MS-SSIM, LPIPS
-``hub``                    networks of torchvision with pretrained or local weights
+``hub``                    networks of torchvision with pretrained or local weights, and of functions in Python files
 """
 
 from ugicm.extras import require_packages
