@@ -485,7 +485,9 @@ def test_semantic_stage_with_instances(setup, tmp_path):
     objective = {
         "lambdas": [0.01],
         "local_side": 48,
-        "teachers": {"a": {"kind": "timm", "name": "test_resnet", "weights": "random", "size": 0, "layers": {"layer1": 1}}},
+        "teachers": {
+            "a": {"kind": "timm", "name": "test_resnet", "weights": "random", "size": 0, "layers": {"layer1": 1}}
+        },
         "terms": {
             "mse": {"human": 1.0, "machine": 0.5}, "global": {"machine": 10.0}, "local": {"machine": 10.0},
             "instance": {"machine": 10.0}, "features": {"machine": 10.0},

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from ugicm.config.model import ModelConfig
-from ugicm.config.schema import FileText, Range, Section, absolute_path, function_or_name, path_or_name, require
+from ugicm.config.schema import FileText, Range, Section, absolute_path, function_or_name, path_or_name, path_or_url, require
 
 FilePath = Annotated[FileText, absolute_path]  # str: a file or folder
+FilesOrUrls = Annotated[FileText, path_or_url]
 FileOrName = Annotated[FileText, path_or_name]
 FunctionOrName = Annotated[FileText, function_or_name]  # FILE.py:function, or a name
 Count = Annotated[int, Range(0)]
@@ -36,13 +37,19 @@ class RunConfig(Section):
 
 @dataclass(frozen=True)
 class ImageSource(Section):
-    """A folder of images (searched recursively), a ``.txt`` list of files, or one file."""
+    """A folder of images (searched recursively), a ``.txt`` list of files, one file, or shards."""
 
     shorthand: ClassVar[str] = "path"
 
-    path: FilePath
+    path: FilePath | None = None
+    # Instead of a path: uncompressed WebDataset shards, such as shards/{000..999}.tar or s3://bucket/*.tar.
+    shards: FilesOrUrls | None = None
     weight: Positive = 1.0  # how often each image is used in an epoch; a fraction: that share of the images
     instances: FilePath | None = None  # annotations in COCO's JSON format, e.g. from scripts/make_instances.py
+
+    def validate(self) -> None:
+        require((self.path is None) != (self.shards is None), "give either path or shards")
+        require(self.shards is None or self.instances is None, "instances need path: they are not read for shards")
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,7 @@ class DataConfig(Section):
     holdout: Count = 16  # images reserved for validation; equal sources give equal images
     cache: Literal["none", "ram", "auto"] = "auto"  # decoded images; auto: ram below 8 GB, else none
     workers: Count = 0  # loader processes
+    shuffle: PositiveInt = 10_000  # samples in the shuffling buffer through which shards are read
 
     def validate(self) -> None:
         require(len(self.train) > 0, "train needs at least one source of images")
@@ -132,7 +140,8 @@ class ObjectiveConfig(Section):
     terms: dict[TermName, TermConfig] = dataclasses.field(
         default_factory=lambda: {"mse": TermConfig(human=1.0, machine=1.0)}
     )
-    teachers: dict[str, TeacherConfig] = dataclasses.field(default_factory=dict)  # in training one is drawn for each step
+    # By a name of your choice. In training one is drawn for each step.
+    teachers: dict[str, TeacherConfig] = dataclasses.field(default_factory=dict)
     local_side: PositiveInt = 224  # pixels of the local term's crop
 
     def validate(self) -> None:
