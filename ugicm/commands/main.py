@@ -28,7 +28,7 @@ from ugicm.arguments import (
     run_command,
     unit,
 )
-from ugicm.commands import compress, decompress, export, info
+from ugicm.commands import compress, decompress, export, info, view
 from ugicm.commands.batch import print_error
 from ugicm.files import IMAGE_SUFFIXES
 from ugicm.report.command import add_report_command
@@ -49,6 +49,7 @@ examples:
   ugicm compress *.jpg -o bits/                   several files
   ugicm compress - < photo.jpg > photo.ugic       standard input and output
   ugicm compress photos/ bits/ --workers 2        two images at a time
+  ugicm compress 'in-{000..999}.tar' out/         the images in WebDataset shards; also s3://bucket/in-{000..999}.tar
   ugicm compress photo.jpg -c runs/mine/model.safetensors --verify
 """
 _DECOMPRESS_HELP = """\
@@ -65,6 +66,11 @@ _INFO_HELP = """\
 examples:
   ugicm info photo.ugic
   ugicm info bits/ more/*.ugic
+"""
+_VIEW_HELP = """\
+examples:
+  ugicm view photo.ugic
+  ugicm view a.ugic b.ugic --originals a.jpg b.jpg
 """
 _EXPORT_HELP = """\
 examples:
@@ -119,13 +125,14 @@ def _parser() -> ArgumentParser:
                      "try 30 (default: 0)")  # fmt: skip
     sub.add_argument("--effort-for", choices=list(PREFERENCES), default="human",
                      help="preference whose images refinement keeps (default: human)")  # fmt: skip
-    sub.add_argument("--quality-map", metavar="MAP", help="an image of the same size, white where detail is kept; black "
-                     "parts become those of quality 0, which take few bits")  # fmt: skip
+    sub.add_argument("--quality-map", metavar="MAP", help="an image of the same size, white where detail is kept; "
+                     "black parts become those of quality 0, which take few bits")  # fmt: skip
     sub.add_argument("--strip", action="store_true", help="leave out EXIF and XMP")
     sub.add_argument("--flatten", type=parse_color, metavar="COLOR",
                      help="composite transparent images on a color (white, #RRGGBB); else alpha is kept")  # fmt: skip
     sub.add_argument("--verify", action="store_true", help="entropy-decode each bitstream before it is written")
     _add_codec_options(sub)
+    _add_ray(sub)
 
     sub = command("decompress", decompress.run, "decompress bitstreams or folders of bitstreams", _DECOMPRESS_HELP)
     sub.add_argument("paths", metavar="IN", nargs="+", help=".ugic files, folders of them, or - for standard input. A "
@@ -140,11 +147,17 @@ def _parser() -> ArgumentParser:
                      help="decode only this part, in pixels")  # fmt: skip
     sub.add_argument("--format", metavar="EXT", help="image format if OUT has no extension (default: png)")
     _add_codec_options(sub)
+    _add_ray(sub)
 
     sub = command("info", info.run, "show the headers of bitstreams, without loading a model", _INFO_HELP)
     sub.add_argument("inputs", metavar="FILE", nargs="+", help=".ugic files, folders of them, or - for standard input")
     sub.add_argument("--json", action="store_true", help="print a JSON list with all fields")
     _add_pixel_limit(sub)
+    sub = command("view", view.run, "show bitstreams on a local web page, with a slider for the preference", _VIEW_HELP)
+    sub.add_argument("inputs", metavar="FILE", nargs="+", help=".ugic files")
+    sub.add_argument("--originals", metavar="IMAGE", nargs="+", default=[], help="the original of each file")
+    sub.add_argument("--no-browser", dest="open", action="store_false", help="print the address only")
+    _add_model_options(sub)
     sub = command("export", export.run, "write a model as ONNX files", _EXPORT_HELP)
     sub.add_argument("checkpoint", metavar="CKPT", nargs="?",
                      help=".safetensors checkpoint of a compact model (default: the shipped model)")  # fmt: skip
@@ -155,16 +168,26 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _add_codec_options(parser: argparse.ArgumentParser) -> None:
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", "--checkpoint", metavar="CKPT",
                         help=".safetensors checkpoint or released .pth.tar (default: the shipped model)")  # fmt: skip
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
+
+
+def _add_codec_options(parser: argparse.ArgumentParser) -> None:
+    _add_model_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     parser.add_argument("--workers", type=positive, metavar="N",
                         help="processes that work on the images of a folder, each on one core. Outputs do not depend "
                         "on it. Each process loads the model, which takes about two seconds (default: one per core, at "
                         "most 16; one on a GPU and for a few images)")  # fmt: skip
     _add_pixel_limit(parser)
+
+
+def _add_ray(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS",
+                        help="work on shards (.tar) on a Ray cluster, one codec in each of N workers (default: one per "
+                        "GPU, or per core). Without an address: RAY_ADDRESS, or this machine")  # fmt: skip
 
 
 def _add_pixel_limit(parser: argparse.ArgumentParser) -> None:
