@@ -226,6 +226,15 @@ def test_unreadable_image_is_reported_and_skipped(evaluate, photos, tmp_path):
     assert [failure["image"] for failure in document["failed"]] == [str(photos / "cats" / "bad.png")]
 
 
+def test_broken_link_is_reported_and_skipped(evaluate, photos, tmp_path):
+    (photos / "cats" / "link.png").symlink_to("nowhere.png")
+    status, out, err = evaluate("-d", photos)
+    assert status == 1
+    assert err == f"test.py: {photos / 'cats' / 'link.png'}: cannot be read: No such file or directory\n"
+    assert "every image counts the same" in out
+    assert len(json.loads((tmp_path / "experiments" / "test" / "results.json").read_text())["per_image"]) == 3
+
+
 def test_exact_images_stay_in_the_mean(tmp_path, make_image):
     """PSNR is limited, so that the mean over images rises if one becomes exact."""
 
@@ -244,13 +253,15 @@ def test_exact_images_stay_in_the_mean(tmp_path, make_image):
 
 def test_names_that_are_not_text(evaluate, photos, tmp_path):
     """Nor formulas: $ begins one in matplotlib."""
-    name = b"caf\xe9 $5 or $x_.png"
+    name = b"caf\xe9\n$5 or $x_.png"
     try:
         os.rename(photos / "cats" / "c.bmp", os.fsencode(photos / "cats") + b"/" + name)
     except OSError:
         pytest.skip("this file system has no such names")
+    (photos / "two\nlines.png").write_bytes(b"no")
     status, out, err = evaluate("-exp", "mine", "-d", photos)
-    assert (status, err) == (0, "") and "caf\\udce9 $5 or $x_.png" in out
+    assert status == 1 and err == f"test.py: {photos}/two\\nlines.png: not an image that Pillow can read\n"
+    assert "caf\\udce9\\n$5 or $x_.png" in out
     document = json.loads((tmp_path / "experiments" / "mine" / "results.json").read_text())
     assert {os.fsencode(Path(record["source"]).name) for record in document["per_image"]} == {name, b"a.png", b"b.jpg"}
 

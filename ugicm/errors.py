@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 
@@ -33,6 +34,15 @@ class MissingPackageError(UgicmError, ImportError):
     """An optional package is not installed. The message names the extra of the project that installs it."""
 
 
+def printable(text: str) -> str:
+    """Return text on one line, with control characters and what is not Unicode replaced by escapes.
+
+    Names of files may contain any bytes.
+    """
+    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: found[0].encode("unicode_escape").decode(), text)
+    return text.encode(errors="backslashreplace").decode()
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its class if the message is empty."""
     lines = str(error).strip().splitlines()
@@ -48,5 +58,5 @@ def first_of(names: Iterable[str], count: int = 3) -> str:
 def error_message(error: Exception) -> str:
     """Return an error's message on one line. Messages of the operating system begin with the file name."""
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return first_line(error)
+        return printable(f"{error.filename}: {error.strerror}")
+    return printable(str(error)) if isinstance(error, UgicmError) else first_line(error)

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ugicm import atomic, bitstream
 from ugicm.arguments import pick_device
-from ugicm.errors import UgicmError, error_message, first_line, first_of
+from ugicm.errors import UgicmError, error_message, first_line, first_of, printable
 from ugicm.files import Job, Plan, count_images, describe_left_out, would_replace
 
 GPU_THREADS = 4  # images in progress at a time on a GPU
@@ -76,7 +76,7 @@ class CodecTask:
 class Outcome:
     """How one job ended. Without anything, its targets were up to date."""
 
-    result: FileResult | None = None
+    result: Any = None  # what the task returned
     error: str = ""
     mismatch: str = ""  # how an existing target differs
     fatal: bool = False  # the remaining jobs would fail as well
@@ -241,7 +241,7 @@ def run_codec_task(task: CodecTask, plan: Plan, args: argparse.Namespace) -> int
     # The target may be standard output itself.
     out = sys.stderr if any(atomic.is_special(job.target) for job in jobs) else sys.stdout
     if not several and summary.done:
-        print(f"{jobs[0].source} -> {', '.join(map(str, task.targets(jobs[0])))}", file=out)
+        print(printable(f"{jobs[0].source} -> {', '.join(map(str, task.targets(jobs[0])))}"), file=out)
     if summary.size:
         note = f", {summary.note}" if summary.note and not several else ""
         share = f", {100 * summary.size / summary.source_size:.1f} % of the image file" + "s" * (summary.done > 1)
@@ -274,8 +274,8 @@ def import_torch() -> ModuleType:
 
 def print_error(message: str) -> None:
     """Print an error on one line of standard error."""
-    print(f"ugicm: {message}", file=sys.stderr)
+    print(printable(f"ugicm: {message}"), file=sys.stderr)
 
 
 def _named(path: Path, error: str) -> str:
-    return error if str(path) in error else f"{path}: {error}"
+    return error if printable(str(path)) in error else f"{path}: {error}"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
+import zlib
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ugicm import atomic, bitstream, files
+from ugicm.commands import shards
 from ugicm.commands.batch import CodecTask, FileResult, run_codec_task
 from ugicm.errors import StreamError, UsageError
 from ugicm.files import IMAGE_SUFFIXES, STREAM_SUFFIX, Job, read_bytes
+from ugicm.shards.convert import Converted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,12 +36,30 @@ class CompressTask(CodecTask):
     progress: bool  # show a progress bar for each image
 
     def run(self, job: Job) -> FileResult:
+        data, result = self.encode(job.source, read_bytes(job.source))
+        atomic.write(job.target, data)
+        return result
+
+    def convert(self, name: str, data: bytes) -> Converted:
+        """Convert an image of a shard."""
+        data, result = self.encode(name, data)
+        return Converted({STREAM_SUFFIX: data}, result.pixels, result.frames)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what bitstreams depend on, besides their images."""
+        names = ("target", "effort", "effort_for", "flatten", "strip") if self.target else (
+            "quality", "effort", "effort_for", "flatten", "strip")  # fmt: skip
+        values = {name: getattr(self, name) for name in names} | {"model": self.codec.fingerprint}
+        return values | ({"quality_map": zlib.crc32(self.quality_map.tobytes())} if self.quality_map else {})
+
+    def encode(self, name: str | os.PathLike, data: bytes) -> tuple[bytes, FileResult]:
+        """Return the bitstream of the image file ``data``; ``name`` is for messages."""
         from ugicm import stored
         from ugicm.images import read
         from ugicm.targets import Target, compress_to
 
-        source = BytesIO(read_bytes(job.source))
-        source.name = job.source  # for messages
+        source = BytesIO(data)
+        source.name = name
         image = read(source, bitstream.too_large)
         if self.flatten:
             image = replace(image, rgb=image.flattened(self.flatten), alpha=None)
@@ -60,9 +82,8 @@ class CompressTask(CodecTask):
             data, note = lossless, "stored without loss"
         elif self.verify:
             self.codec.entropy_decode(bitstream.parse(data))
-        atomic.write(job.target, data)
         width, height = image.size
-        return FileResult(width * height, len(data), len(source.getvalue()), image.frames, note)
+        return data, FileResult(width * height, len(data), len(source.getvalue()), image.frames, note)
 
     def mismatch(self, job: Job, target: Path) -> str | None:
         """Compare an existing bitstream by model, quality, image size and time. Its target and effort are not known."""
@@ -88,6 +109,8 @@ class CompressTask(CodecTask):
 def run(args: argparse.Namespace) -> int:
     """Run the command. Returns the exit status."""
     inputs, output = files.split_arguments(args.paths, args.output, _is_output)
+    if shards.are_shards(inputs, args):
+        return shards.run(_task(args), inputs, output, IMAGE_SUFFIXES, args)
     for name in inputs:
         if Path(name).suffix.lower() == STREAM_SUFFIX and not Path(name).is_dir():
             raise UsageError(f"{name} is a bitstream already; did you mean ugicm decompress?")
@@ -98,7 +121,11 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"{job.target} exists; use --overwrite to replace it")
         if job.target.suffix.lower() not in ("", STREAM_SUFFIX) and not atomic.is_special(job.target):
             raise UsageError(f"{job.target}: the output is a bitstream; use the extension {STREAM_SUFFIX}")
-    task = CompressTask(
+    return run_codec_task(_task(args, progress=len(plan.jobs) == 1), plan, args)
+
+
+def _task(args: argparse.Namespace, progress: bool = False) -> CompressTask:
+    return CompressTask(
         checkpoint=args.checkpoint,
         max_pixels=args.max_pixels,
         quality=args.quality,
@@ -109,9 +136,8 @@ def run(args: argparse.Namespace) -> int:
         strip=args.strip,
         quality_map=args.quality_map and _read_map(args.quality_map),
         verify=args.verify,
-        progress=len(plan.jobs) == 1,
+        progress=progress,
     )
-    return run_codec_task(task, plan, args)
 
 
 def _read_map(path: str) -> Image.Image:

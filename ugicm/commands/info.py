@@ -10,7 +10,7 @@ from typing import Any
 
 from ugicm import bitstream, files
 from ugicm.commands.batch import print_error
-from ugicm.errors import StreamError, UsageError, error_message
+from ugicm.errors import StreamError, UsageError, error_message, printable
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,7 +45,7 @@ def _print_table(found: list[dict[str, Any]]) -> None:
     for item in found:
         model = item["model"] + (" (shipped)" if item["shipped"] else " (not shipped)")
         model = "stored without loss" if item["stored"] else model
-        rows.append((item["file"], f"{item['width']}x{item['height']}", f"{item['quality']:.3g}",
+        rows.append((printable(item["file"]), f"{item['width']}x{item['height']}", f"{item['quality']:.3g}",
                      f"{item['bytes']:,}", f"{item['bpp']:.3f}", str(item["version"]), model))  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

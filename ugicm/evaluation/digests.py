@@ -38,13 +38,17 @@ def facts_digest(facts: Any) -> str:
 
 
 def tree_digest(files: Iterable[tuple[str, Path]]) -> str:
-    """Return the digest of (name, file) pairs, in that order. Raises OSError for a file that cannot be read.
+    """Return the digest of (name, file) pairs, in that order. A file that cannot be read counts as an empty one.
 
     With names relative to a folder, it is equal for equal datasets in any place.
     """
     state = hashlib.blake2b(digest_size=8)
     for name, path in files:
-        state.update(name.encode(errors="surrogatepass") + b"\0" + hashlib.blake2b(path.read_bytes()).digest())
+        try:
+            content = path.read_bytes()
+        except OSError:  # a broken link, for example
+            content = b""
+        state.update(name.encode(errors="surrogatepass") + b"\0" + hashlib.blake2b(content).digest())
     return state.hexdigest()
 
 

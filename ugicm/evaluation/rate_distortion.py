@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ugicm import atomic, files, images
 from ugicm.arguments import ArgumentParser, natural, pick_device, run_command, unit
 from ugicm.codec import ONE_RATE, Codec, load
-from ugicm.errors import ImageError, StreamError, UsageError, first_line
+from ugicm.errors import ImageError, StreamError, UsageError, error_message, printable
 from ugicm.evaluation import digests, results
 from ugicm.evaluation.metrics import file_bpp, ms_ssim, psnr
 from ugicm.evaluation.results import Journal
@@ -108,7 +108,8 @@ def _evaluate(args: argparse.Namespace, experiments: Path) -> int:
     good = [job for job in jobs if job.source not in failures]
     records = [journal.records[_record_name(quality, job)] for quality in qualities for job in good]
     for path, reason in failures.items():
-        print(f"test.py: {reason if str(path) in reason else f'{path}: {reason}'}", file=sys.stderr)
+        name = printable(str(path))
+        print(f"test.py: {reason if name in reason else f'{name}: {reason}'}", file=sys.stderr)
     if not records:
         return 1
     averages = results.rate_points(records, "quality", METRICS)
@@ -128,6 +129,7 @@ def _evaluate(args: argparse.Namespace, experiments: Path) -> int:
     _plot_crops(folder / CROPS, [(r, _outputs(folder, qualities, r["quality"], Path(r["image"]))) for r in middle[:3]])
     (folder / JOURNAL).unlink()
     print(_table(records, averages))
+    print("averages are means over images: every image counts the same, whatever its size")
     _print_undefined(undefined, len(good))
     print(f"written: {folder}")
     return 1 if failures else 0
@@ -181,7 +183,7 @@ def _measure_all(
                         warm = True
                     record = measure(codec, image, _outputs(folder, qualities, quality, job.target), quality, effort)
                 except (ImageError, StreamError, MemoryError, RuntimeError) as error:
-                    failures[job.source] = first_line(error)
+                    failures[job.source] = error_message(error)
                     continue
                 finally:
                     bar.update()
@@ -261,7 +263,7 @@ def _plot_crops(path: Path, rows: Sequence[tuple[dict[str, Any], dict[str, Path]
         shown = (record["source"], outputs["human"], outputs["machine"])
         for panel, title, image in zip(axes, titles, shown, strict=True):
             panel.imshow(images.center_crop(images.open_rgb(image), CROP), interpolation="none")
-            panel.set_title(results.printable(title), fontsize=10, parse_math=False)
+            panel.set_title(printable(title), fontsize=10, parse_math=False)
             panel.axis("off")
     with atomic.replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)

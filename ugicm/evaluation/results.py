@@ -1,8 +1,9 @@
 """Results files, and journals of unfinished measurements.
 
 A results file has CompressAI's schema, ``{name, description, results: {metric: [per rate point]}}``, plus ``meta``
-(versions, device, threads, command, dataset) and ``per_image``. Averages are means over images. A value that does not
-exist (MS-SSIM of a small image) is null and excluded from averages; ``undefined`` counts such images by metric.
+(versions, device, threads, command, dataset) and ``per_image``. Averages are means over images, whatever their size. A
+value that does not exist (MS-SSIM of a small image) is null and excluded from averages; ``undefined`` counts such images
+by metric.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ugicm import __version__, atomic
+from ugicm.errors import printable
 from ugicm.revision import revision
 
 _LIBRARIES = ("torch", "torchvision", "constriction", "compressai", "numpy", "pillow", "pytorch-msssim")
@@ -30,11 +32,6 @@ def mean(values: Iterable[float | None]) -> float | None:
     """Return the mean of the values that are not None; None if there are none."""
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if known else None
-
-
-def printable(name: str) -> str:
-    """Return the name of a file with bytes that are not text replaced by escapes, as standard output shows it."""
-    return name.encode(errors="backslashreplace").decode()
 
 
 def undefined(records: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> dict[str, int]:
@@ -133,10 +130,8 @@ def _processor() -> str:
 
 def table(rows: Sequence[Sequence[Any]], heads: Sequence[str]) -> str:
     """Return rows as aligned text: the first column left, others right, None as a dash."""
-    cells = [list(heads)] + [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    cells = [list(heads)] + [["-" if cell is None else printable(str(cell)) for cell in row] for row in rows]
     first, *others = (max(map(len, column)) for column in zip(*cells, strict=True))
-    lines = [
-        "  ".join([row[0].ljust(first), *map(str.rjust, row[1:], others)]).rstrip() for row in cells
-    ]
+    lines = ["  ".join([row[0].ljust(first), *map(str.rjust, row[1:], others)]).rstrip() for row in cells]
     lines.insert(1, "-" * max(map(len, lines)))
     return "\n".join(lines)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ugicm import atomic
 from ugicm.arguments import pick_device
-from ugicm.errors import ConfigError
+from ugicm.errors import ConfigError, printable
 from ugicm.evaluation import codecs, digests, results
 from ugicm.evaluation.tasks.base import check_distinct, make_deterministic
 from ugicm.report.comparison import compare, headline_metrics, image_rates, image_scores
@@ -37,8 +37,8 @@ def build_report(args: argparse.Namespace) -> int:
     measured = [(dataset, measure_curves(dataset, compared, args, cache)) for dataset in datasets]
     for dataset in datasets:
         for key, reason in dataset.failed.items():
-            notes.append(f"{dataset.name}: {key} was left out: {reason}")
-            print(f"ugicm report: left out: {key}: {reason}", file=sys.stderr)
+            notes.append(printable(f"{dataset.name}: {key} was left out: {reason}"))
+            print(printable(f"ugicm report: left out: {key}: {reason}"), file=sys.stderr)
     for dataset, curves in measured:
         notes += _undefined(dataset, curves)
     environment = results.environment(device)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ugicm import atomic
-from ugicm.evaluation.results import printable
+from ugicm.errors import printable
 from ugicm.extras import require_packages
 from ugicm.report.comparison import comparable
 

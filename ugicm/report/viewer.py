@@ -67,9 +67,7 @@ def _size(data: bytes, original: Image.Image) -> dict[str, float]:
     return {"bytes": len(data), "bpp": file_bpp(data, original)}
 
 
-def _baseline(
-    dataset: Dataset, item: Item, codec: CachedCodec, original: Image.Image, target: int
-) -> dict[str, Any]:
+def _baseline(dataset: Dataset, item: Item, codec: CachedCodec, original: Image.Image, target: int) -> dict[str, Any]:
     """Return what another codec makes of an image at the file size nearest to ``target`` bytes."""
     setting = nearest_setting(codec, lambda s: len(codec.encode(original, s)), target)
     data = codec.encode(original, setting)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ugicm.arguments import spread
-from ugicm.errors import ConfigError, first_line, first_of
+from ugicm.errors import ConfigError, first_line, first_of, printable
 from ugicm.evaluation import digests, results
 from ugicm.evaluation.bootstrap import mean_interval
 from ugicm.evaluation.tasks.base import Evaluator, Item, TaskOutcome, check_distinct, make_deterministic, run
@@ -132,9 +132,9 @@ def _print_scores(
     ]
     print(results.table(rows, ("score", "value", "95 % interval")))
     for key, error in sorted(outcome.failed.items()):
-        print(f"failed: {key}: {error}", file=sys.stderr)
+        print(printable(f"failed: {key}: {error}"), file=sys.stderr)
     for key in missing:
-        print(f"missing: {key}", file=sys.stderr)
+        print(printable(f"missing: {key}"), file=sys.stderr)
 
 
 def _write_results(path: str, task: Task, scores: dict, by_image: dict, outcome: TaskOutcome, **more: Any) -> None:
