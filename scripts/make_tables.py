@@ -12,6 +12,7 @@ commands that write their files:
   speed, sizes          python -m scripts.benchmark codec; with several --size
   levers, folder, train python -m scripts.benchmark levers, folder, train
   batch, busy           python -m scripts.benchmark batch, busy
+  quality_map           scripts/eval_quality_map.py
   throughput            python -m scripts.benchmark throughput; the folder of its files
   training_cost         python -m scripts.benchmark macs, and the steps in configs/paper
   scores                classification/test.py; the folder of its files
@@ -208,6 +209,18 @@ def busy(document: dict) -> list[list[str]]:
     ]  # fmt: skip
 
 
+def quality_map(document: dict) -> list[list[str]]:
+    """Return sizes and PSNR with a quality map and without."""
+    mean = document["mean"]
+    rows = [["", "bytes", "quality", "PSNR on objects", "PSNR elsewhere"]]
+    for name, key, quality in (("uniform", "", document["quality"]), ("map", "_map", mean["quality_map"])):
+        rows.append([
+            name, f"{mean[f'bytes{key}']:,.0f}", f"{quality:.2f}",
+            *(f"{mean[f'{part}{key}']:.2f} dB" for part in ("inside", "outside")),
+        ])  # fmt: skip
+    return rows
+
+
 def train(document: dict) -> list[list[str]]:
     """Return training speed by variant, its spread, and the shares of a step."""
     runs, same = document["runs"], document.get("same", {})
@@ -311,7 +324,14 @@ def exported(document: dict) -> list[list[str]]:
         r = document["speed"][name]
         rows.append([name, f"{r['pytorch_seconds']:.2f} s", f"{r['runtime_seconds']:.2f} s", f"{r['ratio']:.2f}"])
     sizes = [document["installed_bytes"][kind] for kind in ("pytorch", "runtime")]
-    return [*rows, ["installed packages", *(f"{size / 1e6:,.0f} MB" for size in sizes), f"{sizes[1] / sizes[0]:.3f}"]]
+    rows.append(["installed packages", *(f"{size / 1e6:,.0f} MB" for size in sizes), f"{sizes[1] / sizes[0]:.3f}"])
+    r = document["agreement"]
+    return [
+        *rows,
+        ["largest difference of images", "", f"{r['largest_difference_levels']} level", ""],
+        [f"symbols changed by analysis, of {r['symbols']:,}", "", f"{r['symbols_changed_by_analysis']:,}", ""],
+        ["PSNR loss of float16 weights", "", f"{r['largest_psnr_loss_of_float16_weights_db']:.3f} dB", ""],
+    ]
 
 
 def viewer(document: dict) -> list[list[str]]:
@@ -319,9 +339,14 @@ def viewer(document: dict) -> list[list[str]]:
     page = document["page"]
     names = {"load": "load the model", "decode": "decode a file to one image", "slider": "a step of the slider",
              "encode": "encode an image"}  # fmt: skip
-    rows = [["", "one thread of WebAssembly"], *([text, f"{page['seconds'][key]:.2f} s"] for key, text in names.items())]
-    return [*rows, ["largest memory of the page", f"{page['peak_memory_bytes'] / 1e6:,.0f} MB"],
-            ["model", f"{page['model_bytes'] / 1e6:.1f} MB"]]  # fmt: skip
+    rows = [["", "one thread of WebAssembly"]]
+    rows += [[text, f"{page['cpu_seconds'][key]:.2f} s"] for key, text in names.items()]
+    return [
+        *rows,
+        ["largest memory", f"{page['peak_memory_bytes'] / 1e6:,.0f} MB"],
+        ["model", f"{page['model_bytes'] / 1e6:.1f} MB"],
+        [f"symbols of {page['images_encoded']} images changed by analysis", f"{page['symbols_changed_by_analysis']:,}"],
+    ]
 
 
 def fuzz(document: dict) -> list[list[str]]:
@@ -333,8 +358,8 @@ def fuzz(document: dict) -> list[list[str]]:
 TABLES = {
     table.__name__: table
     for table in (
-        bd, training_cost, rate, speed, sizes, levers, folder, batch, busy, throughput, train, scores, calibration,
-        effort, exported, viewer, fuzz, robustness,
+        bd, training_cost, rate, speed, sizes, levers, folder, batch, busy, quality_map, throughput, train, scores,
+        calibration, effort, exported, viewer, fuzz, robustness,
     )
 }  # fmt: skip
 

@@ -79,10 +79,11 @@ class Codec:
     def decompress(self, data: bytes, preference: Any = 0.0) -> np.ndarray | list[np.ndarray]:
         """Decode a bitstream for a preference, "human", "machine" or a number in [0, 1], or for a list of preferences.
 
-        Returns an array, or a list of arrays, uint8 [H, W, 3].
+        Returns an array, or a list of arrays, uint8 [H, W, 3]. Alpha and metadata are left out.
 
         Raises:
-            StreamError: the bitstream is corrupt, truncated, of an unsupported version or of another model.
+            StreamError: the bitstream is corrupt, truncated, of an unsupported version or of another model, or stores
+                an image file.
             ValueError: an invalid preference.
         """
         several = isinstance(preference, Sequence) and not isinstance(preference, str)
@@ -93,6 +94,8 @@ class Codec:
 
     def entropy_decode(self, parsed: bitstream.Bitstream) -> np.ndarray:
         """Return the latents y_hat of a parsed file, float32 [1, M, H/16, W/16]. Raises StreamError."""
+        if parsed.stored:
+            raise StreamError("the bitstream stores an image file, which needs Pillow; decode it with ugicm.load")
         if parsed.fingerprint.hex() != self.fingerprint:
             raise StreamError(
                 f"the bitstream was written by another model: its fingerprint is {parsed.fingerprint.hex()}, this "

@@ -1,11 +1,14 @@
 // The file format of docs/bitstream.md: parsing and packing, tiles, extents, CRC-32.
 
-export const VERSION = 4;
+export const VERSION = 4; // that is written
+const EXTENDED_VERSION = 5; // with flags and boxes
 export const Y_STRIDE = 16;
 export const Z_STRIDE = 64;
 const MARGIN = 4; // pixels outside of the image whose latents are coded
 const MAX_PIXELS = 2 ** 24; // of the padded image: a page has less memory than the package, which accepts 2 ** 26
 const QUALITY_STEPS = 65535;
+const GRAY = 1, STORED = 2; // flags
+const BOXES = { 1: "alpha", 2: "exif", 3: "xmp" };
 
 /** A file that is corrupt, truncated, of an unsupported version, or written by another model. */
 export class StreamError extends Error {}
@@ -101,11 +104,24 @@ function shown(bytes) {
 
 const hex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 
+/** Return the contents of the boxes in a file, from `position` to `end`, by name. Others than known ones are left out. */
+function parseBoxes(data, position, end) {
+  const boxes = {}, reader = new Reader(data, position);
+  while (reader.position < end) {
+    const name = BOXES[reader.integer(1)], length = reader.varint(), start = reader.position;
+    reader.position += length;
+    if (reader.position > end || name in boxes)
+      throw new StreamError("corrupt bitstream: a box is longer than the file, or there are two of a type");
+    if (name) boxes[name] = data.subarray(start, reader.position);
+  }
+  return boxes;
+}
+
 /**
  * Parse a file: a Uint8Array. Checks all that can be checked without a model. Throws StreamError.
  *
  * Returns {width, height, fingerprint (hexadecimal digits), quality, tile (side in pixels), tiles (boxes), digests,
- * strings (Uint8Arrays)}.
+ * strings (Uint8Arrays), gray, stored, boxes (Uint8Arrays by name)}.
  */
 export function parse(data) {
   if (hex(data.subarray(0, 3)) !== "554749") {
@@ -114,14 +130,21 @@ export function parse(data) {
   }
   const reader = new Reader(data, 3);
   const version = reader.integer(1);
-  if (version !== VERSION)
-    throw new StreamError(`unsupported version of the bitstream: ${version}; this program reads version ${VERSION}`);
+  if (version !== VERSION && version !== EXTENDED_VERSION)
+    throw new StreamError(`unsupported version of the bitstream: ${version}; ` +
+      `this program reads versions ${VERSION} and ${EXTENDED_VERSION}`);
   const fingerprint = hex(data.subarray(4, 7));
   reader.position = 7;
   const width = reader.varint(), height = reader.varint();
   reader.require(reader.position + 3);
   const quality = reader.integer(2) / QUALITY_STEPS, tile = reader.integer(1) * Z_STRIDE;
   if (!width || !height) throw new StreamError(`corrupt bitstream: it declares an image of ${width}x${height}`);
+  let flags = 0, boxBytes = 0;
+  if (version === EXTENDED_VERSION) {
+    [flags, boxBytes] = [reader.integer(1), reader.varint()];
+    if (flags & ~(GRAY | STORED) || (flags & STORED && tile))
+      throw new StreamError(`corrupt bitstream: flags ${flags} with tiles of ${tile}`);
+  }
   const complaint = tooLarge(width, height);
   if (complaint) throw new StreamError(`the bitstream declares ${complaint}`);
   const tiles = cut(paddedBox(width, height), tile);
@@ -133,13 +156,14 @@ export function parse(data) {
   }
   let position = reader.position;
   const end = data.length - 4;
-  const last = end - position - lengths.reduce((a, b) => a + b, 0);
+  const last = end - boxBytes - position - lengths.reduce((a, b) => a + b, 0);
   if (last < 0) throw new StreamError(`truncated bitstream: ${data.length} of at least ${data.length - last} bytes`);
   lengths.push(last);
   if (new Reader(data, end).integer(4) !== crc32(data.subarray(0, end)))
     throw new StreamError("corrupt bitstream: the checksum does not match; the file is damaged or incomplete");
   const strings = lengths.map((length) => data.subarray(position, (position += length)));
-  return { width, height, fingerprint, quality, tile, tiles, digests, strings };
+  const gray = Boolean(flags & GRAY), stored = Boolean(flags & STORED), boxes = parseBoxes(data, position, end);
+  return { width, height, fingerprint, quality, tile, tiles, digests, strings, gray, stored, boxes };
 }
 
 function varint(value) {
@@ -148,7 +172,7 @@ function varint(value) {
   return [...bytes, value];
 }
 
-/** Return the bytes of a file with the fields that `parse` returns. */
+/** Return the bytes of a file of version 4, with the fields that `parse` returns. */
 export function pack({ width, height, fingerprint, quality, tile, digests, strings }) {
   const little = (value, size) => Array.from({ length: size }, (_, n) => Math.floor(value / 2 ** (8 * n)) & 255);
   const table = digests.flatMap((digest, n) =>

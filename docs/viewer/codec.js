@@ -4,6 +4,7 @@ import { SymbolDecoder, SymbolEncoder, readTables } from "./ans.js";
 import {
   StreamError, VERSION, Y_STRIDE, Z_STRIDE, codedExtent, cut, pack, paddedBox, parse, quantizeQuality, tooLarge,
 } from "./bitstream.js";
+import { alphaOf, storedPixels, toGray } from "./image_files.js";
 
 const WINDOW = 1024; // analysis and synthesis process at most this side, and a halo around it, at once
 const TILE = 1024; // side of the tiles of images with more than TILED_FROM pixels, padded
@@ -104,15 +105,15 @@ export class Codec {
   /**
    * Entropy-decode a file. Throws StreamError.
    *
-   * Returns {parsed, yHat (Planes), seconds: {symbols, means}, cache (of synthesize)}. `onSymbols` is called with the
-   * residuals of every tile.
+   * Returns {parsed, yHat (Planes), seconds: {symbols, means}, alpha, cache (of synthesize)}; with `pixels` instead of
+   * yHat for a stored image. `onSymbols` is called with the residuals of every tile.
    */
   async decode(data, onSymbols = () => {}) {
-    const parsed = parse(data);
+    const parsed = parse(data), seconds = { symbols: 0, means: 0 };
+    if (parsed.stored) return { parsed, seconds, pixels: await storedPixels(parsed), alpha: await alphaOf(parsed) };
     if (parsed.fingerprint !== this.model.fingerprint)
       throw new StreamError(`the bitstream was written by another model: its fingerprint is ${parsed.fingerprint}, ` +
         `this model's is ${this.model.fingerprint}`);
-    const seconds = { symbols: 0, means: 0 };
     const yHat = new Planes(this.channels, ...sides(scaled(paddedBox(parsed.width, parsed.height), Y_STRIDE)));
     for (const [n, tile] of parsed.tiles.entries()) {
       const start = performance.now();
@@ -124,7 +125,7 @@ export class Codec {
       seconds.symbols += (middle - start) / 1000;
       seconds.means += (performance.now() - middle) / 1000;
     }
-    return { parsed, yHat, seconds, cache: {} };
+    return { parsed, yHat, seconds, alpha: await alphaOf(parsed), cache: {} };
   }
 
   async #decodeSymbols(parsed, n, tile) {
@@ -162,7 +163,14 @@ export class Codec {
   }
 
   /** Return the image of decoded latents for a preference in [0, 1]: RGBA, a Uint8ClampedArray. */
-  async synthesize({ parsed, yHat, cache }, beta) {
+  async synthesize(decoded, beta) {
+    const pixels = decoded.pixels?.slice() ?? (await this.#synthesize(decoded, beta));
+    if (decoded.parsed.gray) toGray(pixels);
+    decoded.alpha?.forEach((value, n) => (pixels[4 * n + 3] = value));
+    return pixels;
+  }
+
+  async #synthesize({ parsed, yHat, cache }, beta) {
     const { width, height, quality } = parsed, pixels = new Uint8ClampedArray(4 * width * height).fill(255);
     const windows = cut({ left: 0, top: 0, right: width, bottom: height }, WINDOW);
     for (const window of windows) {

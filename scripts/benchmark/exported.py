@@ -8,6 +8,8 @@ scripts/build_viewer.py and Chromium, and is left out without them.
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import functools
 import http.server
 import json
@@ -33,36 +35,31 @@ from scripts.processes import log, run_python
 from ugicm import atomic, bitstream, runtime
 from ugicm.arguments import ArgumentParser, positive, run_command
 from ugicm.evaluation import results
-from ugicm.export.files import export
+from ugicm.export.files import export, store_as_float16
 
 VIEWER = Path(__file__).resolve().parents[2] / "docs" / "viewer"
 SAMPLES = sorted((Path(ugicm.__file__).parent / "samples").glob("*.png"))
-QUALITIES = (0.1, 0.5, 0.9)
-PAGE = """async (files) => {
-    const ort = await import("./lib/ort.wasm.min.mjs"), { Codec } = await import("./codec.js");
-    ort.env.wasm.wasmPaths = new URL("./lib/", location).href;
-    ort.env.wasm.numThreads = 1;
-    const seconds = async (work) => {
-        const start = performance.now(), result = await work();
-        return [(performance.now() - start) / 1000, result];
-    };
-    const [load, codec] = await seconds(() => Codec.load(ort, "./model/"));
-    const times = { load, decode: [], slider: [], encode: [] }, encoded = [];
-    for (const { bitstream, pixels, size, quality } of files) {
-        const [decode, decoded] = await seconds(async () => {
-            const decoded = await codec.decode(Uint8Array.from(bitstream));
-            await codec.synthesize(decoded, 0);
-            return decoded;
-        });
-        const [slider] = await seconds(() => codec.synthesize(decoded, 0.5));
-        const [encode, { data }] = await seconds(() => codec.encode(Uint8ClampedArray.from(pixels), ...size, quality));
-        times.decode.push(decode);
-        times.slider.push(slider);
-        times.encode.push(encode);
-        encoded.push(Array.from(data));
-    }
-    return { times, encoded };
-}"""
+QUALITY = 0.5
+STEPS = {  # of the page: functions of one argument
+    "load": """async () => {
+        const ort = await import("./lib/ort.wasm.min.mjs"), { Codec } = await import("./codec.js");
+        ort.env.wasm.wasmPaths = new URL("./lib/", location).href;
+        ort.env.wasm.numThreads = 1;
+        window.codec = await Codec.load(ort, "./model/");
+    }""",
+    "prepare": """({ bitstream, pixels }) => {
+        const bytes = (text) => Uint8ClampedArray.from(atob(text), (letter) => letter.charCodeAt());
+        window.file = { data: new Uint8Array(bytes(bitstream)), pixels: bytes(pixels) };
+    }""",
+    "decode": """async () => {
+        file.decoded = await codec.decode(file.data);
+        await codec.synthesize(file.decoded, 0);
+    }""",
+    "slider": "async () => { await codec.synthesize(file.decoded, 0.5); }",
+    "encode": """async ({ size, quality }) => {
+        return Array.from((await codec.encode(file.pixels, ...size, quality)).data);
+    }""",
+}
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -81,31 +78,40 @@ def changed_symbols(codec: runtime.Codec, data: bytes, wanted: bytes) -> int:
 
 
 def agreement(codec: ugicm.Codec, exported: runtime.Codec, half: runtime.Codec) -> dict[str, Any]:
-    """Compare images and bitstreams of the samples at several qualities."""
+    """Compare images and bitstreams of the samples."""
     largest, changed, total, loss, pixels = 0, 0, 0, 0.0, []
     for path in SAMPLES:
         original = np.asarray(Image.open(path).convert("RGB"))
-        for quality in QUALITIES:
-            data = codec.compress(path, quality, tile=0)
-            changed += changed_symbols(exported, exported.compress(original, quality), data)
-            total += residuals(exported, data).size
-            for preference in (0.0, 1.0):
-                wanted = np.asarray(codec.decompress(data, preference)).astype(np.int16)
-                found, narrow = (c.decompress(data, preference) for c in (exported, half))
-                apart = np.abs(found - wanted)
-                largest = max(largest, int(apart.max()))
-                pixels.append(float((apart > 0).any(axis=2).mean()))
-                loss = max(loss, psnr(found, original) - psnr(narrow, original))
+        data = codec.compress(path, QUALITY, tile=0)
+        changed += changed_symbols(exported, exported.compress(original, QUALITY), data)
+        total += residuals(exported, data).size
+        preferences = [0.0, 1.0]
+        for wanted, found, narrow in zip(*(c.decompress(data, preferences) for c in (codec, exported, half))):
+            apart = np.abs(found - np.asarray(wanted).astype(np.int16))
+            largest = max(largest, int(apart.max()))
+            pixels.append(float((apart > 0).any(axis=2).mean()))
+            loss = max(loss, psnr(found, original) - psnr(narrow, original))
     return {
-        "images": len(SAMPLES), "qualities": QUALITIES, "largest_difference_levels": largest,
+        "images": len(SAMPLES), "quality": QUALITY, "largest_difference_levels": largest,
         "share_of_pixels_that_differ": statistics.mean(pixels), "symbols": total,
         "symbols_changed_by_analysis": changed, "largest_psnr_loss_of_float16_weights_db": round(loss, 6),
     }  # fmt: skip
 
 
+def to_float16(folder: Path, target: Path) -> None:
+    """Write the files of ``ugicm export`` in ``folder`` as with ``--half``."""
+    import onnx
+
+    shutil.copytree(folder, target)
+    for path in target.glob("*.onnx"):
+        proto = onnx.load(path)
+        store_as_float16(proto, exact=path.stem.startswith(("hyper_synthesis", "indices")))
+        path.write_bytes(proto.SerializeToString())
+
+
 def speed(codec: ugicm.Codec, exported: runtime.Codec, folder: Path, repeats: int) -> dict[str, Any]:
     """Time both codecs in turns: loaded ones, and processes that start, load and decode one image."""
-    data = codec.compress(SAMPLES[0], 0.5)
+    data = codec.compress(SAMPLES[0], QUALITY)
     pixels = np.asarray(Image.open(SAMPLES[0]).convert("RGB"))
     image = Image.fromarray(pixels)
     with tempfile.TemporaryDirectory() as made:
@@ -162,16 +168,30 @@ def page(codec: ugicm.Codec, exported: runtime.Codec, screenshot: str | None) ->
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=VIEWER))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}"
-    files = []
-    for path in SAMPLES:
-        image = Image.open(path).convert("RGBA")
-        files.append({"bitstream": list(codec.compress(path, 0.5)), "pixels": list(image.tobytes()),
-                      "size": image.size, "quality": 0.5})  # fmt: skip
+    seconds: dict[str, list[float]] = {}
+    changed = []
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1500, "height": 840})
+        tab = browser.new_page(viewport={"width": 1100, "height": 450})
+        tab.set_default_timeout(300_000)
         tab.goto(f"{url}/style.css")
-        found = tab.evaluate(PAGE, files)
+
+        def step(name: str, argument: Any = None) -> Any:
+            before = renderer_seconds()
+            result = tab.evaluate(STEPS[name], argument)
+            seconds.setdefault(name, []).append(renderer_seconds() - before)
+            return result
+
+        step("load")
+        for path in SAMPLES:
+            image, data = Image.open(path).convert("RGBA"), codec.compress(path, QUALITY)
+            contents = {"bitstream": data, "pixels": image.tobytes()}
+            step("prepare", {name: base64.b64encode(content).decode() for name, content in contents.items()})
+            step("decode")
+            step("slider")
+            changed.append(
+                changed_symbols(exported, bytes(step("encode", {"size": image.size, "quality": QUALITY})), data)
+            )
         memory = renderer_memory()
         if screenshot:
             tab.goto(f"{url}/index.html")
@@ -184,26 +204,40 @@ def page(codec: ugicm.Codec, exported: runtime.Codec, screenshot: str | None) ->
         version = browser.version
         browser.close()
     server.shutdown()
-    changed = [changed_symbols(exported, bytes(data), bytes(file["bitstream"]))
-               for data, file in zip(found["encoded"], files)]  # fmt: skip
     size = sum(path.stat().st_size for path in (VIEWER / "model").iterdir())
-    times = {name: statistics.median(value) if isinstance(value, list) else value
-             for name, value in found["times"].items()}  # fmt: skip
+    del seconds["prepare"]
     return {
-        "chromium": version, "threads": 1, "seconds": times, "model_bytes": size, "peak_memory_bytes": memory,
+        "chromium": version, "threads": 1, "model_bytes": size, "peak_memory_bytes": memory,
+        "cpu_seconds": {name: statistics.median(taken) for name, taken in seconds.items()},
         "images_encoded": len(changed), "symbols_changed_by_analysis": sum(changed),
     }  # fmt: skip
 
 
+def renderers() -> list[Path]:
+    """Return the folders in /proc of the renderer processes of Chromium."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if b"--type=renderer" in (path / "cmdline").read_bytes():
+                found.append(path)
+    return found
+
+
+def renderer_seconds() -> float:
+    """Return the CPU time of all renderer processes."""
+    ticks = 0
+    for path in renderers():
+        with contextlib.suppress(OSError):
+            ticks += sum(map(int, (path / "stat").read_text().rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def renderer_memory() -> int:
-    """Return the largest peak memory of a renderer process of Chromium."""
+    """Return the largest peak memory of a renderer process in bytes."""
     peaks = [0]
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            if b"--type=renderer" in (status.parent / "cmdline").read_bytes():
-                peaks += [1024 * int(kib) for kib in re.findall(r"VmHWM:\s+(\d+)", status.read_text())]
-        except OSError:  # it has ended
-            continue
+    for path in renderers():
+        with contextlib.suppress(OSError):
+            peaks += [1024 * int(kib) for kib in re.findall(r"VmHWM:\s+(\d+)", (path / "status").read_text())]
     return max(peaks)
 
 
@@ -218,23 +252,24 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     codec = ugicm.load(args.checkpoint, fast=False)
     with tempfile.TemporaryDirectory() as made:
-        exported, sizes, seconds = {}, {}, 0.0
-        for kind in ("float32", "float16"):
-            log(f"export with weights in {kind} ...")
-            start = time.perf_counter()
-            sizes[kind] = sum(path.stat().st_size for path in export(codec.model, Path(made) / kind, kind == "float16"))
-            seconds = time.perf_counter() - start
-            exported[kind] = runtime.load(Path(made) / kind)
+        folder, half = Path(made) / "float32", Path(made) / "float16"
+        log("export ...")
+        start = time.perf_counter()
+        list(export(codec.model, folder))
+        report: dict[str, Any] = {"export_seconds": time.perf_counter() - start}
+        to_float16(folder, half)
+        report["bytes"] = {f.name: sum(path.stat().st_size for path in f.iterdir()) for f in (folder, half)}
+        exported = runtime.load(folder)
         log("agreement ...")
-        report = {"export_seconds": seconds, "bytes": sizes, "agreement": agreement(codec, *exported.values())}
+        report["agreement"] = agreement(codec, exported, runtime.load(half))
         log("speed ...")
-        report["speed"] = speed(codec, exported["float32"], Path(made) / "float32", args.repeats)
+        report["speed"] = speed(codec, exported, folder, args.repeats)
         report["installed_bytes"] = {
             "pytorch": installed_bytes("torch"),
             "runtime": installed_bytes("numpy", "constriction", "onnxruntime"),
         }
         log("page ...")
-        report["page"] = page(codec, exported["float32"], args.screenshot)
+        report["page"] = page(codec, exported, args.screenshot)
     report |= {"model": codec.describe(), "environment": results.environment()}
     atomic.write(args.output, (json.dumps(report, indent=2) + "\n").encode())
     print(json.dumps(report, indent=2))
