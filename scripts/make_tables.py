@@ -367,7 +367,8 @@ TABLES = {
 def read(path: Path) -> dict:
     """Return a results file, or all results of a folder by name."""
     if path.is_dir():
-        return {p.stem: read(p) for p in path.iterdir() if p.is_dir() or p.suffix == ".json"}
+        found = (p for p in path.iterdir() if p.is_dir() or p.suffix == ".json")
+        return {p.stem: read(p) for p in found if p.name != "viewer"}  # npm packages are installed there
     return json.loads(path.read_text())
 
 
