@@ -39,7 +39,9 @@ def import_names(requirements: list[str]) -> set[str]:
 
 CORE = import_names(PROJECT["dependencies"])
 EXTRAS = {extra: import_names(listed) for extra, listed in PROJECT["optional-dependencies"].items()}
-OPTIONAL = set().union(*(EXTRAS[extra] for extra in ("train", "eval", "compressai", "export", "integrations"))) - CORE
+OPTIONAL = (
+    set().union(*(EXTRAS[extra] for extra in ("train", "eval", "compressai", "export", "integrations", "ray"))) - CORE
+)
 
 
 def imported_packages(tree: ast.AST) -> set[str]:
@@ -90,7 +92,7 @@ def test_required_packages_are_in_the_extra_that_is_named():
 
 def test_dev_installs_all_extras():
     (own,) = (r for r in map(Requirement, PROJECT["optional-dependencies"]["dev"]) if r.name == "ugicm")
-    assert own.extras == {"train", "eval", "compressai", "export", "integrations"}
+    assert own.extras == {"train", "eval", "compressai", "export", "integrations", "ray"}
 
 
 def test_require_packages(monkeypatch):

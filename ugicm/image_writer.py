@@ -78,7 +78,17 @@ def holds_software(path: str | os.PathLike) -> bool:
 
 
 def save_image(image: Image.Image, path: str | os.PathLike, software: str = "", name: str | None = None) -> None:
-    """Write an image file atomically.
+    """Write an image file atomically; ``path`` is - for standard output. See :func:`encode_image`.
+
+    Raises:
+        ImageError: Pillow cannot write the format, or the format cannot hold the image.
+        ugicm.atomic.WriteError: the file cannot be written.
+    """
+    atomic.write(path, encode_image(image, path, software, name))
+
+
+def encode_image(image: Image.Image, path: str | os.PathLike, software: str = "", name: str | None = None) -> bytes:
+    """Return the contents of an image file.
 
     JPEG, MPO and AVIF are written at quality 95 without chroma subsampling, GIF with 256 colors, other formats without
     loss. Formats that can hold them get a color profile (sRGB), and ``exif`` and ``xmp`` of ``image.info``. Where a
@@ -86,13 +96,11 @@ def save_image(image: Image.Image, path: str | os.PathLike, software: str = "", 
 
     Args:
         image: of mode RGB, RGBA, L or LA.
-        path: output file, ``-`` for standard output.
+        path: name of the file, for its format and for messages.
         software: EXIF software. Ignored if the format cannot hold it; see :func:`holds_software`.
         name: Pillow's name of the format (default: by extension, PNG if there is none).
 
-    Raises:
-        ImageError: Pillow cannot write the format, or the format cannot hold the image.
-        ugicm.atomic.WriteError: the file cannot be written.
+    Raises ImageError if Pillow cannot write the format, or if the format cannot hold the image.
     """
     name = name or image_format(path)
     if image.mode in ("RGBA", "LA") and name not in _ALPHA_FORMATS:
@@ -116,7 +124,7 @@ def save_image(image: Image.Image, path: str | os.PathLike, software: str = "", 
     except Exception as error:  # an image too large for the format, for example
         size = f"{image.width}x{image.height}"
         raise ImageError(f"{path}: a {size} image cannot be written as {name}: {error}") from None
-    atomic.write(path, data)
+    return data
 
 
 def _metadata_options(image: Image.Image, name: str, software: str) -> dict[str, Any]:

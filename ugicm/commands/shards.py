@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -21,7 +20,7 @@ from ugicm.arguments import pick_device
 from ugicm.commands.batch import Outcome, import_torch, print_error, run_job
 from ugicm.errors import UsageError
 from ugicm.shards.convert import Converted, ShardJob, convert_shard, is_finished, plan_shards
-from ugicm.shards.files import expand, file_system, is_local, is_shard
+from ugicm.shards.files import absolute, expand, file_system, is_local, is_shard
 
 
 class ImageTask(Protocol):
@@ -133,13 +132,13 @@ def run(
     """Convert the members with ``suffixes`` of shards. Returns the exit status."""
     if not output or output == "-" or is_shard(output):
         raise UsageError("name an output folder for the shards")
-    folder = output if "://" in output else os.path.abspath(output)
+    folder = absolute(output)
     file_system(folder)
     jobs = plan_shards([url for name in inputs for url in expand(name)], folder)
     if is_local(folder):
         atomic.prepare_folders([Path(jobs[0].target)])
-    if images.checkpoint and "://" not in images.checkpoint:
-        images.checkpoint = os.path.abspath(images.checkpoint)
+    if images.checkpoint:
+        images.checkpoint = absolute(images.checkpoint)
     images.device = args.device
     task = ShardTask(images, suffixes, args.overwrite)
     summary = _follow(jobs, _outcomes(task, jobs, args))

@@ -1,0 +1,156 @@
+"""Shards on a Ray cluster of two nodes, of which one is lost, and whose driver is killed."""
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+
+import pytest
+from conftest import ROOT
+
+from ugicm.commands.batch import Outcome
+from ugicm.commands.main import main
+from ugicm.extras import require_packages
+
+SHARDS = 8
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory, make_image, checkpoint):
+    """A folder with shards in-0 … and their outputs in ``one``, made in this process."""
+    folder = tmp_path_factory.mktemp("shards")
+    for s in range(SHARDS):
+        with tarfile.open(folder / f"in-{s}.tar", "w") as shard:
+            for i in range(2):
+                file = io.BytesIO()
+                make_image(150, 100, 2 * s + i).save(file, "PNG")
+                member = tarfile.TarInfo(f"{s}-{i}.png")
+                member.size = len(file.getvalue())
+                shard.addfile(member, io.BytesIO(file.getvalue()))
+    assert main(command(folder, "one", checkpoint, "--workers", "1")) == 0
+    return folder
+
+
+def command(folder, out, checkpoint, *options):
+    pattern = f"{folder}/in-{{0..{SHARDS - 1}}}.tar"
+    return ["compress", pattern, str(folder / out), "-e", "4", "-c", str(checkpoint), "--device", "cpu", *options]
+
+
+def free_port():
+    """Return a free port. A node of Ray that chooses its own waits 15 seconds for its agents, too short if busy."""
+    with socket.socket() as server:
+        server.bind(("", 0))
+        return server.getsockname()[1]
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    ray = pytest.importorskip("ray", reason="needs the extra ray")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # the default is 15, which takes minutes on a busy machine
+    monkeypatch.setenv("RAY_health_check_period_ms", "500")
+    monkeypatch.setenv("RAY_health_check_failure_threshold", "2")
+
+    def options():
+        ports = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+        return {"object_store_memory": 100 << 20, **{name: free_port() for name in ports}}
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **options()})
+    cluster.workers = [cluster.add_node(num_cpus=1, **options()) for _ in range(2)]
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def wait_for_one(folder):
+    """Wait until a shard is finished."""
+    deadline = time.monotonic() + 200
+    while not list(folder.glob("*.manifest.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def check_equal(folder, out):
+    names = sorted(path.name for path in (folder / "one").iterdir())
+    assert sorted(path.name for path in (folder / out).iterdir() if not path.name.startswith(".")) == names
+    for name in names:
+        assert (folder / out / name).read_bytes() == (folder / "one" / name).read_bytes()
+
+
+def test_a_lost_node(cluster, shards, checkpoint, capsys):
+    """All shards are done once, with the bytes of one process, although a node is lost in mid-run."""
+
+    def lose_a_node():
+        wait_for_one(shards / "lost")
+        cluster.remove_node(cluster.workers[0], allow_graceful=False)
+
+    thread = threading.Thread(target=lose_a_node)
+    thread.start()
+    assert main(command(shards, "lost", checkpoint, "--ray", cluster.address)) == 0
+    thread.join()
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert sorted(r["shard"] for r in records) == [str(shards / f"in-{s}.tar") for s in range(SHARDS)]
+    assert {r["status"] for r in records} <= {"done", "skipped"}  # a shard may end as its worker dies
+    check_equal(shards, "lost")
+
+
+def test_a_killed_driver(cluster, shards, checkpoint, capsys):
+    arguments = command(shards, "killed", checkpoint, "--ray", cluster.address)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    driver = subprocess.Popen([sys.executable, "-m", "ugicm", *arguments], env=environment, cwd=ROOT)
+    wait_for_one(shards / "killed")
+    driver.kill()
+    driver.wait()
+    assert len(list((shards / "killed").glob("*.manifest.json"))) < SHARDS
+    assert main(arguments) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(records) == SHARDS and {r["status"] for r in records} == {"done", "skipped"}
+    check_equal(shards, "killed")
+
+
+def test_a_shard_that_kills_its_workers(cluster, monkeypatch):
+    """It fails after some attempts, and does not stop the others."""
+    from ugicm.commands import ray_workers
+
+    class Images:
+        device = "cpu"
+
+    class Task:
+        images = Images()
+
+        def start(self):
+            pass
+
+        def targets(self, job):
+            return [job]
+
+        def run(self, job):
+            os._exit(1) if job.source == "bad" else None
+            return {"of": job.source}
+
+    import ray
+
+    from ugicm.shards.convert import ShardJob
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    jobs = [ShardJob(name, "x") for name in ("a", "bad", "b")]
+    outcomes = dict(ray_workers.run_on_ray(Task(), jobs, cluster.address, 2))
+    assert outcomes[jobs[0]] == Outcome({"of": "a"}) and outcomes[jobs[2]] == Outcome({"of": "b"})
+    assert "died 3 times" in outcomes[jobs[1]].error
+
+
+def test_ray_is_optional(monkeypatch, shards, checkpoint, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"\[ray\]"):
+        require_packages("ray", "x", "ray")
+    assert main(command(shards, "none", checkpoint, "--ray")) == 2
+    assert "--ray needs ray" in capsys.readouterr().err
