@@ -63,6 +63,11 @@ def absolute_path(value: FileText, key: str) -> str:
     return str(value) if folder is None else os.path.normpath(folder / Path(value).expanduser())
 
 
+def path_or_url(value: FileText, key: str) -> str:
+    """Return text with a protocol (``s3://``) unchanged, and the absolute path for other text from a file."""
+    return str(value) if "://" in value else absolute_path(value, key)
+
+
 def path_or_name(value: FileText, key: str) -> str:
     """Return the absolute path if ``value`` looks like a file of weights, else ``value``."""
     is_file = "/" in value or value.endswith((".pt", ".pth", ".bin", ".safetensors"))

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from ugicm.config.model import ModelConfig
-from ugicm.config.schema import FileText, Range, Section, absolute_path, function_or_name, path_or_name, path_or_url, require
+from ugicm.config.schema import (
+    FileText,
+    Range,
+    Section,
+    absolute_path,
+    function_or_name,
+    path_or_name,
+    path_or_url,
+    require,
+)
 
 FilePath = Annotated[FileText, absolute_path]  # str: a file or folder
 FilesOrUrls = Annotated[FileText, path_or_url]

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,13 @@ from tqdm import tqdm
 
 from ugicm.config import DataConfig
 from ugicm.data.instances import Instances
-from ugicm.errors import ConfigError, ImageError, UsageError, first_line
+from ugicm.errors import ConfigError, ImageError, UgicmError, UsageError, error_message, first_line
 from ugicm.files import IMAGE_SUFFIXES, find
 from ugicm.images import open_rgb, upright_size
+from ugicm.shards.files import expand
+from ugicm.shards.index import ShardMember, list_members
 
+ImageFile = Path | ShardMember
 RAM_CACHE_LIMIT = 8 << 30  # bytes of decoded images that cache: auto keeps
 
 
@@ -53,7 +57,7 @@ def find_images(path: str | Path) -> list[Path]:
     return files
 
 
-def hold_out(files: Sequence[Path], count: int) -> tuple[list[int], list[int]]:
+def hold_out(files: Sequence[ImageFile], count: int) -> tuple[list[int], list[int]]:
     """Return the indices of training images and of ``count`` held-out images.
 
     The choice depends on file names only, so that all stages of a training hold out the same images. Links to a
@@ -69,9 +73,27 @@ def hold_out(files: Sequence[Path], count: int) -> tuple[list[int], list[int]]:
     return [i for i in range(len(files)) if resolved[i] not in excluded], sorted(out)
 
 
-def read_image(path: Path, min_side: int = 1) -> Tensor:
+def find_shard_images(pattern: str) -> list[ShardMember]:
+    """Return the images in shards, in order. Raises ConfigError if there are none or a shard cannot be read."""
+    try:
+        found = [member for shard in expand(pattern) for member in list_members(shard, IMAGE_SUFFIXES)]
+    except (UgicmError, OSError) as error:
+        raise ConfigError(f"data.train.shards: {error_message(error)}") from None
+    if not found:
+        raise ConfigError(f"data.train.shards: {pattern}: no images in these shards")
+    return found
+
+
+def _opened(file: ImageFile) -> Path | BytesIO:
+    try:
+        return file.open() if isinstance(file, ShardMember) else file
+    except OSError as error:
+        raise ImageError(f"{file}: cannot be read: {error.strerror or error}") from None
+
+
+def read_image(path: ImageFile, min_side: int = 1) -> Tensor:
     """Return an image uint8 [3, H, W], enlarged if its shorter side is below ``min_side``."""
-    image = open_rgb(path)
+    image = open_rgb(_opened(path))
     short = min(image.size)
     if short < min_side:
         size = [max(min_side, round(side * min_side / short)) for side in image.size]
@@ -86,7 +108,7 @@ class ImageStore:
     Without a cache, a corrupt image is reported at its first use and replaced by the next in the list.
     """
 
-    def __init__(self, files: Sequence[Path], min_side: int, cache: str = "none"):
+    def __init__(self, files: Sequence[ImageFile], min_side: int, cache: str = "none"):
         self.files = list(files)
         self.min_side = min_side
         self.cache = _choose_cache(self.files, min_side) if cache == "auto" else cache
@@ -126,12 +148,12 @@ class ImageStore:
         raise ConfigError("data.train: none of the training images can be read")
 
 
-def _choose_cache(files: Sequence[Path], min_side: int) -> str:
+def _choose_cache(files: Sequence[ImageFile], min_side: int) -> str:
     """Return "ram" if the decoded images fit into RAM_CACHE_LIMIT, estimated from about a hundred of them."""
     sizes = []
     for path in files[:: max(1, len(files) // 100)]:
         try:
-            width, height = upright_size(path)
+            width, height = upright_size(_opened(path))
         except ImageError:  # reported when it is decoded
             continue
         scale = max(1.0, min_side / min(width, height))
@@ -150,13 +172,16 @@ class Images:
         held_out: validation images.
         digest: hash of the training images' names.
         instances: annotations by the image's number.
+        shards: number of each image's shard, int64 [n]; an image outside shards has a number of its own. None if no
+            image is in a shard.
     """
 
     store: ImageStore
     groups: list[tuple[list[int], float]]
-    held_out: list[Path]
+    held_out: list[ImageFile]
     digest: str
     instances: dict[int, Instances] = field(default_factory=dict)
+    shards: np.ndarray | None = None
 
 
 def open_sources(config: DataConfig, validation_path: str | None = None) -> Images:
@@ -167,6 +192,11 @@ def open_sources(config: DataConfig, validation_path: str | None = None) -> Imag
     """
     files, source_of = [], []
     for number, source in enumerate(config.train):
+        if source.shards is not None:
+            found = find_shard_images(source.shards)
+            files += found
+            source_of += [number] * len(found)
+            continue
         _check_exists("data.train", source.path, "images", "data.train=[FOLDER,...]")
         if source.instances:
             override = "data.train=[{path: FOLDER, instances: FILE}]"
@@ -180,8 +210,8 @@ def open_sources(config: DataConfig, validation_path: str | None = None) -> Imag
     else:
         _check_exists("validation.path", validation_path, "images", "validation.path=FOLDER")
         held_out = find_images(validation_path)
-        excluded = {path.resolve() for path in held_out}
-        kept = [i for i, path in enumerate(files) if path.resolve() not in excluded]
+        excluded = {os.path.realpath(path) for path in held_out}
+        kept = [i for i, path in enumerate(files) if os.path.realpath(path) not in excluded]
     if not kept:
         reason = f"all {len(held_out)} images are held out for validation (holdout: {config.holdout})"
         raise ConfigError(f"data: {reason}; lower data.holdout")
@@ -197,7 +227,15 @@ def open_sources(config: DataConfig, validation_path: str | None = None) -> Imag
             annotations = Instances(source.instances, [store.files[m] for m in members])
             instances.update({m: annotations for m in members if store.files[m] in annotations})
     digest = hashlib.sha1("\n".join(p.name for p in store.files).encode(errors="surrogatepass")).hexdigest()[:16]
-    return Images(store, groups, held_out, digest, instances)
+    return Images(store, groups, held_out, digest, instances, _shards_of(store.files))
+
+
+def _shards_of(files: Sequence[ImageFile]) -> np.ndarray | None:
+    if not any(isinstance(file, ShardMember) for file in files):
+        return None
+    numbers: dict[str | ImageFile, int] = {}
+    keys = (file.shard if isinstance(file, ShardMember) else file for file in files)
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
 def _check_exists(key: str, path: str, content: str, override: str) -> None:
@@ -205,7 +243,7 @@ def _check_exists(key: str, path: str, content: str, override: str) -> None:
         raise ConfigError(f"{key}: {path}: not found; put {content} there, or use others: --set '{override}'")
 
 
-def center_crops(files: Sequence[Path], crop: int) -> Tensor:
+def center_crops(files: Sequence[ImageFile], crop: int) -> Tensor:
     """Return the center crops of images, uint8 [n, 3, crop, crop]. Unreadable images are reported and left out."""
     crops = []
     for path in files:

@@ -31,10 +31,19 @@ class Epochs:
     Args:
         groups: (image numbers, weight) of each source. The weight is the number of times that each image occurs in an
             epoch; a fractional part is the share of images, drawn anew for each epoch, that occur once more.
+        seed: of the order.
+        shards: number of the shard of each image, or None. Shards are read one after the other in a random order.
+        buffer: number of places by which a sample from shards may be late: as if read through a shuffling buffer.
     """
 
-    def __init__(self, groups: Sequence[tuple[Sequence[int], float]], seed: int):
-        self.groups, self.seed = groups, seed
+    def __init__(
+        self,
+        groups: Sequence[tuple[Sequence[int], float]],
+        seed: int,
+        shards: np.ndarray | None = None,
+        buffer: int = 1,
+    ):
+        self.groups, self.seed, self.shards, self.buffer = groups, seed, shards, buffer
         self.length = sum(max(1, round(len(images) * weight)) for images, weight in groups)
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
@@ -46,7 +55,12 @@ class Epochs:
             for images, weight in self.groups:
                 whole, extra = divmod(max(1, round(len(images) * weight)), len(images))
                 chosen += [np.tile(images, whole), rng.permutation(images)[:extra]]
-            self._epoch, self._order = epoch, rng.permutation(np.concatenate(chosen))
+            order = rng.permutation(np.concatenate(chosen))
+            if self.shards is not None:
+                turn = rng.permutation(self.shards.max() + 1)[self.shards[order]]
+                order = order[np.argsort(turn, kind="stable")]
+                order = order[np.argsort(np.arange(len(order)) + rng.uniform(0, self.buffer, len(order)))]
+            self._epoch, self._order = epoch, order
         return int(self._order[position])
 
 
@@ -107,7 +121,7 @@ class TrainingSamples(Dataset):
     def __init__(self, config: DataConfig, quality: Draw, beta: Draw, seed: int, images: Images):
         self.config, self.quality, self.beta, self.seed = config, quality, beta, seed
         self.images = images
-        self.epochs = Epochs(images.groups, seed)
+        self.epochs = Epochs(images.groups, seed, images.shards, config.shuffle)
 
     def __getitem__(self, sample: int) -> dict:
         rng = np.random.default_rng([self.seed, sample])

@@ -193,6 +193,10 @@ def resume_config(config: TrainConfig) -> dict[str, Any]:
     for source in values["data"]["train"]:
         source.pop("path")
         source["instances"] = source["instances"] is not None
+        if source.pop("shards") is not None:
+            source["shards"] = True
+    if not any("shards" in source for source in values["data"]["train"]):
+        values["data"].pop("shuffle")  # without influence
     return values
 
 
