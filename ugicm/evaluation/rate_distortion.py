@@ -1,9 +1,9 @@
 """The evaluation command, ``tests/test.py``: rate, distortion and time of ugicm on a dataset.
 
 An experiment's folder holds ``bitstream/``, ``human/`` and ``machine/`` with the dataset's tree (inside ``q0.3/``
-and so on if there are several qualities), ``results.json``, ``rd.png`` and ``comparison.png``. During a run,
-``records.jsonl`` holds the finished measurements, and the same command continues an interrupted run. A new run replaces
-the files of the former.
+and so on if there are several qualities), ``results.json``, and the plots ``rd.png`` and ``comparison.png``, with
+JPEG and WebP. During a run, ``records.jsonl`` holds the finished measurements, and the same command continues an
+interrupted run. A new run replaces the files of the former.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ugicm.codec import ONE_RATE, Codec, load
 from ugicm.errors import ImageError, StreamError, UsageError, error_message, printable
 from ugicm.evaluation import digests, results
 from ugicm.evaluation.metrics import file_bpp, ms_ssim, psnr
+from ugicm.evaluation.plots import measure_baselines, plot_crops, plot_curves
 from ugicm.evaluation.results import Journal
 from ugicm.extras import require_packages
 from ugicm.image_writer import save_image
@@ -38,9 +39,10 @@ from ugicm.losses.distortion import MS_SSIM_SMALLEST
 METRICS = ("bpp", "psnr-rgb", "psnr-rgb-machine", "ms-ssim-rgb", "ms-ssim-rgb-machine",
            "encoding_time", "decoding_time")  # fmt: skip
 JOURNAL, RESULTS, CURVES, CROPS = "records.jsonl", "results.json", "rd.png", "comparison.png"
-CROP = 256  # side of the compared crops, pixels
+QUALITIES = (0.1, 0.5, 0.9)
 _SETTINGS = "settings"  # the journal's first record; the others are measurements
 _OUTPUT_FOLDER = re.compile(r"bitstream|human|machine|q[0-9.]+(e-[0-9]+)?")  # as _outputs names them
+_COMPARED = 3  # images in the plot of crops
 _MAX_ROWS = 40  # images listed in the printed table
 
 
@@ -66,7 +68,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("-d", "--dataset", metavar="DATASET",
                         help="a folder of images, or one image (default: the sample images)")  # fmt: skip
     parser.add_argument("-q", "--quality", type=unit, nargs="+", metavar="Q",
-                        help="from 0 (small) to 1 (good); each gives a rate point (default: 0.5)")  # fmt: skip
+                        help="from 0 (small) to 1 (good); each gives a rate point (default: 0.1 0.5 0.9)")  # fmt: skip
     parser.add_argument("-e", "--effort", type=natural, default=0, metavar="N",
                         help="steps of latent refinement, as in ugicm compress (default: 0)")  # fmt: skip
     return parser
@@ -75,7 +77,7 @@ def _parser() -> ArgumentParser:
 def _evaluate(args: argparse.Namespace, experiments: Path) -> int:
     require_packages("eval", "the evaluation", "matplotlib", "pytorch_msssim")
     # Rounded to the precision of folder names. Adding 0 turns -0 into 0.
-    qualities = sorted({float(f"{quality:g}") + 0.0 for quality in args.quality or [0.5]})
+    qualities = sorted({float(f"{quality:g}") + 0.0 for quality in args.quality or QUALITIES})
     dataset = Path(args.dataset) if args.dataset else Path(str(resources.files("ugicm"))) / "samples"
     if not dataset.exists():
         raise UsageError(f"{dataset}: no such image or folder of images")
@@ -114,6 +116,7 @@ def _evaluate(args: argparse.Namespace, experiments: Path) -> int:
         return 1
     averages = results.rate_points(records, "quality", METRICS)
     undefined = results.undefined(records[: len(good)], METRICS)
+    baselines = measure_baselines([job.source for job in good], averages["bpp"])
     results.write(
         folder / RESULTS,
         f"ugicm {codec.config.backbone}",
@@ -123,10 +126,11 @@ def _evaluate(args: argparse.Namespace, experiments: Path) -> int:
         per_image=records,
         failed=[{"image": str(path), "reason": reason} for path, reason in failures.items()],
         undefined=undefined,
+        baselines=baselines,
     )
-    _plot(folder / CURVES, averages)
-    middle = [record for record in records if record["quality"] == qualities[len(qualities) // 2]]
-    _plot_crops(folder / CROPS, [(r, _outputs(folder, qualities, r["quality"], Path(r["image"]))) for r in middle[:3]])
+    plot_curves(folder / CURVES, averages, baselines)
+    lowest = records[: len(good)][:_COMPARED]  # where human and machine image differ most
+    plot_crops(folder / CROPS, [(r, _outputs(folder, qualities, r["quality"], Path(r["image"]))) for r in lowest])
     (folder / JOURNAL).unlink()
     print(_table(records, averages))
     print("averages are means over images: every image counts the same, whatever its size")
@@ -232,41 +236,6 @@ def measure(
         "encoding_time": encoding_time,
         "decoding_time": decoding_time,
     }
-
-
-def _plot(path: Path, averages: dict[str, list]) -> None:
-    """Plot PSNR and MS-SSIM over bits per pixel for both preferences, to a PNG file."""
-    from matplotlib.figure import Figure  # pyplot would select a window system and keep global state
-
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for panel, metric, label in zip(panels, ("psnr-rgb", "ms-ssim-rgb"), ("PSNR (dB)", "MS-SSIM"), strict=True):
-        for suffix, name, style in (("", "human", "o-"), ("-machine", "machine", "s--")):
-            points = [p for p in zip(averages["bpp"], averages[metric + suffix], strict=True) if None not in p]
-            panel.plot([x for x, _ in points], [y for _, y in points], style, label=name, markersize=4)
-        panel.set_xlabel("bits per pixel")
-        panel.set_ylabel(label)
-        panel.grid(alpha=0.3)
-    panels[0].legend(title="preference")
-    with atomic.replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-
-
-def _plot_crops(path: Path, rows: Sequence[tuple[dict[str, Any], dict[str, Path]]]) -> None:
-    """Plot the centers of original, human and machine image side by side, given records and output paths."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.3 * len(rows)), layout="constrained")
-    for axes, (record, outputs) in zip(figure.subplots(len(rows), 3, squeeze=False), rows, strict=True):
-        rate = f"{record['bpp']:.3f} bpp"
-        titles = (Path(record["source"]).name, f"human, {rate}", f"machine, {rate}")
-        shown = (record["source"], outputs["human"], outputs["machine"])
-        for panel, title, image in zip(axes, titles, shown, strict=True):
-            panel.imshow(images.center_crop(images.open_rgb(image), CROP), interpolation="none")
-            panel.set_title(printable(title), fontsize=10, parse_math=False)
-            panel.axis("off")
-    with atomic.replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
 
 
 def _print_undefined(undefined: dict[str, int], count: int) -> None:

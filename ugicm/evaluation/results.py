@@ -1,9 +1,9 @@
 """Results files, and journals of unfinished measurements.
 
 A results file has CompressAI's schema, ``{name, description, results: {metric: [per rate point]}}``, plus ``meta``
-(versions, device, threads, command, dataset) and ``per_image``. Averages are means over images, whatever their size. A
-value that does not exist (MS-SSIM of a small image) is null and excluded from averages; ``undefined`` counts such images
-by metric.
+(versions, device, threads, command, dataset) and ``per_image``. Averages are means over images, whatever their size.
+A value that does not exist (MS-SSIM of a small image) is null and excluded from averages; ``undefined`` counts such
+images by metric.
 """
 
 from __future__ import annotations

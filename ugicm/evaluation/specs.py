@@ -112,8 +112,10 @@ def download(build: Callable[[], Any], spec: Spec, weights: str) -> Any:
     try:
         return build()
     except Exception as error:  # hubs, HTTP libraries and file systems each raise their own
+        cause = getattr(error, "reason", error)  # urllib wraps errors of the network
+        reason = getattr(cause, "strerror", None) or first_line(cause)
         raise CheckpointError(
-            f"{spec.name}: {weights} could not be downloaded ({first_line(error)}); download the file elsewhere and "
+            f"{spec.name}: {weights} could not be downloaded ({reason}); download the file elsewhere and "
             f"pass it as {spec.name}=PATH"
         ) from error
 

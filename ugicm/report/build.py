@@ -13,9 +13,10 @@ import numpy as np
 
 from ugicm import atomic
 from ugicm.arguments import pick_device
-from ugicm.errors import ConfigError, printable
+from ugicm.errors import ConfigError, UgicmError, printable
 from ugicm.evaluation import codecs, digests, results
 from ugicm.evaluation.tasks.base import check_distinct, make_deterministic
+from ugicm.report.command import DEFAULT_CODECS
 from ugicm.report.comparison import compare, headline_metrics, image_rates, image_scores
 from ugicm.report.curves import Cache, Curve, measure_curves, original_scores
 from ugicm.report.datasets import Dataset, load_datasets
@@ -30,7 +31,7 @@ def build_report(args: argparse.Namespace) -> int:
     make_deterministic()
     device = pick_device(args.device)
     notes: list[str] = []
-    compared = _load_codecs(args, device)
+    compared = _load_codecs(args, device, notes)
     datasets = load_datasets(args, device, notes)
     output = Path(args.output)
     cache = Cache(args.cache or output / "cache")
@@ -45,7 +46,7 @@ def build_report(args: argparse.Namespace) -> int:
     sections = [_section(dataset, curves, cache) for dataset, curves in measured]
     for section, (dataset, curves) in zip(sections, measured, strict=True):
         _write_curves(output / "curves" / dataset.name, section, dataset, curves, environment)
-    document = {"name": args.title, "meta": environment, "notes": notes, "sections": sections}
+    document = {"name": args.title, "home": args.home, "meta": environment, "notes": notes, "sections": sections}
     atomic.write(output / "results.json", (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
     # Names of files need not be text.
     atomic.write(output / "tables.md", markdown(document).encode(errors="backslashreplace"))
@@ -68,9 +69,20 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError("--bpp-range: {:g} {:g} is not a range of positive numbers".format(*args.bpp_range))
 
 
-def _load_codecs(args: argparse.Namespace, device: str) -> list[codecs.ImageCodec]:
-    """Return the codecs, those with preferences first: their rates are the range of the baselines."""
-    loaded = [codecs.load_codec(text, device, sorted(set(args.preferences))) for text in args.codecs]
+def _load_codecs(args: argparse.Namespace, device: str, notes: list[str]) -> list[codecs.ImageCodec]:
+    """Return the codecs, those with preferences first: their rates are the range of the baselines.
+
+    Codecs that were named must load. Of the default ones, those that are not available are left out, with an entry in
+    ``notes``.
+    """
+    loaded = []
+    for text in args.codecs or DEFAULT_CODECS:
+        try:
+            loaded.append(codecs.load_codec(text, device, sorted(set(args.preferences))))
+        except UgicmError as error:
+            if args.codecs:
+                raise
+            notes.append(f"{text} was not measured: {error}")
     # Names of curves are names of files.
     names = [Curve(codec, preference, []).file_name for codec in loaded for preference in codec.preferences]
     check_distinct(names, "codecs")

@@ -8,6 +8,7 @@ import shlex
 from ugicm.arguments import natural, positive, run_command, unit
 from ugicm.extras import require_packages
 
+DEFAULT_CODECS = ("ugicm", "jpeg", "webp", "avif", "jxl", "zoo/bmshj2018-hyperprior")
 EXAMPLES = """\
 examples:
   ugicm report -d photos -o report
@@ -52,9 +53,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     images.add_argument("--limit", type=positive, metavar="N", help="N images of each folder, evenly spread")
 
     codecs = parser.add_argument_group("codecs")
-    codecs.add_argument("--codecs", nargs="+", default=["ugicm", "jpeg", "webp", "avif"], metavar="SPEC",
+    codecs.add_argument("--codecs", nargs="+", metavar="SPEC",
                         help="ugicm, ugicm=PATH, jpeg, webp, avif, jxl, zoo/NAME=PATH "
-                        "(default: ugicm jpeg webp avif)")  # fmt: skip
+                        f"(default: those available of {' '.join(DEFAULT_CODECS)})")  # fmt: skip
     codecs.add_argument("--qualities", type=unit, nargs="+", default=[0, 0.2, 0.4, 0.6, 0.8, 1], metavar="Q",
                         help="rate points of ugicm (default: 0 to 1 in steps of 0.2)")  # fmt: skip
     codecs.add_argument("--preferences", type=unit, nargs="+", default=[0, 1], metavar="P",
@@ -78,6 +79,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     page.add_argument("-o", "--output", required=True, metavar="DIR", help="folder of the report")
     page.add_argument("--cache", metavar="DIR", help="bitstreams and records of measurements (default: DIR/cache)")
     page.add_argument("--title", default="Rate, distortion, recognition", help="(default: %(default)s)")
+    page.add_argument("--home", metavar="URL", help="address of a page that the report links to as home")
     page.add_argument("--viewer", type=natural, default=3, metavar="N",
                       help="images to compare side by side (default: 3)")  # fmt: skip
     page.add_argument("--viewer-datasets", nargs="+", metavar="NAME",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from ugicm.report.comparison import comparable
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#000000")
 MARKERS = "os^Dvp*X"
 _LEGEND = (
+    "Rate is averaged over images, every image counting the same. "
     "BD-rates, with 95 % bootstrap intervals over images in parentheses. † marks an overlap of less than a quarter of "
-    "the range of the two curves."
+    "the range of the two curves, ‡ an interval over fewer than 10 images, which is too narrow."
 )
 # Units by the beginning of a metric's title.
 _UNITS = {
@@ -67,7 +69,8 @@ def _delta_cell(row: dict[str, Any] | None) -> str:
     text = f"{rate['value']:+.1f} %"
     if rate["interval"]:
         text += " ({:+.0f} … {:+.0f})".format(*rate["interval"])
-    return text.replace("-", "−") + (" †" if "narrow" in rate["note"] else "")
+    marks = [mark for mark, reason in ((" †", "narrow overlap"), (" ‡", "rough")) if reason in rate["note"]]
+    return text.replace("-", "−") + "".join(marks)
 
 
 def _points_table(section: dict[str, Any]) -> str:
@@ -96,12 +99,12 @@ def number(value: float | None, title: str) -> str:
 
 
 def plots(document: dict[str, Any], folder: Path) -> None:
-    """Write ``FOLDER/DATASET METRIC.png`` for every metric."""
+    """Write ``FOLDER/DATASET-METRIC.png`` for every metric."""
     for section in document["sections"]:
         for title in (metric["title"] for metric in section["metrics"]):
             curves = [(c["name"], c["results"]["bpp"], c["results"][title]) for c in section["curves"]]
-            name = "".join(c if c.isalnum() or c in " -." else "_" for c in f"{section['name']} {title}")
-            plot(folder / f"{name.strip()}.png", curves, title, section["name"], original_score(section, title))
+            name = re.sub(r"\W+", "-", f"{section['name']} {title}").strip("-")
+            plot(folder / f"{name}.png", curves, title, section["name"], original_score(section, title))
 
 
 def plot(

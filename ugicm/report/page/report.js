@@ -191,7 +191,7 @@ function deltaCell(delta, metric, kind) {
   const range = ends.map(v => fixed(v, digits)).join(" … ") + (kind === "rate" ? ` ${unit(metric)}` : " bpp");
   return el("td", {class: unsure ? null : good ? "good" : "bad",
     title: `over ${range}, ${Math.round(100 * delta.share)} % of the range of both curves` + (delta.note ? `; ${delta.note}` : "")},
-    value + (delta.note.includes("narrow") ? " †" : ""),
+    value + (delta.note.includes("narrow overlap") ? " †" : "") + (delta.note.includes("rough") ? " ‡" : ""),
     delta.interval ? el("small", {}, `95 %: ${signed(delta.interval[0], 0)} … ${signed(delta.interval[1], 0)}`) : null,
     el("small", {}, range));
 }
@@ -215,7 +215,7 @@ function deltas(section) {
     method.textContent = m.method === "pchip"
       ? "Points are joined by monotone cubics (pchip) in log rate. The small numbers are the range that both curves reach, over which the mean is taken. Nothing is extrapolated."
       : "Accuracy is noisy: curves are made monotone by least squares and joined by straight lines in log rate. The small numbers are a 95 % bootstrap interval over images (for scores that are means over images) and the range that both curves reach. Nothing is extrapolated.";
-    method.textContent += " † marks an overlap of less than a quarter of the range of the two curves.";
+    method.textContent += " † marks an overlap of less than a quarter of the range of the two curves, ‡ an interval over fewer than 10 images, which is too narrow.";
   }
   metric.addEventListener("change", draw);
   kind.addEventListener("change", draw);
@@ -334,7 +334,7 @@ function viewer(data, number) {
 function environment() {
   const m = D.meta;
   return [el("h2", {id: "how"}, "How this was measured"),
-    el("p", {}, "bpp counts the whole file, headers included, per pixel of the image. No file holds color profiles or other metadata. Averages are over images. The settings of the baseline codecs were chosen on four images to cover the range of rates of ugicm, and then measured on all images."),
+    el("p", {}, "bpp counts the whole file, headers included, per pixel of the image. No file holds color profiles or other metadata. Averages are over images, every image counting the same whatever its size. The settings of the baseline codecs were chosen on four images to cover the range of rates of ugicm, and then measured on all images."),
     D.notes.length ? el("ul", {class: "notes"}, D.notes.map(n => el("li", {}, n))) : null,
     el("details", {}, el("summary", {}, "Codecs, networks, machine, command"),
       el("pre", {}, m.command),
@@ -347,7 +347,7 @@ function environment() {
 document.getElementById("lead").append(
   `${D.sections.map(s => `${s.images} images of ${s.name}`).join(", ")}; measured on ${D.meta.time.slice(0, 10)}`
   + ` with ugicm ${D.meta.ugicm}` + (D.meta.revision ? ` (${D.meta.revision})` : "") + ".");
-document.getElementById("contents").append(...D.sections.map((s, i) => el("a", {href: `#section-${i}`}, s.name)), el("a", {href: "#how"}, "how this was measured"));
+document.getElementById("contents").append(...(D.home ? [el("a", {href: D.home, id: "home"}, "home")] : []), ...D.sections.map((s, i) => el("a", {href: `#section-${i}`}, s.name)), el("a", {href: "#how"}, "how this was measured"));
 document.getElementById("sections").replaceChildren(...D.sections.flatMap((section, i) => {
   const originals = Object.entries(section.originals).filter(([t, v]) => v !== null && !t.startsWith("agreement") && section.metrics.some(m => m.title === t));
   return [el("section", {id: `section-${i}`}, el("h2", {}, section.name),
