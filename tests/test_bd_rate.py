@@ -118,6 +118,15 @@ def test_interval_is_percentiles_of_resamples():
     assert found.interval == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])))
 
 
+def test_interval_of_few_images_is_marked():
+    generator = np.random.default_rng(0)
+    rate, score = np.linspace(0.1, 1, 5)[:, None].repeat(4, 1), np.linspace(20, 60, 5)[:, None].repeat(4, 1)
+    score = score + generator.normal(size=score.shape)
+    found = bd_rate_interval(rate, score, 0.8 * rate, score)
+    assert found.interval is not None and "rough interval: 4 images" in found.note
+    assert bd_rate_interval(rate[:, :1], score[:, :1], 0.8 * rate[:, :1], score[:, :1]).interval is None
+
+
 def test_interval_needs_overlap_of_most_resamples():
     rate = np.array([[0.2] * 20, [0.8] * 20])
     score_a, score_b = np.array([[0.0] * 20, [1.0] * 20]), np.array([[0.0] * 5 + [1.2] * 15, [2.0] * 20])

@@ -355,6 +355,7 @@ def test_outputs_do_not_depend_on_workers(command, tmp_path, make_image):
 
 def test_compress_task_can_be_pickled():
     options = {"quality": 0.5, "target": None, "effort": 0, "effort_for": "human", "flatten": None, "strip": True}
+    options["quality_map"] = None
     task = CompressTask(checkpoint=None, max_pixels=None, verify=False, progress=False, **options)
     assert pickle.loads(pickle.dumps(task)) == task
 

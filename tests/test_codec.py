@@ -139,8 +139,8 @@ def test_decompress_region_decodes_only_the_necessary_tiles(codec, monkeypatch):
 
 
 def test_large_images_are_tiled_by_padded_size(codec, monkeypatch):
-    monkeypatch.setattr("ugicm.codec.TILE", 64)
-    monkeypatch.setattr("ugicm.codec.TILED_FROM", 2 * 64 * 64)
+    monkeypatch.setattr("ugicm.tiling.TILE", 64)
+    monkeypatch.setattr("ugicm.tiling.TILED_FROM", 2 * 64 * 64)
     sides = [bitstream.parse(codec.compress(make_image(*size))).tile for size in ((128, 64), (129, 30))]
     assert sides == [0, 64]
 

@@ -155,7 +155,7 @@ def test_names_of_weights_are_not_paths(write, tmp_path):
         ("data.crop=100", "data.crop: must be a multiple of 64, got 100"),
         ("data.train=[]", "data: train needs at least one source"),
         ("data.train=x", "data.train: expected a list, got 'x'"),
-        ("data.train=[{pth: x}]", "data.train[0].pth: unknown key; available: path, weight, instances; did"),
+        ("data.train=[{pth: x}]", "data.train[0].pth: unknown key; available: path, shards, weight, instances; did"),
         ("optim.accumulate=3", "data.batch = 8 must be divisible by optim.accumulate = 3"),
         ("optim.schedule=linear", "optim.schedule: 'linear' not found; available: cosine, step, constant"),
         ("validation.metric=ssim", "validation.metric: 'ssim' not found; available: loss, bpp, psnr, mse"),

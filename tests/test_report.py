@@ -23,7 +23,7 @@ from ugicm.commands.main import main
 from ugicm.errors import ConfigError
 from ugicm.evaluation import bd_rate, codecs, results
 from ugicm.evaluation.metrics import psnr
-from ugicm.report import command, curves, datasets, html_page, tables
+from ugicm.report import build, command, curves, datasets, html_page, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = next(
@@ -170,6 +170,8 @@ def test_files_of_curves(made):
 def test_delta_cells():
     rate = {"value": -12.34, "interval": (-20.4, -5.0), "note": "narrow overlap"}
     assert tables._delta_cell({"rate": rate}) == "−12.3 % (−20 … −5) †"
+    rough = {"value": -12.34, "interval": (-20.4, -5.0), "note": "rough interval: 4 images"}
+    assert tables._delta_cell({"rate": rough}) == "−12.3 % (−20 … −5) ‡"
     assert tables._delta_cell({"rate": {"value": 3.0, "interval": None, "note": ""}}) == "+3.0 %"
 
 
@@ -186,8 +188,8 @@ def test_markdown_and_plots(made, plot_rd, tmp_path):
     text = (made / "tables.md").read_text()
     assert "### BD-rate at equal psnr-rgb" in text and "| WebP |" in text and "no overlap" in text
     plots = sorted(p.name for p in (made / "plots").iterdir())
-    assert "birds psnr-rgb.png" in plots and len(plots) == 6
-    with Image.open(made / "plots" / "birds psnr-rgb.png") as image:
+    assert "birds-psnr-rgb.png" in plots and "birds-top-1-random.png" in plots and len(plots) == 6
+    with Image.open(made / "plots" / "birds-psnr-rgb.png") as image:
         assert image.width > 600
     assert text.splitlines()[2] == tables._LEGEND
     other = tmp_path / "other.json"
@@ -416,7 +418,7 @@ def test_missing_weights_and_unreadable_images_are_noted(images, codec, tmp_path
     assert status == 1 and bad.name in capsys.readouterr().err
     document = json.loads((tmp_path / "r" / "results.json").read_text())
     notes = " ".join(document["notes"])
-    assert "LPIPS was not measured" in notes and "alex=PATH" in notes
+    assert "LPIPS was not measured" in notes and "alex=PATH" in notes and "urlopen" not in notes
     assert "accuracy was not measured" in notes and "resnet101=PATH" in notes and bad.name in notes
     assert document["sections"][0]["name"] == "some" and document["sections"][0]["images"] == 3
     assert all(note.split(":")[0] in (tmp_path / "r" / "tables.md").read_text() for note in document["notes"])
@@ -470,7 +472,7 @@ def test_report_command_is_light_and_reads_argument_files(run_python, tmp_path, 
     parser = argparse.ArgumentParser()
     command.add_report_command(parser.add_subparsers())
     args = parser.parse_args(["report", "-d", "x", "-o", "y"])
-    assert args.command is command.run and args.codecs == ["ugicm", "jpeg", "webp", "avif"]
+    assert args.command is command.run and args.codecs is None
     done = run_python(
         "-c", "import sys, ugicm.report.command; print('torch' in sys.modules, 'numpy' in sys.modules)"
     )
@@ -509,6 +511,23 @@ def test_number_format_and_axis_labels():
 
 
 # The page, in a browser
+
+
+def test_default_codecs_are_those_available(monkeypatch):
+    def load_codec(text, *_):
+        if text in ("jxl", "zoo/bmshj2018-hyperprior"):
+            raise ConfigError(f"{text}: not installed")
+        return codecs.PillowCodec("jpeg", text, {})
+
+    monkeypatch.setattr(codecs, "load_codec", load_codec)
+    notes = []
+    options = argparse.Namespace(codecs=None, preferences=[0, 1])
+    loaded = build._load_codecs(options, "cpu", notes)
+    assert [codec.label for codec in loaded] == ["ugicm", "jpeg", "webp", "avif"]
+    assert notes[0] == "jxl was not measured: jxl: not installed" and len(notes) == 2
+    options.codecs = ["jxl"]
+    with pytest.raises(ConfigError, match="not installed"):
+        build._load_codecs(options, "cpu", notes)
 
 
 def test_page_escapes_title():
@@ -571,6 +590,7 @@ def opened(browser, made):
 
 def test_page_renders_without_requests(opened, made):
     assert opened.messages == []
+    assert opened.locator("#home").count() == 0 and "Curves called human and machine" in opened.inner_text("header")
     assert opened.locator(".plot").count() == 6
     assert opened.locator(".plot").first.locator("polyline").count() == 4
     assert "[object" not in opened.inner_text("body") and "undefined" not in opened.inner_text("body")

@@ -79,9 +79,9 @@ def test_functions_that_build_no_network_are_rejected(network_file, function, me
 
 
 def test_path_of_a_function_is_relative_to_the_configuration(network_file):
-    text = f"base: {ROOT / 'configs' / 'smoke.yaml'}\nobjective:\n  teacher: {{kind: file, name: network.py:build}}\n"
-    network_file.with_name("run.yaml").write_text(text)
-    teacher = load_config(network_file.with_name("run.yaml")).objective.teacher
+    teachers = "objective:\n  teachers: {a: {kind: file, name: network.py:build}}\n"
+    network_file.with_name("run.yaml").write_text(f"base: {ROOT / 'configs' / 'smoke.yaml'}\n{teachers}")
+    teacher = load_config(network_file.with_name("run.yaml")).objective.teachers["a"]
     assert teacher.name == f"{network_file}:build"
 
 

@@ -27,9 +27,9 @@ from PIL import Image
 from scripts.processes import in_fresh_process, log, memory, reset_peak
 from ugicm import atomic, bitstream, files, images
 from ugicm.arguments import ArgumentParser, positive, run_command, sides, unit
-from ugicm.codec import TILE, Codec, load
+from ugicm.codec import Codec, load
 from ugicm.evaluation import digests, results
-from ugicm.tiling import Z_STRIDE, Box, cut
+from ugicm.tiling import TILE, Z_STRIDE, Box, cut
 
 MEMORY_LIMIT = 3 * 2**30  # bytes above the model
 SEAM_LIMIT = 0.1  # dB

@@ -157,10 +157,8 @@ def _write_results(path: str, task: Task, scores: dict, by_image: dict, outcome:
 def _describe_dataset(items: Sequence[Item], source: Source, truth: str | None) -> dict[str, Any]:
     """Return digests of the originals, of the images under test and of the ground truth, independent of their location.
     """
-    try:
-        originals = digests.tree_digest((item.key, item.path) for item in items)
-    except OSError:  # decoded images and bitstreams can be evaluated without the originals
-        originals = None
+    present = any(item.path.exists() for item in items)
+    originals = digests.tree_digest((item.key, item.path) for item in items) if present else None
     if truth is None:
         targets = {i.key: digests.file_digest(i.target) if isinstance(i.target, Path) else i.target for i in items}
         truth = digests.facts_digest(list(targets.items()))
