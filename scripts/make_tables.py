@@ -14,6 +14,9 @@ commands that write their files:
   batch, busy           python -m scripts.benchmark batch, busy
   quality_map           scripts/eval_quality_map.py
   throughput            python -m scripts.benchmark throughput; the folder of its files
+  shards, prices, projection
+                        python -m scripts.benchmark.shards; for projection also throughput and ugicm report
+                        (results.json), the folder docs
   training_cost         python -m scripts.benchmark macs, and the steps in configs/paper
   scores                classification/test.py; the folder of its files
   calibration           tests/test.py, with Gaussian tables (gaussian.json) and with calibrated ones (calibrated.json);
@@ -221,6 +224,67 @@ def quality_map(document: dict) -> list[list[str]]:
     return rows
 
 
+def shards(document: dict) -> list[list[str]]:
+    """Return what an image costs by what is done with it."""
+    seconds, sizes = document["cpu_seconds"], document["bytes"]
+    rows = [["", "CPU time of an image", "bytes of an image"]]
+    for name, size in (
+        ("compress files", "ugicm"), ("compress a shard", "ugicm"), ("decompress files", None),
+        ("decompress a shard", None), ("copy a shard", "original"), ("JPEG", "JPEG"), ("WEBP", "WEBP"),
+        ("AVIF", "AVIF"),
+    ):  # fmt: skip
+        rows.append([name, f"{1000 * seconds[name]:.2f} ms", f"{sizes[size]:,.0f}" if size else "–"])
+    return [*rows, ["Ray, time of a shard without work", f"{1000 * document['ray']['seconds_per_shard']:.2f} ms", "–"]]
+
+
+def prices(document: dict) -> list[list[str]]:
+    """Return the assumptions of the projection."""
+    core, gpu = (f"{document['prices'][f'{unit}_hour_dollars']:.2f} $" for unit in ("core", "gpu"))
+    return [
+        ["assumption", "value"],
+        ["price of a core-hour, of a processor like the measured one", core],
+        ["price of a GPU-hour, with 16 cores", gpu],
+        ["images", "{} × {}".format(*document["size"])],
+        ["all cores busy all the time, each as fast as one alone", "yes"],
+        ["GPU: pixels per second of 1080×1920 images, at any size", "yes"],
+    ]
+
+
+def projection(documents: dict[str, dict]) -> list[list[str]]:
+    """Return hours and dollars of large data sets."""
+    results = documents["results"]
+    document, (gpu,) = results["shards"], [
+        run for run in results["gpu"]["throughput"]["images_per_second"] if run["workers"] == 16
+    ]  # fmt: skip
+    (width, height), prices = document["size"], document["prices"]
+    gpu_height, gpu_width = results["gpu"]["throughput"]["size"]
+    scale = width * height / (gpu_width * gpu_height)
+    (section,) = [s for s in documents["report"]["results"]["sections"] if s["name"] == "imagenet_eval"]
+    saved = {
+        d["test"]: d["rate"] for d in section["deltas"]
+        if (d["metric"], d["reference"]) == ("top-1 (SqueezeNet, unseen)", "JPEG")
+    }  # fmt: skip
+    works = (
+        ("ugicm compress", "compress a shard", "core", "ugicm machine"),
+        ("ugicm decompress", "decompress a shard", "core", None),
+        ("ugicm compress, GPU", "compress", "gpu", "ugicm machine"),
+        ("ugicm decompress, GPU", "decompress", "gpu", None),
+        ("JPEG encode", "JPEG", "core", None), ("WebP encode", "WEBP", "core", "WebP"),
+        ("AVIF encode", "AVIF", "core", "AVIF"),
+    )  # fmt: skip
+    rows = [["", "10 M images", "", "1 B images", "", "bytes at equal top-1, against JPEG"]]
+    for title, work, unit, test in works:
+        seconds = document["cpu_seconds"][work] if unit == "core" else scale / gpu[work]
+        cells = []
+        for count in (10**7, 10**9):
+            hours = count * seconds / 3600
+            dollars = hours * prices[f"{unit}_hour_dollars"]
+            cells += [f"{hours:,.0f} {unit}-h".replace("gpu", "GPU"), f"{dollars:,.0f} $"]
+        share = "{:+.0f} % ({:+.0f} … {:+.0f})".format(saved[test]["value"], *saved[test]["interval"]) if test else "–"
+        rows.append([title, *cells, share])
+    return rows
+
+
 def train(document: dict) -> list[list[str]]:
     """Return training speed by variant, its spread, and the shares of a step."""
     runs, same = document["runs"], document.get("same", {})
@@ -358,8 +422,8 @@ def fuzz(document: dict) -> list[list[str]]:
 TABLES = {
     table.__name__: table
     for table in (
-        bd, training_cost, rate, speed, sizes, levers, folder, batch, busy, quality_map, throughput, train, scores,
-        calibration, effort, exported, viewer, fuzz, robustness,
+        bd, training_cost, rate, speed, sizes, levers, folder, batch, busy, quality_map, throughput, shards, prices,
+        projection, train, scores, calibration, effort, exported, viewer, fuzz, robustness,
     )
 }  # fmt: skip
 

@@ -173,14 +173,15 @@ def _follow(jobs: Sequence[ShardJob], outcomes: Iterator[tuple[ShardJob, Outcome
 
     from ugicm.commands.workers import WorkerError
 
-    summary, start = ShardSummary(len(jobs)), time.perf_counter()
+    summary, start, log = ShardSummary(len(jobs)), time.perf_counter(), sys.stdout
     bar = tqdm(total=len(jobs), unit="shard", disable=None if sys.stderr else True)
-    with bar, contextlib.closing(outcomes):
+    # Ray prints messages to standard output, which is for the log.
+    with bar, contextlib.closing(outcomes), contextlib.redirect_stdout(sys.stderr):
         try:
             for job, outcome in outcomes:
                 record = summary.add(job, outcome)
                 with bar.external_write_mode():
-                    print(json.dumps(record), flush=True)
+                    print(json.dumps(record), file=log, flush=True)
                     if outcome.error:
                         print_error(outcome.error)
                 if outcome.fatal:
