@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ugicm import atomic, files
+from ugicm import atomic, bitstream, files
 from ugicm.commands import workers
 from ugicm.commands.batch import CodecTask, FileResult, Summary, run_batch
 from ugicm.errors import ImageError, UgicmError, UsageError
@@ -244,7 +244,7 @@ def test_codec_task_reports_devices_without_memory(monkeypatch):
 
     monkeypatch.setattr("ugicm.codec.load", load)
     with pytest.raises(UgicmError, match="on cuda:7: CUDA out of memory. Tried to allocate 20.00 MiB; try fewer"):
-        CodecTask(checkpoint=None, max_pixels=2**26, device="cuda:7").start()
+        CodecTask(checkpoint=None, max_pixels=bitstream.MAX_PIXELS, device="cuda:7").start()
 
 
 # Names of inputs and outputs

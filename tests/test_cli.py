@@ -492,7 +492,8 @@ def test_decompress_preferences(command, photos, tmp_path, checkpoint):
     assert status == 1 and "map of the image's size 64x48" in err
     assert usage_error(decode("b.png", "1.5"), "1.5", "0 (human)")
     assert usage_error(decode("b.png", "robot"), "robot", "machine")
-    assert usage_error(decode("b.png", tmp_path / "a.ugic"), "a.ugic: not an image")
+    (tmp_path / "notes.txt").write_text("half")
+    assert usage_error(decode("b.png", tmp_path / "notes.txt"), "notes.txt: not an image")
     assert not (tmp_path / "b.png").exists()
 
 
