@@ -138,7 +138,7 @@ class Synthesis(nn.Module):
         self.sharpness = model.config.sharpness
 
     def forward(self, y_hat: Tensor, quality: Tensor, beta: Tensor) -> Tensor:
-        x, _ = self.g_s(y_hat / self.gain(quality), Condition(beta, self.preference(beta, quality)))
+        x = self.g_s(y_hat / self.gain(quality), Condition(beta, self.preference(beta, quality)))
         if not self.sharpness:
             return x
         blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
@@ -158,5 +158,5 @@ class LinearSynthesis(nn.Module):
     def forward(self, y_hat: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
         beta = torch.zeros_like(quality)
         condition = Condition(beta, self.preference(beta, quality), human=True)
-        human, features = self.g_s(y_hat / self.gain(quality), condition)
+        human, features = self.g_s.with_features(y_hat / self.gain(quality), condition)
         return human, self.g_s.machine(features, condition)

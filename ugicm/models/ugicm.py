@@ -121,15 +121,13 @@ class UGICM(nn.Module):
         y_hat = y_hat.float() / self.gain(quality)
         reduced = None if self.training else self.synthesis_dtype
         with torch.autocast(y_hat.device.type, dtype=reduced) if reduced else contextlib.nullcontext():
-            if getattr(self.g_s, "machine", None) is None:
-                return [self._synthesize_one(y_hat, beta, quality) for beta in betas]
-            return self._add_machine_tail(y_hat, betas, quality)
+            if self.config.backbone == "compact" and self.config.machine_depth:
+                return self._add_machine_tail(y_hat, betas, quality)
+            return [self._synthesize_one(y_hat, beta, quality) for beta in betas]
 
     def _synthesize_one(self, y_hat: Tensor, beta: Tensor, quality: Tensor) -> Tensor:
         condition = self.preference.condition(beta, quality)
         x_hat = self.g_s(y_hat, condition)
-        if self.config.backbone == "compact":
-            x_hat = x_hat[0]
         if not self.config.sharpness or condition.human:
             return x_hat
         amount = self.config.sharpness * (1 - quality)[:, None, None, None]
@@ -137,7 +135,7 @@ class UGICM(nn.Module):
 
     def _add_machine_tail(self, y_hat: Tensor, betas: Sequence[Tensor], quality: Tensor) -> list[Tensor]:
         condition = self.preference.condition(torch.zeros_like(quality, device="cpu"), quality)
-        human, features = self.g_s(y_hat, condition)
+        human, features = self.g_s.with_features(y_hat, condition)
         if all(beta.device.type == "cpu" and not bool(beta.any()) for beta in betas):
             return [human for _ in betas]
         difference = self.g_s.machine(features, condition)

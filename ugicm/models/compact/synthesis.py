@@ -52,9 +52,7 @@ def _unfold(head: nn.Conv2d, features: Tensor) -> Tensor:
 
 
 class CompactSynthesis(nn.Module):
-    """g_s: y_hat [B, M, H/16, W/16] and a condition -> image [B, 3, H, W], not clamped, and the features it is made of.
-
-    The features, [B, C, H/8, W/8], are the argument of the machine tail.
+    """g_s: y_hat [B, M, H/16, W/16] and a condition -> image [B, 3, H, W], not clamped.
 
     If ``branch_width`` is not 0, a :class:`MachineBranch` runs in parallel to each block, except in inference where
     the preference is 0 everywhere. Layers outside the blocks stay in float32 under autocast: in bfloat16 they would
@@ -81,7 +79,11 @@ class CompactSynthesis(nn.Module):
         self.branches_8 = nn.ModuleList(MachineBranch(config.width_8, inner) for _ in self.blocks_8 if inner)
         self.machine = MachineTail(config) if config.machine_depth else None
 
-    def forward(self, y_hat: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+    def forward(self, y_hat: Tensor, condition: Condition) -> Tensor:
+        return self.with_features(y_hat, condition)[0]
+
+    def with_features(self, y_hat: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+        """Return the image and the features that it is made of, [B, C, H/8, W/8], for the machine tail."""
         branched = self.training or not condition.human
         h = full_precision(self.stem, y_hat)
         h_16 = run_blocks(h, self.blocks_16, condition, self.branches_16 if branched else None)
