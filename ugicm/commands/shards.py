@@ -149,18 +149,17 @@ def run(
 def _outcomes(
     task: ShardTask, jobs: Sequence[ShardJob], args: argparse.Namespace
 ) -> Iterator[tuple[ShardJob, Outcome]]:
-    from ugicm.commands.workers import MAX_DEFAULT_WORKERS, run_parallel
+    from ugicm.commands.workers import choose_workers, run_parallel
 
     if args.ray is not None:
         from ugicm.commands.ray_workers import run_on_ray
 
         yield from run_on_ray(task, jobs, args.ray, args.workers)
         return
-    torch = import_torch()
-    on_cpu = torch.device(pick_device(args.device)).type == "cpu"
-    workers = args.workers or (min(torch.get_num_threads(), MAX_DEFAULT_WORKERS) if on_cpu else 1)
-    if min(workers, len(jobs)) > 1:
-        yield from run_parallel(task, jobs, True, min(workers, len(jobs)))
+    import_torch()
+    workers = choose_workers(args.workers, pick_device(args.device), len(jobs), least=2)
+    if workers > 1:
+        yield from run_parallel(task, jobs, True, workers)
         return
     task.start()
     for job in jobs:

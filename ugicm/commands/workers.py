@@ -33,13 +33,13 @@ class WorkerError(UgicmError):
     """A worker process ended unexpectedly."""
 
 
-def choose_workers(requested: int | None, device: str, jobs: int) -> int:
-    """Return the number of worker processes for ``jobs`` files: as requested, else one per core on the CPU."""
+def choose_workers(requested: int | None, device: str, jobs: int, least: int = MIN_PARALLEL_JOBS) -> int:
+    """Return the number of worker processes: as requested, else one per core on the CPU from ``least`` jobs on."""
     import torch
 
     if requested is not None:
         return min(requested, jobs)
-    if jobs < MIN_PARALLEL_JOBS or torch.device(device).type != "cpu":
+    if jobs < least or torch.device(device).type != "cpu":
         return 1
     return min(torch.get_num_threads(), MAX_DEFAULT_WORKERS, jobs)  # respects CPU affinity and OMP_NUM_THREADS
 
