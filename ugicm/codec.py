@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import warnings
 from collections.abc import Sequence
@@ -13,13 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ugicm import bitstream, images, metadata, stored, windows
+from ugicm import bitstream, conversion, images, metadata, stored, windows
 from ugicm.arguments import PREFERENCES
 from ugicm.bitstream import Source
 from ugicm.checkpoints.hub import local_path
 from ugicm.checkpoints.native import load_model
 from ugicm.checkpoints.released import load_any
-from ugicm.conversion import Array, ImageLike, Output, Preference, Region, batch_of, check_output, from_image, to_source
+from ugicm.conversion import Array, ImageLike, Output, Preference, Region
 from ugicm.errors import ImageError, StreamError
 from ugicm.images import SourceImage
 from ugicm.inference import default_torch_settings, fast_dtype, in_inference_mode, map_in_threads
@@ -59,13 +58,6 @@ def read_model(checkpoint: str | os.PathLike | None = None) -> UGICM:
         with resources.as_file(resources.files("ugicm") / "weights" / SHIPPED) as path:
             return load_model(path)
     return load_any(local_path(checkpoint))
-
-
-def _to_integer(value: Any, name: str) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} is {value!r}, must be an integer") from None
 
 
 class Codec:
@@ -174,13 +166,15 @@ class Codec:
                 ``ugicm.bitstream.MAX_PIXELS``, which decoders would reject.
             CheckpointError: the latents are not finite or too large for a bitstream.
         """
-        if (batch := batch_of(image)) is not None:
+        if (batch := conversion.batch_of(image)) is not None:
             return map_in_threads(lambda one: self.compress(one, quality, tile, effort, progress, effort_for), batch)
-        source = image if isinstance(image, SourceImage) else images.read(to_source(image), bitstream.too_large)
+        source = (
+            image if isinstance(image, SourceImage) else images.read(conversion.to_source(image), bitstream.too_large)
+        )
         image = source.visible()
         quality = self._checked_quality(quality)
-        effort = _to_integer(effort, "effort")
-        tile = default_tile(bitstream.padded_box(*image.size)) if tile is None else _to_integer(tile, "tile")
+        effort = conversion.to_integer(effort, "effort")
+        tile = default_tile(bitstream.padded_box(*image.size)) if tile is None else conversion.to_integer(tile, "tile")
         if tile % Z_STRIDE or not 0 <= tile <= bitstream.LARGEST_TILE:
             raise ValueError(f"tile is {tile}, must be a multiple of {Z_STRIDE} from 0 to {bitstream.LARGEST_TILE}")
         if reason := bitstream.too_large(*image.size, tile):
@@ -251,20 +245,32 @@ class Codec:
             ValueError: a preference outside of [0, 1], a map of another size, a region that is not four integers
                 inside the image, or an unknown output.
         """
-        check_output(output)
-        if (batch := batch_of(data)) is not None:
+        conversion.check_output(output)
+        if (batch := conversion.batch_of(data)) is not None:
             return map_in_threads(lambda one: self.decompress(one, preference, region, output=output), batch)
         parsed = bitstream.parse(data)
         several = isinstance(preference, Sequence) and not isinstance(preference, str)
         betas = [to_beta(p, (parsed.width, parsed.height)) for p in (preference if several else [preference])]
-        view = self._view((0, 0, parsed.width, parsed.height) if region is None else region, parsed)
+        whole = Box(0, 0, parsed.width, parsed.height)
+        view = whole if region is None else whole.part(region)
+        y_hat = self.entropy_decode(parsed, view) if betas and not parsed.stored else None
+        decoded = [conversion.from_image(image, output) for image in self.restore(parsed, y_hat, betas, view)]
+        return decoded if several else decoded[0]
+
+    def restore(
+        self, parsed: bitstream.Bitstream, y_hat: Tensor | None, betas: list[Tensor], view: Box | None = None
+    ) -> list[Image.Image]:
+        """Return the images of :meth:`synthesize` as the source was: gray if it was, with its alpha, EXIF and XMP.
+
+        ``y_hat`` is not used if the bitstream stores the image. Raises StreamError if what it stores is invalid.
+        """
+        view = view or Box(0, 0, parsed.width, parsed.height)
         if parsed.stored:
             image = stored.unpack(parsed).crop((view.left, view.top, view.right, view.bottom))
             decoded = [image.copy() for _ in betas]
         else:
-            decoded = self.synthesize(parsed, self.entropy_decode(parsed, view), betas, view) if betas else []
-        decoded = [from_image(metadata.restore(image, parsed, view), output) for image in decoded]
-        return decoded if several else decoded[0]
+            decoded = self.synthesize(parsed, y_hat, betas, view) if betas else []
+        return [metadata.restore(image, parsed, view) for image in decoded]
 
     @in_inference_mode
     def entropy_decode(self, parsed: bitstream.Bitstream, view: Box | None = None) -> Tensor:
@@ -320,17 +326,6 @@ class Codec:
             "synthesis precision": str(self.model.synthesis_dtype or torch.float32).removeprefix("torch."),
             "device": str(self.device),
         }
-
-    @staticmethod
-    def _view(region: tuple[int, int, int, int], parsed: bitstream.Bitstream) -> Box:
-        try:
-            x, y, width, height = map(operator.index, region)
-        except (TypeError, ValueError):
-            raise ValueError(f"region {region!r} is not four integers: x, y, width, height") from None
-        view = Box(x, y, x + width, y + height)
-        if not (0 <= x < view.right <= parsed.width and 0 <= y < view.bottom <= parsed.height):
-            raise ValueError(f"region {region} is not inside the image of {parsed.width}x{parsed.height}")
-        return view
 
     def _checked_quality(self, quality: float) -> float:
         """Return the quality as the header stores it."""

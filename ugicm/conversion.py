@@ -15,6 +15,7 @@ Decoded images are Pillow images, arrays [H, W, 3] or tensors [3, H, W] on the C
 from __future__ import annotations
 
 import io
+import operator
 import os
 from collections.abc import Sequence
 from typing import Any, BinaryIO, Literal, TypeAlias, get_args
@@ -55,6 +56,14 @@ def _from_array(array: np.ndarray, kind: str, channels_first: bool) -> Image.Ima
         shape = "[3, H, W]" if kind == "tensor" else "[H, W, 3]"
         raise ValueError(f"the image is a {array.dtype} {kind} of shape {list(array.shape)}, must be uint8 {shape}")
     return Image.fromarray(np.ascontiguousarray(levels))
+
+
+def to_integer(value: Any, name: str) -> int:
+    """Return an argument as an integer. Raises TypeError for a number or object that is none."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}, must be an integer") from None
 
 
 def check_output(output: str) -> None:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -33,6 +34,20 @@ class Box:
     @property
     def height(self) -> int:
         return self.bottom - self.top
+
+    def part(self, region: tuple[int, int, int, int]) -> Box:
+        """Return a region (x, y, width, height) of an image, whose box this is.
+
+        Raises ValueError unless it is four integers inside the image.
+        """
+        try:
+            x, y, width, height = map(operator.index, region)
+        except (TypeError, ValueError):
+            raise ValueError(f"region {region!r} is not four integers: x, y, width, height") from None
+        part = Box(x, y, x + width, y + height)
+        if not (0 <= x < part.right <= self.right and 0 <= y < part.bottom <= self.bottom):
+            raise ValueError(f"region {region} is not inside the image of {self.width}x{self.height}")
+        return part
 
     def grown(self, margin: int, limit: Box) -> Box:
         """Return the box extended by ``margin`` on every side, but not beyond ``limit``."""

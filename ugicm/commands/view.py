@@ -87,18 +87,14 @@ class Shown:
             StreamError: the file is corrupt, or of another model.
             ValueError: a preference outside of [0, 1].
         """
-        from ugicm import metadata, stored
         from ugicm.preference import to_beta
-        from ugicm.tiling import Box
 
         parsed = self._parsed[index]
         beta = to_beta(preference, (parsed.width, parsed.height))
         with self._lock:
-            if parsed.stored:
-                image = stored.unpack(parsed)
-            else:
-                (image,) = self._codec.synthesize(parsed, self._latents(index), [beta])
-        return metadata.restore(image, parsed, Box(0, 0, parsed.width, parsed.height))
+            y_hat = None if parsed.stored else self._latents(index)
+            (image,) = self._codec.restore(parsed, y_hat, [beta])
+        return image
 
 
 class Server(ThreadingHTTPServer):
