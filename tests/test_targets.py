@@ -62,6 +62,17 @@ def test_search_analyzes_once_and_tries_little(codec, photo, monkeypatch):
     assert calls.count("analyze") == 4 and calls.count("encode") <= 4 * 4
 
 
+def test_search_for_a_psnr_synthesizes_little(codec, photo, monkeypatch):
+    calls = []
+    names = ("analyze", "synthesize_each", "entropy_encode", "entropy_decode")
+    for name in names:
+        function = getattr(codec.model, name)
+        monkeypatch.setattr(codec.model, name, lambda *a, n=name, f=function: calls.append(n) or f(*a))
+    for goal in (31, 33, 35, 36.5):
+        compress_to(codec, photo, Target("psnr", goal))
+    assert [calls.count(name) for name in names] == [4, pytest.approx(12, abs=3), 4, 0]
+
+
 @pytest.mark.parametrize("above", [False, True])
 @pytest.mark.parametrize("shape", [lambda q: q, lambda q: q**3, lambda q: q**0.3, lambda q: round(q * 8) / 8])
 def test_search_ends_on_the_allowed_side(above, shape):

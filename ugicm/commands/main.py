@@ -114,9 +114,9 @@ def _parser() -> ArgumentParser:
     rate.add_argument("-q", "--quality", type=unit, default=0.5, metavar="Q",
                       help="from 0 (small) to 1 (good) (default: 0.5)")  # fmt: skip
     for kind, parse, what in (
-        ("size", parse_bytes, "the best quality of at most N bytes (40000, 40k, 1.5M)"),
-        ("bpp", above_zero, "the best quality of at most N bits per pixel"),
-        ("psnr", above_zero, "the smallest file of at least N dB for the human preference"),
+        ("size", parse_bytes, "the best quality of at most N bytes (40000, 40k, 1.5M); ends within 2 %% below"),
+        ("bpp", above_zero, "the best quality of at most N bits per pixel; ends within 2 %% below"),
+        ("psnr", above_zero, "the smallest file of at least N dB for the human preference; ends within 0.1 dB above"),
     ):
         rate.add_argument(f"--target-{kind}", type=_target(kind, parse), dest="target", metavar="N", help=what)
     sub.add_argument("-e", "--effort", type=natural, default=0, metavar="N",
