@@ -1,12 +1,14 @@
 """Golden bitstreams and images in ``tests/golden/``, and how to rewrite them.
 
 ``inputs/`` holds small images. Each was compressed at every quality into ``bitstreams/``, and each bitstream was
-decompressed for both preferences into ``images/``. ``expected.json`` holds digests of the symbols, and byte counts and
+decompressed for both preferences into ``images/``. From one of them come the bitstreams of format version 5: gray,
+transparent with metadata, stored without loss. ``expected.json`` holds digests of the symbols, and byte counts and
 PSNR of the sample images. ``parity/`` holds outputs of the reference network; it is never rewritten.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -17,7 +19,7 @@ import torch
 from PIL import Image
 
 import ugicm
-from ugicm import bitstream
+from ugicm import bitstream, images, stored
 from ugicm.entropy.coders import Decoder
 from ugicm.tiling import Z_STRIDE
 
@@ -27,6 +29,10 @@ QUALITIES = (0.0, 0.5, 1.0)
 PREFERENCES = ("human", "machine")
 INPUTS = ("flat", "noise", "odd", "one_pixel", "photograph", "strip", "text", "tiled")
 TILE = {"tiled": 64}
+EXTENDED = ("gray", "transparent", "stored")  # in format version 5, at one quality
+EXTENDED_QUALITY = 0.5
+EXIF = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x01\0\0\0\0\0\0\0"  # one entry: orientation 1
+XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>"
 REGENERATE = "if the change is intended, rewrite the golden files with: pytest tests/test_golden.py --regenerate-golden"
 
 
@@ -40,6 +46,17 @@ def image_path(name: str, quality: float, preference: str) -> Path:
 
 def input_image(name: str) -> Image.Image:
     return Image.open(GOLDEN / "inputs" / f"{name}.png").convert("RGB")
+
+
+def extended_source(name: str) -> images.SourceImage:
+    """Return the image of a bitstream of format version 5."""
+    if name == "stored":
+        return images.read(input_image("text"))
+    if name == "gray":
+        return images.read(input_image("odd").convert("L"))
+    image = input_image("odd")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return dataclasses.replace(images.read(image), exif=EXIF, xmp=XMP)
 
 
 def symbol_digest(codec: ugicm.Codec, data: bytes) -> str:
@@ -80,9 +97,18 @@ def regenerate(codec: ugicm.Codec) -> None:
             data = codec.compress(input_image(name), quality, tile=TILE.get(name))
             bitstream_path(name, quality).write_bytes(data)
             expected["symbols"][f"{name}_{quality:g}"] = symbol_digest(codec, data)
-            for preference, image in zip(PREFERENCES, codec.decompress(data, list(PREFERENCES))):
-                image.save(image_path(name, quality, preference), lossless=True)
+            _save_images(codec, data, name, quality)
+    for name in EXTENDED:
+        source = extended_source(name)
+        data = stored.pack(source) if name == "stored" else codec.compress(source, EXTENDED_QUALITY)
+        bitstream_path(name, EXTENDED_QUALITY).write_bytes(data)
+        _save_images(codec, data, name, EXTENDED_QUALITY)
     for path in SAMPLES:
         for quality in QUALITIES:
             expected["samples"][f"{path.stem}_{quality:g}"] = measure_sample(codec, path, quality)
     (GOLDEN / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+
+
+def _save_images(codec: ugicm.Codec, data: bytes, name: str, quality: float) -> None:
+    for preference, image in zip(PREFERENCES, codec.decompress(data, list(PREFERENCES))):
+        image.save(image_path(name, quality, preference), lossless=True, exact=True)  # with the colors below alpha

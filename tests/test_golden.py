@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 import ugicm
+from ugicm import bitstream
 
 CASES = [(name, quality) for name in golden.INPUTS for quality in golden.QUALITIES]
+EXTENDED = [(name, golden.EXTENDED_QUALITY) for name in golden.EXTENDED]
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +35,31 @@ def test_symbols(codec, expected, name, quality):
     assert golden.symbol_digest(codec, data) == expected["symbols"][f"{name}_{quality:g}"], golden.REGENERATE
 
 
-@pytest.mark.parametrize("name, quality", CASES)
+@pytest.mark.parametrize("name, quality", CASES + EXTENDED)
 def test_images(codec, name, quality):
     data = golden.bitstream_path(name, quality).read_bytes()
+    source = golden.extended_source(name).rgb if name in golden.EXTENDED else golden.input_image(name)
     for preference, decoded in zip(golden.PREFERENCES, codec.decompress(data, list(golden.PREFERENCES))):
-        wanted = Image.open(golden.image_path(name, quality, preference)).convert("RGB")
-        assert decoded.size == wanted.size == golden.input_image(name).size
+        wanted = Image.open(golden.image_path(name, quality, preference)).convert(decoded.mode)
+        assert decoded.size == wanted.size == source.size
         difference = np.abs(np.asarray(decoded, dtype=np.int16) - np.asarray(wanted, dtype=np.int16))
         assert difference.max() <= 1, f"{preference}: {difference.max()} levels apart; {golden.REGENERATE}"
+
+
+@pytest.mark.parametrize("name, quality", EXTENDED)
+def test_extended_fields(codec, name, quality):
+    data = golden.bitstream_path(name, quality).read_bytes()
+    parsed, source = bitstream.parse(data), golden.extended_source(name)
+    assert parsed.version == 5
+    assert (parsed.gray, parsed.stored) == (name == "gray", name == "stored")
+    assert set(parsed.boxes) == ({"alpha", "exif", "xmp"} if name == "transparent" else set())
+    image = codec.decompress(data)
+    assert image.mode == {"gray": "L", "transparent": "RGBA", "stored": "RGB"}[name]
+    if name == "stored":
+        assert image.tobytes() == source.rgb.tobytes()
+    if name == "transparent":
+        assert image.getchannel("A").tobytes() == source.alpha.tobytes()
+        assert image.info["exif"].endswith(golden.EXIF) and image.info["xmp"] == golden.XMP
 
 
 @pytest.mark.parametrize("quality", golden.QUALITIES)
@@ -56,6 +75,6 @@ def test_samples(codec, expected, path, quality):
 
 def test_every_golden_file_is_used():
     found = {path for folder in ("bitstreams", "images") for path in (golden.GOLDEN / folder).iterdir()}
-    named = {golden.bitstream_path(*case) for case in CASES}
-    named |= {golden.image_path(*case, preference) for case in CASES for preference in golden.PREFERENCES}
+    named = {golden.bitstream_path(*case) for case in CASES + EXTENDED}
+    named |= {golden.image_path(*case, preference) for case in CASES + EXTENDED for preference in golden.PREFERENCES}
     assert found == named
