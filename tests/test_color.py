@@ -190,6 +190,18 @@ def test_high_dynamic_range_is_clipped_to_diffuse_white(transfer):
             assert np.abs(levels(gray_png(level, before=[(b"cICP", bytes([9, code, 0, 1]))])) - expected).max() <= 4
 
 
+@pytest.mark.filterwarnings("ignore:high dynamic range", "ignore:colors of other color spaces")
+@pytest.mark.parametrize("signal, nits", [
+    ((128, 128, 128), (51.2, 51.2, 51.2)),  # a signal of one half: 1/12 of the light of the scene
+    ((191, 191, 191), (203, 203, 203)),  # diffuse white of ITU-R BT.2408
+    ((160, 128, 100), (91.3, 52.8, 32.2)),
+])  # fmt: skip
+def test_hlg_gamma_is_applied_to_the_luminance(signal, nits):
+    to_bt709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]])
+    pixels = levels(png([bytes(signal * 8)] * 8, 8, 2, before=[(b"cICP", bytes([9, 18, 0, 1]))]))
+    assert np.abs(pixels[0, 0] - encoded((to_bt709 @ nits / 203).clip(0, 1))).max() <= 3
+
+
 def test_avif_color_box():
     if not features.check("avif"):
         pytest.skip("this Pillow has no AVIF")

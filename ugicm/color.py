@@ -38,6 +38,7 @@ _CICP_PRIMARIES = {  # by code of ITU-T H.273. 1 and 2 (unspecified) are those o
 }
 _CICP_GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0, 17: 2.6}  # transfer functions that are powers. Video's are shown as sRGB.
 _PQ, _HLG = 16, 18
+_BT2100_LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)  # of red, green and blue
 _WHITE = 203  # cd/m2 of diffuse white in high dynamic range (ITU-R BT.2408)
 _D50 = np.array([0.9642, 1, 0.8249])  # white of ICC profiles, XYZ
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
@@ -137,16 +138,24 @@ def _to_srgb(image: Image.Image, source: Image.Image) -> Image.Image:
         warnings.warn("color profiles that are invalid are ignored: colors are taken as sRGB", stacklevel=1)
     if not transform:
         return image.convert("RGB")
+    if _cicp_of(source)[1:2] == (_HLG,):
+        image = _displayed_hlg(image.convert("RGB"))
     if image.mode != "LAB":
         warnings.warn("colors of other color spaces are converted to sRGB", stacklevel=1)
     return transform.apply(image.convert(transform.input_mode))
 
 
+def _cicp_of(image: Image.Image) -> tuple[int, ...]:
+    """Return the codes of ITU-T H.273 for primaries and transfer function, if they describe the colors; else ()."""
+    known = "cicp" in image.info and (image.format == "PNG" or not image.info.get("icc_profile"))
+    return tuple(image.info["cicp"][:2]) if known else ()
+
+
 def _profile_of(image: Image.Image) -> bytes | None:
     """Return an ICC profile of the colors of an image. None if nothing says that they are not sRGB."""
     info, tags = image.info, getattr(image, "tag_v2", {})
-    if "cicp" in info and (image.format == "PNG" or not info.get("icc_profile")):
-        return _matrix_profile(_CICP_PRIMARIES.get(info["cicp"][0], _BT709), _cicp_curve(info["cicp"][1]))
+    if cicp := _cicp_of(image):
+        return _matrix_profile(_CICP_PRIMARIES.get(cicp[0], _BT709), _cicp_curve(cicp[1]))
     if info.get("icc_profile"):
         return info["icc_profile"]
     if "srgb" in info:
@@ -176,14 +185,27 @@ def _cicp_curve(transfer: int) -> np.ndarray:
     if transfer not in (_PQ, _HLG):
         return _CURVE ** _CICP_GAMMAS[transfer] if transfer in _CICP_GAMMAS else _SRGB_CURVE
     warnings.warn("high dynamic range is clipped to diffuse white", stacklevel=1)
-    if transfer == _PQ:
-        power = _CURVE ** (32 / 2523)
-        light = 10000 * (np.maximum(power - 107 / 128, 0) / (2413 / 128 - 2392 / 128 * power)) ** (8192 / 1305)
-    else:  # with a display of 1000 cd/m2, and its system gamma by channel instead of by luminance
-        a = 0.17883277
-        upper = (np.exp((_CURVE - 0.5) / a + np.log(4 * a)) + 1 - 4 * a) / 12
-        light = 1000 * np.where(_CURVE <= 0.5, _CURVE**2 / 3, upper) ** 1.2
+    if transfer == _HLG:  # after _displayed_hlg
+        return _SRGB_CURVE
+    power = _CURVE ** (32 / 2523)
+    light = 10000 * (np.maximum(power - 107 / 128, 0) / (2413 / 128 - 2392 / 128 * power)) ** (8192 / 1305)
     return np.minimum(light / _WHITE, 1)
+
+
+def _displayed_hlg(image: Image.Image) -> Image.Image:
+    """Return an RGB image in HLG as a display of 1000 cd/m2 shows it, clipped to diffuse white, with sRGB's curve.
+
+    That is the inverse OETF, a table, and the OOTF of ITU-R BT.2100: a gain of each color by its luminance.
+    """
+    signal, a = np.arange(256) / 255, 0.17883277
+    upper = (np.exp((signal - 0.5) / a + np.log(4 * a)) + 1 - 4 * a) / 12
+    scene = np.where(signal <= 0.5, signal**2 / 3, upper).astype(np.float32)
+    shown = np.array(image)
+    for rows in shown:  # one row at a time bounds memory
+        light = scene[rows]
+        light *= (light @ _BT2100_LUMINANCE)[:, None] ** 0.2 * 1000 / _WHITE
+        rows[:] = np.rint(255 * np.interp(light, _SRGB_CURVE, _CURVE))
+    return Image.fromarray(shown)
 
 
 def _matrix_profile(chromaticity: Sequence[float], curve: np.ndarray) -> bytes:
