@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,23 @@ def test_region_and_effort(pair, photo):
     part = np.asarray(gpu.decompress(plain, region=(40, 30, 100, 80)), dtype=int)
     whole = np.asarray(gpu.decompress(plain).crop((40, 30, 140, 110)), dtype=int)
     assert np.abs(part - whole).max() <= 2
+
+
+def test_batches_have_the_bytes_of_single_calls(pair, samples, capsys):
+    codec = pair[1]
+    crops = [center_crop(open_rgb(path), 256).rotate(angle) for path in samples for angle in (0, 90, 180, 270)]
+    seconds = {}
+    for name in ("first calls", "one by one", "batch"):
+        start = time.perf_counter()
+        data = codec.compress(crops) if name == "batch" else [codec.compress(crop) for crop in crops]
+        decoded = codec.decompress(data) if name == "batch" else [codec.decompress(one) for one in data]
+        seconds[name] = time.perf_counter() - start
+        results = [image.tobytes() for image in decoded]
+        if name == "one by one":
+            single = data, results
+    assert (data, results) == single
+    with capsys.disabled():
+        print("", *(f"{name}: {len(crops) / s:.1f} images/s" for name, s in seconds.items()), sep="  ")
 
 
 @torch.inference_mode()

@@ -167,7 +167,9 @@ class Codec:
             CheckpointError: the latents are not finite or too large for a bitstream.
         """
         if (batch := conversion.batch_of(image)) is not None:
-            return map_in_threads(lambda one: self.compress(one, quality, tile, effort, progress, effort_for), batch)
+            return map_in_threads(
+                lambda one: self.compress(one, quality, tile, effort, progress, effort_for), batch, self.device
+            )
         source = (
             image if isinstance(image, SourceImage) else images.read(conversion.to_source(image), bitstream.too_large)
         )
@@ -247,7 +249,9 @@ class Codec:
         """
         conversion.check_output(output)
         if (batch := conversion.batch_of(data)) is not None:
-            return map_in_threads(lambda one: self.decompress(one, preference, region, output=output), batch)
+            return map_in_threads(
+                lambda one: self.decompress(one, preference, region, output=output), batch, self.device
+            )
         parsed = bitstream.parse(data)
         several = isinstance(preference, Sequence) and not isinstance(preference, str)
         betas = [to_beta(p, (parsed.width, parsed.height)) for p in (preference if several else [preference])]

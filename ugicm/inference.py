@@ -62,14 +62,14 @@ def fast_dtype(device: torch.device) -> torch.dtype | None:
     return None
 
 
-def map_in_threads(function: Callable[[Item], T], items: Sequence[Item]) -> list[T]:
-    """Return ``function(item)`` of every item, several at a time.
+def map_in_threads(function: Callable[[Item], T], items: Sequence[Item], device: torch.device) -> list[T]:
+    """Return ``function(item)`` of every item, several at a time: on the CPU at most as many as PyTorch has threads.
 
     Each call computes with as many threads of PyTorch as it would alone, since the last digits of convolutions depend
     on their number, and on the size of a batch: results are exactly those of one call after the other.
     """
     threads = torch.get_num_threads()
-    workers = min(threads, len(items), AT_A_TIME)
+    workers = min(len(items), AT_A_TIME, threads if device.type == "cpu" else AT_A_TIME)
     if workers < 2:
         return [function(item) for item in items]
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
