@@ -23,6 +23,7 @@ from ugicm.errors import ImageError, StreamError
 from ugicm.images import SourceImage
 from ugicm.inference import default_torch_settings, fast_dtype, in_inference_mode, map_in_threads
 from ugicm.preference import to_beta
+from ugicm.progress import steps
 from ugicm.refinement import refine
 from ugicm.tiling import Y_STRIDE, Z_STRIDE, Box, cut, default_tile
 
@@ -195,7 +196,7 @@ class Codec:
     def entropy_encode(self, source: SourceImage, y: Tensor, z: Tensor, quality: float, tile: int) -> bytes:
         """Return the bitstream of an image, given its latents at a quality that a header can hold."""
         strings, digests = [], []
-        for box in cut(bitstream.padded_box(*source.size), tile):
+        for box in steps(cut(bitstream.padded_box(*source.size), tile), "entropy encoding", "tile"):
             y_tile, z_tile = y[..., *box.slices(Y_STRIDE)], z[..., *box.slices(Z_STRIDE)]
             extent = bitstream.coded_extent(box, *source.size)
             (string,), (digest,) = self.model.entropy_encode(y_tile, z_tile, extent)
@@ -294,9 +295,9 @@ class Codec:
         needed = padded if view is None else view.grown(self.config.halo, padded)
         shape = (1, self.config.M, padded.height // Y_STRIDE, padded.width // Y_STRIDE)
         y_hat = torch.zeros(shape, device=self.device, dtype=torch.float32)
-        for i, box in enumerate(parsed.tiles):
-            if box.meets(needed):
-                y_hat[..., *box.slices(Y_STRIDE)] = self._decode_tile(parsed, i, box)
+        tiles = [(i, box) for i, box in enumerate(parsed.tiles) if box.meets(needed)]
+        for i, box in steps(tiles, "entropy decoding", "tile"):
+            y_hat[..., *box.slices(Y_STRIDE)] = self._decode_tile(parsed, i, box)
         return y_hat
 
     def _decode_tile(self, parsed: bitstream.Bitstream, i: int, box: Box) -> Tensor:

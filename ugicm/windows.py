@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ugicm import images
+from ugicm import images, progress
 from ugicm.models.ugicm import UGICM
 from ugicm.tiling import Y_STRIDE, Z_STRIDE, Box, cut
 
@@ -27,7 +27,7 @@ def analyze(model: UGICM, levels: Tensor, quality: Tensor) -> Tensor:
     padded = Box(0, 0, levels.shape[3], levels.shape[2])
     windows = list(cut(padded, WINDOW))
     y = None
-    for window in windows:
+    for window in progress.steps(windows, "analyzing", "window"):
         around = window.grown(model.config.halo, padded)
         piece = levels[..., *around.slices()].to(quality.device)
         piece = piece.to(torch.float32, memory_format=torch.channels_last).div_(255)
@@ -53,7 +53,7 @@ def synthesize(model: UGICM, y_hat: Tensor, betas: Sequence[Tensor], quality: Te
     betas = [images.pad_to(beta, Z_STRIDE) if beta.dim() == 4 else beta for beta in betas]
     padded = Box(0, 0, y_hat.shape[3] * Y_STRIDE, y_hat.shape[2] * Y_STRIDE)
     shown = [Image.new("RGB", (view.width, view.height), None) for _ in betas]  # uninitialized
-    for window in cut(view, WINDOW):
+    for window in progress.steps(cut(view, WINDOW), "synthesizing", "window"):
         around = window.grown(model.config.halo, padded).aligned(Y_STRIDE)
         own = [beta[..., *around.slices()] if beta.dim() == 4 else beta for beta in betas]
         decoded = model.synthesize_each(y_hat[..., *around.slices(Y_STRIDE)], own, quality)

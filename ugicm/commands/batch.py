@@ -190,7 +190,14 @@ def run_batch(task: CodecTask, jobs: Sequence[Job], overwrite: bool = False, wor
 def _run_here(task: CodecTask, jobs: Sequence[Job], overwrite: bool) -> Iterator[tuple[Job, Outcome]]:
     """Run a task on jobs in this process, on a GPU several at a time."""
     task.start()
-    if len(jobs) == 1 or task.device == "cpu":
+    if len(jobs) == 1:
+        from ugicm import progress
+
+        with progress.shown():
+            outcome = run_job(task, jobs[0], overwrite)
+        yield jobs[0], outcome
+        return
+    if task.device == "cpu":
         for job in jobs:
             yield job, run_job(task, job, overwrite)
         return
