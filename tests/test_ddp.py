@@ -1,9 +1,11 @@
 """Training with two processes under torchrun."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,25 @@ from ugicm.entropy import likelihood
 
 likelihood.add_noise = lambda x: x
 runpy.run_path({str(ROOT / "scripts/train.py")!r}, run_name="__main__")
+"""
+# The same, which notes what each process reads from shards, and stops as by a scheduler at the step STOP_AT.
+SHARD_COMMAND = f"""
+import os, signal
+from ugicm.shards.index import ShardMember
+from ugicm.training import loop
+
+def noted(member, read=ShardMember.open):
+    with open(os.environ["READS"] + os.environ.get("RANK", ""), "a") as log:
+        print(member.name, file=log)
+    return read(member)
+
+def stopped(run, batches, step=loop.train_step):
+    step(run, batches)
+    if run.world.main and run.step == int(os.environ["STOP_AT"]):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+ShardMember.open, loop.train_step = noted, stopped
+{COMMAND}
 """
 
 
@@ -96,3 +117,56 @@ def test_two_processes_train_like_one(tmp_path, make_image):
             assert (key in a) == (key in b)
             if key in a:
                 assert a[key] == pytest.approx(b[key], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without distributed")
+def test_two_processes_train_on_shards_like_one(tmp_path, make_image):
+    """They read every sample once an epoch, those of one process, also if they are stopped and resume."""
+    for s in range(3):
+        with tarfile.open(tmp_path / f"in-{s}.tar", "w") as shard:
+            for i in range(4):
+                file = io.BytesIO()
+                make_image(96, 80, 4 * s + i).save(file, "PNG")
+                member = tarfile.TarInfo(f"{i}.png")
+                member.size = len(file.getvalue())
+                shard.addfile(member, io.BytesIO(file.getvalue()))
+    values = {
+        "run": {"dir": "run", "threads": 1, "device": "cpu"},
+        "data": {"train": [{"shards": f"{tmp_path}/in-{{0..2}}.tar"}], "crop": 64, "batch": 4, "holdout": 0,
+                 "cache": "none", "shuffle": 5},
+        "model": to_dict(CONFIGS["compact"]),
+        "objective": {"lambdas": [0.01]},
+        "optim": {"steps": 6, "lr": 1e-3, "ema": 0.9},
+        "validation": {"every": 0},
+    }  # fmt: skip
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "train.py").write_text(SHARD_COMMAND)
+
+    def train(name, processes, *arguments, stop_at=0):
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if processes > 1 else []
+        own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "READS": str(tmp_path / name), "STOP_AT": str(stop_at)}
+        command = [sys.executable, *torchrun, tmp_path / "train.py", *arguments]
+        done = subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+
+    def reads(name):
+        return (tmp_path / name).read_text().split()
+
+    for name, processes, stop_at in (("one", 1, 0), ("two", 2, 0), ("parts", 2, 2)):
+        arguments = ["-c", tmp_path / "config.yaml", "--set", f"run.dir={tmp_path / name}.run"]
+        train(name, processes, *arguments, stop_at=stop_at)
+    assert len(reads("parts0")) < len(reads("two0"))
+    train("parts", 2, "--resume", tmp_path / "parts.run")
+    order = reads("one")
+    assert all(sorted(order[e : e + 12]) == sorted(f"in-{s}.tar/{i}.png" for s in range(3) for i in range(4))
+               for e in (0, 12))  # fmt: skip
+    for name in ("two", "parts"):
+        for rank in (0, 1):
+            mine = [order[step + 2 * rank + k] for step in range(0, 24, 4) for k in range(2)]
+            assert reads(f"{name}{rank}") == mine
+    one, two, parts = (
+        safetensors.torch.load_file(tmp_path / f"{name}.run" / "model.safetensors") for name in ("one", "two", "parts")
+    )
+    assert all(torch.allclose(one[k], two[k], atol=1e-5) for k in one)
+    assert all(torch.equal(two[k], parts[k]) for k in two)
