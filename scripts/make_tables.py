@@ -14,10 +14,11 @@ commands that write their files:
   batch, busy           python -m scripts.benchmark batch, busy
   quality_map           scripts/eval_quality_map.py
   throughput            python -m scripts.benchmark throughput; the folder of its files
-  shards, prices, projection
+  shards, shard_speed, prices, projection
                         python -m scripts.benchmark.shards; for projection also throughput and ugicm report
                         (results.json), the folder docs
   training_cost         python -m scripts.benchmark macs, and the steps in configs/paper
+  training_memory       the same
   scores                classification/test.py; the folder of its files
   calibration           tests/test.py, with Gaussian tables (gaussian.json) and with calibrated ones (calibrated.json);
                         the folder of both
@@ -237,6 +238,14 @@ def shards(document: dict) -> list[list[str]]:
     return [*rows, ["Ray, time of a shard without work", f"{1000 * document['ray']['seconds_per_shard']:.2f} ms", "–"]]
 
 
+def shard_speed(document: dict) -> list[list[str]]:
+    """Return images per second of one process and of two side by side."""
+    rows = [["images per second", "1 process", "2 processes", "ratio"]]
+    for name, rates in document.get("images_per_second", {}).items():
+        rows.append([name, f"{rates['1']:.2f}", f"{rates['2']:.2f}", f"{rates['2'] / rates['1']:.2f}"])
+    return rows
+
+
 def prices(document: dict) -> list[list[str]]:
     """Return the assumptions of the projection."""
     core, gpu = (f"{document['prices'][f'{unit}_hour_dollars']:.2f} $" for unit in ("core", "gpu"))
@@ -332,6 +341,21 @@ def training_cost(document: dict) -> list[list[str]]:
     return rows
 
 
+def training_memory(document: dict) -> list[list[str]]:
+    """Return the memory of training at the paper's batch: 16 bytes a parameter, and activations in float32."""
+    from ugicm.config import load_config
+
+    rows = [["backbone", "weights, gradients, Adam", "activations of a crop", "whole batch at once, 1 GPU",
+             "as configured, 1 GPU", "as configured, 8 GPUs"]]  # fmt: skip
+    for backbone in ("mlicpp", "bmshj2018"):
+        config = load_config(ROOT / "configs" / "paper" / f"{backbone}_stage1_rate1.yaml")
+        fixed, crop = 16 * document["parameters"][backbone], document["activation_bytes"][backbone]
+        batch, parts = config.data.batch, config.optim.accumulate
+        sums = [fixed + crop * batch / divisor for divisor in (1, parts, 8 * parts)]
+        rows.append([backbone, *(f"{size / 1e9:.1f} GB" for size in (fixed, crop, *sums))])
+    return rows
+
+
 def scores(documents: dict[str, dict]) -> list[list[str]]:
     """Return the scores of each file, named as the file."""
     documents = dict(sorted(documents.items()))
@@ -422,8 +446,8 @@ def fuzz(document: dict) -> list[list[str]]:
 TABLES = {
     table.__name__: table
     for table in (
-        bd, training_cost, rate, speed, sizes, levers, folder, batch, busy, quality_map, throughput, shards, prices,
-        projection, train, scores, calibration, effort, exported, viewer, fuzz, robustness,
+        bd, training_cost, training_memory, rate, speed, sizes, levers, folder, batch, busy, quality_map, throughput,
+        shards, shard_speed, prices, projection, train, scores, calibration, effort, exported, viewer, fuzz, robustness,
     )
 }  # fmt: skip
 

@@ -50,6 +50,17 @@ def test_count_macs_counts_added_layers():
     assert (more["entropy"], more["g_s"]) == (counts["entropy"], counts["g_s"])
 
 
+def test_activation_bytes_matches_manual_computation():
+    """The input of a convolution; and the output of ReLU, which is the input of the other."""
+
+    class Model(torch.nn.Sequential):
+        def forward(self, x, beta, quality):
+            return super().forward(x)
+
+    model = Model(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 5, 1))
+    assert roofline.activation_bytes(model, 32) == 4 * (3 + 8) * 32**2
+
+
 def test_count_macs_matches_manual_computation_of_synthesis():
     model = small_model()
     c = model.config

@@ -6,7 +6,7 @@
     python -m scripts.benchmark throughput    # images per second of several processes side by side
     python -m scripts.benchmark batch         # a batch of images, next to one by one
     python -m scripts.benchmark busy          # one image beside other programs
-    python -m scripts.benchmark macs          # multiply-accumulates per pixel and parameters
+    python -m scripts.benchmark macs          # multiply-accumulates per pixel, parameters, activations
     python -m scripts.benchmark train -c configs/smoke.yaml      # variants of a training configuration
 
 Run from the root of the repository. Each command prints a table and writes a JSON file.
@@ -337,7 +337,7 @@ def busy(args: argparse.Namespace) -> tuple[dict, str]:
 
 def macs(args: argparse.Namespace) -> tuple[dict, str]:
     import ugicm
-    from scripts.benchmark.roofline import count_macs
+    from scripts.benchmark.roofline import activation_bytes, count_macs
     from ugicm.config import load_config
     from ugicm.evaluation import results
     from ugicm.models.ugicm import UGICM
@@ -348,7 +348,12 @@ def macs(args: argparse.Namespace) -> tuple[dict, str]:
     counts = {backbone: count_macs(model) for backbone, model in models.items()}
     parameters = {backbone: sum(p.numel() for p in model.parameters()) for backbone, model in models.items()}
     rows = [(backbone, *(f"{count:g}" for count in parts.values())) for backbone, parts in counts.items()]
-    report = {"kmacs_per_pixel": counts, "parameters": parameters, "environment": results.environment()}
+    del models["compact"]  # is loaded for inference
+    kept = {backbone: activation_bytes(model) for backbone, model in models.items()}  # of 256x256 pixels
+    report = {
+        "kmacs_per_pixel": counts, "parameters": parameters, "activation_bytes": kept,
+        "environment": results.environment(),
+    }  # fmt: skip
     return report, results.table(rows, ("kMAC per pixel", *counts["compact"]))
 
 

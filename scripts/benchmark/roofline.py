@@ -79,6 +79,25 @@ def count_macs(model: UGICM, side: int = 256) -> dict[str, float]:
     return {part: round(n / side**2 / 1e3, 2) for part, n in counts.items()}
 
 
+def activation_bytes(model: UGICM, side: int = 256) -> int:
+    """Return the bytes that a float32 forward pass of one image keeps for the backward pass, without weights."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor  # which stays, so that no other takes its place
+
+    was_training = model.training
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = model.train()(torch.rand(1, 3, side, side), torch.zeros(1), torch.full((1,), 0.5))
+    model.train(was_training)
+    del out  # not earlier: it holds what was kept
+    return sum(kept.values())
+
+
 def measured_rates(
     dtype: torch.dtype, device: torch.device | str = "cpu", channels: int = 192, repeats: int = 9
 ) -> dict[str, float]:
