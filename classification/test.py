@@ -13,10 +13,15 @@ The dataset is a folder per class, or any folder with a label file. Each classif
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ugicm.arguments import ArgumentParser, run_command
+
+if TYPE_CHECKING:
+    from ugicm.evaluation.tasks.base import Task
 
 
 def argument_parser() -> ArgumentParser:
@@ -38,16 +43,14 @@ def argument_parser() -> ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = argument_parser().parse_args(argv)
-    from ugicm.arguments import pick_device
+def build(args: argparse.Namespace, device: str) -> Task:
+    """Return the task of the options, with the classifiers on a device."""
+    from ugicm.evaluation.tasks.base import Task
     from ugicm.evaluation.tasks.classification import ClassificationEvaluator
     from ugicm.evaluation.tasks.classifiers import load_classifier
-    from ugicm.evaluation.tasks.command import Task, evaluate
     from ugicm.evaluation.tasks.labels import check_classes, labeled_images
 
     labeled = labeled_images(args.dataset, args.labels)
-    device = pick_device(args.device)
     classifiers = [load_classifier(text, device) for text in args.classifiers]
     for classifier in classifiers:
         check_classes(labeled, classifier.classes, classifier.name)
@@ -56,7 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     references = []
     if not args.no_agreement and (args.decoded or args.bitstreams or args.codec):
         references = [ClassificationEvaluator(classifier, targets) for classifier in classifiers]
-    return evaluate(Task("classification", labeled.items, evaluators, references), args, device)
+    return Task("classification", labeled.items, evaluators, references)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = argument_parser().parse_args(argv)
+    from ugicm.evaluation.tasks.command import evaluate
+
+    return evaluate(build, args)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ugicm.arguments import ArgumentParser, run_command
+
+if TYPE_CHECKING:
+    from ugicm.evaluation.tasks.base import Task
 
 _WITH_DETECTIONS = ("annotations", "detections", "output")  # the options that --detections can be combined with
 
@@ -47,12 +51,8 @@ def argument_parser() -> ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser()
     args = parser.parse_args(argv)
-    from ugicm.arguments import pick_device
     from ugicm.errors import ConfigError
-    from ugicm.evaluation.tasks.coco import CocoEvaluator, CocoTruth
-    from ugicm.evaluation.tasks.command import Task, evaluate
-    from ugicm.evaluation.tasks.detectors import load_detector
-    from ugicm.evaluation.tasks.sources import folder_items
+    from ugicm.evaluation.tasks.command import evaluate
 
     if args.detections:
         # Identity also recognizes a list that was given and equals the default.
@@ -63,6 +63,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not args.annotations:
             raise ConfigError("--detections needs the ground truth: pass --annotations JSON")
         return _score_detections(args)
+    return evaluate(build, args)
+
+
+def build(args: argparse.Namespace, device: str) -> Task:
+    """Return the task of the options, with the detectors on a device."""
+    from ugicm.errors import ConfigError
+    from ugicm.evaluation.tasks.base import Task
+    from ugicm.evaluation.tasks.coco import CocoEvaluator, CocoTruth
+    from ugicm.evaluation.tasks.detectors import load_detector
+    from ugicm.evaluation.tasks.sources import folder_items
+
     if not args.dataset:
         raise ConfigError("detectors need the folder of the images: pass -d DIR")
     compared = bool(args.decoded or args.bitstreams or args.codec) and not args.no_agreement
@@ -72,13 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--bitstreams) for the agreement with the originals"
         )
     truth = CocoTruth(args.annotations) if args.annotations else None
-    device = pick_device(args.device)
     detectors = [load_detector(text, device) for text in args.detectors]
     evaluators = [CocoEvaluator(detector, truth) for detector in detectors]
     references = [CocoEvaluator(detector, truth) for detector in detectors] if compared else []
     items = truth.items(args.dataset) if truth else folder_items(args.dataset)
-    task = Task("instance segmentation", items, evaluators, references, truth.digest if truth else None)
-    return evaluate(task, args, device)
+    return Task("instance segmentation", items, evaluators, references, truth.digest if truth else None)
 
 
 def _score_detections(args: argparse.Namespace) -> int:

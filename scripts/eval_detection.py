@@ -11,10 +11,15 @@ Labels of detectors are matched with the classes of the dataset by name, also be
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ugicm.arguments import ArgumentParser, run_command
+
+if TYPE_CHECKING:
+    from ugicm.evaluation.tasks.base import Task
 
 
 def argument_parser() -> ArgumentParser:
@@ -39,25 +44,30 @@ def argument_parser() -> ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = argument_parser().parse_args(argv)
-    from ugicm.arguments import pick_device
+def build(args: argparse.Namespace, device: str) -> Task:
+    """Return the task of the options, with the detectors on a device."""
     from ugicm.errors import ConfigError
+    from ugicm.evaluation.tasks.base import Task
     from ugicm.evaluation.tasks.coco import CocoEvaluator, CocoTruth
-    from ugicm.evaluation.tasks.command import Task, evaluate
     from ugicm.evaluation.tasks.detectors import load_detector
     from ugicm.evaluation.tasks.voc import VocEvaluator, VocTruth
 
     if args.coco and not args.dataset:
         raise ConfigError("--coco needs the folder of the images: pass -d DIR")
-    device = pick_device(args.device)
     truth = CocoTruth(args.coco) if args.coco else VocTruth(args.voc, args.split)
     detectors = [load_detector(text, device) for text in args.detectors]
     if args.coco:
         evaluators = [CocoEvaluator(detector, truth, ["bbox"]) for detector in detectors]
     else:
         evaluators = [VocEvaluator(detector, truth, not args.all_points) for detector in detectors]
-    return evaluate(Task("detection", truth.items(args.dataset), evaluators, truth=truth.digest), args, device)
+    return Task("detection", truth.items(args.dataset), evaluators, truth=truth.digest)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = argument_parser().parse_args(argv)
+    from ugicm.evaluation.tasks.command import evaluate
+
+    return evaluate(build, args)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,15 @@ Masks are palette or gray images of class indices; pixels of index 255 are not s
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ugicm.arguments import ArgumentParser, run_command
+
+if TYPE_CHECKING:
+    from ugicm.evaluation.tasks.base import Task
 
 
 def argument_parser() -> ArgumentParser:
@@ -33,19 +38,24 @@ def argument_parser() -> ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = argument_parser().parse_args(argv)
-    from ugicm.arguments import pick_device
+def build(args: argparse.Namespace, device: str) -> Task:
+    """Return the task of the options, with the segmentation networks on a device."""
     from ugicm.errors import ConfigError
     from ugicm.evaluation.tasks import semantic_segmentation as task
-    from ugicm.evaluation.tasks.command import Task, evaluate
+    from ugicm.evaluation.tasks.base import Task
 
     if bool(args.voc) == bool(args.dataset or args.masks) or bool(args.dataset) != bool(args.masks):
         raise ConfigError("no dataset: pass --voc DIR, or -d DIR and --masks DIR")
     items = task.voc_items(args.voc, args.split) if args.voc else task.paired_items(args.dataset, args.masks)
-    device = pick_device(args.device)
     evaluators = [task.SegmentationEvaluator(task.load_segmenter(text, device)) for text in args.segmenters]
-    return evaluate(Task("semantic segmentation", items, evaluators), args, device)
+    return Task("semantic segmentation", items, evaluators)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = argument_parser().parse_args(argv)
+    from ugicm.evaluation.tasks.command import evaluate
+
+    return evaluate(build, args)
 
 
 if __name__ == "__main__":

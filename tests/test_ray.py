@@ -1,4 +1,4 @@
-"""Shards on a Ray cluster of two nodes, of which one is lost, and whose driver is killed."""
+"""Shards and scoring on a Ray cluster of two nodes, of which one is lost, and whose driver is killed."""
 
 import io
 import json
@@ -12,8 +12,8 @@ import time
 
 import pytest
 from conftest import ROOT
+from task_helpers import BRIGHT_DETECTOR, classification_arguments, make_grays, script
 
-from ugicm.commands.batch import Outcome
 from ugicm.commands.main import main
 from ugicm.extras import require_packages
 
@@ -117,35 +117,48 @@ def test_a_killed_driver(cluster, shards, checkpoint, capsys):
     check_equal(shards, "killed")
 
 
-def test_a_shard_that_kills_its_workers(cluster, monkeypatch):
+def test_a_job_that_kills_its_workers(cluster):
     """It fails after some attempts, and does not stop the others."""
-    from ugicm.commands import ray_workers
-
-    class Images:
-        device = "cpu"
+    from ugicm.ray_workers import run_on_ray
 
     class Task:
-        images = Images()
+        device = "cpu"
 
         def start(self):
             pass
 
-        def targets(self, job):
-            return [job]
-
-        def run(self, job):
-            os._exit(1) if job.source == "bad" else None
-            return {"of": job.source}
+        def attempt(self, job):
+            os._exit(1) if job == "bad" else None
+            return f"of {job}"
 
     import ray
 
-    from ugicm.shards.convert import ShardJob
-
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    jobs = [ShardJob(name, "x") for name in ("a", "bad", "b")]
-    outcomes = dict(ray_workers.run_on_ray(Task(), jobs, cluster.address, 2))
-    assert outcomes[jobs[0]] == Outcome({"of": "a"}) and outcomes[jobs[2]] == Outcome({"of": "b"})
-    assert "died 3 times" in outcomes[jobs[1]].error
+    found = {job: (result, error) for job, result, error in run_on_ray(Task(), ["a", "bad", "b"], cluster.address, 2)}
+    assert found["a"] == ("of a", "") and found["b"] == ("of b", "")
+    assert found["bad"][0] is None and "died 3 times" in found["bad"][1]
+
+
+@pytest.mark.parametrize("name", ["classification", "instance_segmentation"])
+def test_scores_are_those_of_one_process(name, cluster, tmp_path, checkpoint, monkeypatch):
+    """Also to the last digit of the records, and with images that cannot be read."""
+    monkeypatch.chdir(tmp_path)  # which is not the folder of the nodes
+    grays = make_grays(tmp_path)
+    (grays / "3" / "33.png").write_bytes(b"not an image")
+    (tmp_path / "bright.py").write_text(BRIGHT_DETECTOR)
+    arguments = {
+        "classification": ["--classifiers", *classification_arguments(grays)[3:], "--batch-size", "3"],
+        "instance_segmentation": ["--detectors", "bright.py:build", "--device", "cpu"],
+    }[name]
+    arguments += ["-d", "grays", "--codec", f"ugicm={checkpoint}", "--quality", "0.3"]
+    documents = []
+    for out, options in (("one", []), ("two", ["--ray", cluster.address, "--workers", "2"])):
+        assert script(f"{name}/test")([*arguments, *options, "-o", f"{out}.json"]) == 1
+        documents.append(json.loads((tmp_path / f"{out}.json").read_text()))
+        for key in ("command", "time", "threads"):
+            del documents[-1]["meta"][key]
+    assert len(documents[0]["per_image"]) == 20 and list(documents[0]["failed"]) == ["3/33.png"]
+    assert documents[0] == documents[1]
 
 
 def test_ray_is_optional(monkeypatch, shards, checkpoint, capsys):

@@ -1,10 +1,11 @@
-"""Measure shards: CPU time of an image, overhead of shards and of Ray, and JPEG, WebP and AVIF beside it.
+"""Measure shards: CPU time of an image, overhead of shards and of Ray, JPEG, WebP and AVIF beside it, and images per
+second of one and of two processes. Close other programs first. Takes about five minutes.
 
     python -m scripts.benchmark.shards -d data/coco_val -o docs/results/shards.json
 
-Images are resized to 500x375 and stored as JPEG at quality 95. CPU seconds are those of one thread, without loading, so
-that other programs, whose number the file records as load, change them little. Variants take turns, and each has the
-median of its rounds.
+Images are resized to 500x375 and stored as JPEG at quality 95. CPU seconds are those of one thread, without loading.
+Images per second are by the clock, without loading, so that other programs, whose number the file records as load,
+change them. Variants take turns, and each has the median of its rounds.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from ugicm import atomic, files, images
 from ugicm.arguments import ArgumentParser, positive, run_command, spread
 from ugicm.commands.compress import CompressTask
 from ugicm.commands.decompress import DecompressTask
+from ugicm.commands.shards import ShardTask
+from ugicm.commands.workers import run_parallel
 from ugicm.evaluation.results import environment
 from ugicm.files import IMAGE_SUFFIXES, STREAM_SUFFIX, Job
 from ugicm.shards.convert import ShardJob, convert_shard
@@ -39,6 +42,7 @@ SAVE_OPTIONS = {
     "AVIF": {"quality": 60},
 }  # Pillow's, else its defaults
 EMPTY_SHARDS = 100
+PROCESSES = (1, 2)
 PRICES = {"core_hour_dollars": 0.04, "gpu_hour_dollars": 3.0}  # assumed, for the projection
 
 
@@ -63,8 +67,8 @@ def cpu_seconds(run: Callable[[], Any]) -> float:
     return time.process_time() - start
 
 
-def measure_cpu(folder: Path, sources: list[Path], rounds: int) -> dict[str, Any]:
-    """Return CPU seconds per image by what is done, and bytes per image by format."""
+def make_tasks() -> tuple[CompressTask, DecompressTask]:
+    """Return tasks that compress, and decompress to JPEG for the machine preference."""
     options = {"checkpoint": None, "max_pixels": 1 << 28, "one_thread": True}
     compress = CompressTask(
         **options, quality=0.5, target=None, effort=0, effort_for="human", flatten=None, strip=False, quality_map=None,
@@ -73,6 +77,12 @@ def measure_cpu(folder: Path, sources: list[Path], rounds: int) -> dict[str, Any
     decompress = DecompressTask(
         **options, preferences={"machine": 1.0}, region=None, image_format="JPEG", suffix=".jpg"
     )
+    return compress, decompress
+
+
+def measure_cpu(folder: Path, sources: list[Path], rounds: int) -> dict[str, Any]:
+    """Return CPU seconds per image by what is done, and bytes per image by format."""
+    compress, decompress = make_tasks()
     compress.start()
     decompress.start()
     opened = [images.open_rgb(path) for path in sources]
@@ -109,12 +119,32 @@ def measure_cpu(folder: Path, sources: list[Path], rounds: int) -> dict[str, Any
     }
 
 
+def measure_processes(folder: Path, count: int, rounds: int) -> dict[str, dict[int, float]]:
+    """Return images per second on shards of ``count`` images, by what is done and the number of processes."""
+    compress, decompress = make_tasks()
+    works = {
+        "compress": (ShardTask(compress, IMAGE_SUFFIXES, True), "one.tar"),
+        "decompress": (ShardTask(decompress, [STREAM_SUFFIX], True), "bits/one.tar"),  # written by measure_cpu
+    }
+    seconds = {(name, workers): [] for name in works for workers in PROCESSES}
+    for _ in range(rounds):
+        for name, workers in seconds:
+            task, source = works[name]
+            jobs = [ShardJob(str(folder / source), str(folder / f"out/{n}.tar")) for n in range(3 * workers)]
+            outcomes = [outcome for _, outcome in run_parallel(task, jobs, True, workers)]
+            seconds[name, workers] += [o.result["seconds"] for o in outcomes[workers:]]  # the first of each warms up
+    rates: dict[str, dict[int, float]] = {name: {} for name in works}
+    for (name, workers), values in seconds.items():
+        rates[name][workers] = round(workers * count / statistics.median(values), 3)
+    return rates
+
+
 def measure_ray() -> dict[str, Any]:
     """Return the seconds that Ray takes for a shard beside the work on it, in a pool of one actor on this machine."""
     import ray
 
     from scripts.benchmark.ray_task import EmptyTask
-    from ugicm.commands.ray_workers import run_on_ray
+    from ugicm.ray_workers import run_on_ray
 
     jobs = [ShardJob(str(number), "") for number in range(EMPTY_SHARDS)]
     outcomes = run_on_ray(EmptyTask(), jobs, "local", 1)
@@ -139,6 +169,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         sources = make_data(args.data, Path(name), args.count)
         result |= {"count": len(sources), "rounds": args.rounds, **measure_cpu(Path(name), sources, args.rounds)}
+        result["images_per_second"] = measure_processes(Path(name), len(sources), args.rounds)
     result["ray"] = measure_ray()
     result["environment"] = environment("cpu")
     atomic.write(args.output, (json.dumps(result, indent=2) + "\n").encode())

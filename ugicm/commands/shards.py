@@ -52,6 +52,10 @@ class ShardTask:
         self.images.one_thread = torch.device(self.images.device).type == "cpu"
         self.images.start()
 
+    @property
+    def device(self) -> str:
+        return self.images.device
+
     def targets(self, job: ShardJob) -> list[str]:
         """Return the output of a shard."""
         return [job.target]
@@ -63,6 +67,10 @@ class ShardTask:
             return None
         manifest = convert_shard(job, self.suffixes, self.images.convert, settings)
         return manifest | {"seconds": round(time.perf_counter() - started, 3)}
+
+    def attempt(self, job: ShardJob) -> Outcome:
+        """Convert a shard, or say why not."""
+        return run_job(self, job, True)
 
 
 @dataclass
@@ -152,9 +160,10 @@ def _outcomes(
     from ugicm.commands.workers import choose_workers, run_parallel
 
     if args.ray is not None:
-        from ugicm.commands.ray_workers import run_on_ray
+        from ugicm.ray_workers import run_on_ray
 
-        yield from run_on_ray(task, jobs, args.ray, args.workers)
+        for job, outcome, error in run_on_ray(task, jobs, args.ray, args.workers):
+            yield job, outcome or Outcome(error=f"{job.source}: {error}")
         return
     import_torch()
     workers = choose_workers(args.workers, pick_device(args.device), len(jobs), least=2)
@@ -163,7 +172,7 @@ def _outcomes(
         return
     task.start()
     for job in jobs:
-        yield job, run_job(task, job, True)
+        yield job, task.attempt(job)
 
 
 def _follow(jobs: Sequence[ShardJob], outcomes: Iterator[tuple[ShardJob, Outcome]]) -> ShardSummary:

@@ -2,6 +2,7 @@
 
 ``base``                   the evaluator interface and the evaluation loop
 ``command``                the run that the task scripts share
+``cluster``                the same on a Ray cluster
 ``sources``                the images under test: originals, decoded images, bitstreams, or a codec
 ``labels``                 image folders with class labels
 ``classification``         top-1, top-5, agreement, log-loss

@@ -96,6 +96,26 @@ class Evaluator(ABC):
 
 
 @dataclass
+class Task:
+    """What a task script evaluates.
+
+    Attributes:
+        name: name of the task.
+        items: images of the dataset.
+        evaluators: evaluators of the images under test.
+        references: evaluators of the same networks that first process the originals, unless these are the images
+            under test. Their records are the ``reference`` of the evaluators.
+        truth: digest of the ground truth. Default: a digest of the targets.
+    """
+
+    name: str
+    items: Sequence[Item]
+    evaluators: Sequence[Evaluator]
+    references: Sequence[Evaluator] = ()
+    truth: str | None = None
+
+
+@dataclass
 class TaskOutcome:
     """Result of a run, by image key: bits per pixel, if the source has bitstreams, and error messages."""
 

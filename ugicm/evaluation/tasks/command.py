@@ -3,46 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ugicm.arguments import spread
+from ugicm.arguments import pick_device, spread
 from ugicm.errors import ConfigError, first_line, first_of, printable
 from ugicm.evaluation import digests, results
 from ugicm.evaluation.bootstrap import mean_interval
-from ugicm.evaluation.tasks.base import Evaluator, Item, TaskOutcome, check_distinct, make_deterministic, run
+from ugicm.evaluation.tasks.base import Evaluator, Item, Task, TaskOutcome, check_distinct, make_deterministic, run
+from ugicm.evaluation.tasks.cluster import Build, ScoringTask, run_on_cluster
 from ugicm.evaluation.tasks.sources import Originals, Source, load_source, split_missing
 
 
-@dataclass
-class Task:
-    """What a task script evaluates.
-
-    Attributes:
-        name: name of the task.
-        items: images of the dataset.
-        evaluators: evaluators of the images under test.
-        references: evaluators of the same networks that first process the originals, unless these are the images
-            under test. Their records are the ``reference`` of the evaluators.
-        truth: digest of the ground truth. Default: a digest of the targets.
-    """
-
-    name: str
-    items: Sequence[Item]
-    evaluators: Sequence[Evaluator]
-    references: Sequence[Evaluator] = ()
-    truth: str | None = None
-
-
-def evaluate(task: Task, args: argparse.Namespace, device: str) -> int:
+def evaluate(build: Build, args: argparse.Namespace) -> int:
     """Evaluate a task on the images that the options of
     :func:`~ugicm.evaluation.tasks.sources.add_source_arguments` select, print the scores and write a results file.
 
+    ``build`` returns the task for these options and a device. It is called here, and with ``--ray`` by each worker.
+
     Returns the exit status: 1 if images failed, else 0.
     """
+    device = pick_device(args.device)
+    task = build(args, device)
     make_deterministic()
     # The others are keys of the results file.
     check_distinct([*(evaluator.name for evaluator in task.evaluators), "file", "bpp", "scores"], "networks")
@@ -51,13 +36,21 @@ def evaluate(task: Task, args: argparse.Namespace, device: str) -> int:
     items, missing = split_missing(task.items, source, args.allow_missing)
     if args.limit:
         items = [items[i] for i in spread(args.limit, len(items))]
+
+    def process(evaluators: Sequence[Evaluator], source: Source, title: str) -> TaskOutcome:
+        if args.ray is None:
+            return run(evaluators, items, source, args.batch_size, args.workers, title)
+        return run_on_cluster(
+            ScoringTask(build, args, os.getcwd()), evaluators, items, evaluators is task.references, title
+        )
+
     failed: dict[str, str] = {}
     if task.references and not isinstance(source, Originals):
-        failed = run(task.references, items, Originals(), args.batch_size, args.workers, "originals").failed
+        failed = process(task.references, Originals(), "originals").failed
         items = [item for item in items if item.key not in failed]
         for evaluator, reference in zip(task.evaluators, task.references, strict=True):
             evaluator.reference = reference.records
-    outcome = run(task.evaluators, items, source, args.batch_size, args.workers, task.name)
+    outcome = process(task.evaluators, source, task.name)
     outcome.failed.update(failed)
     scores = {e.title(metric): value for e in task.evaluators for metric, value in e.evaluate().items()}
     bpp = results.mean(outcome.bpp.values())

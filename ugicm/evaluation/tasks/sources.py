@@ -149,7 +149,14 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=positive, default=16, metavar="N", help="images per batch (default: %(default)s)"
     )
-    parser.add_argument("--workers", type=natural, default=0, metavar="N", help="processes that load images")
+    parser.add_argument(
+        "--workers", type=natural, default=0, metavar="N", help="processes that load images; with --ray its workers"
+    )
+    parser.add_argument(
+        "--ray", nargs="?", const="", metavar="ADDRESS",
+        help="score on a Ray cluster, with the networks in each of N workers (default: one per GPU, or per core). "
+        "Without an address: RAY_ADDRESS, or this machine",
+    )  # fmt: skip
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda:0, ... (default: a GPU if there is one)")
     parser.add_argument("--limit", type=positive, metavar="N", help="evaluate N images, evenly spaced in the dataset")
     parser.add_argument("-o", "--output", metavar="FILE", help="write scores, records and environment as JSON")

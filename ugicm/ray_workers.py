@@ -1,41 +1,56 @@
-"""Run a task over shards on a Ray cluster: a pool of actors, each of which holds one codec.
+"""Run a task on a Ray cluster: a pool of actors, each of which holds the networks of the task.
 
-An actor that dies, with its node or alone, is replaced, and its shard is given to another. Ray's own restarts are not
-used: they bind a shard to an actor, which may wait for resources of a lost node.
+An actor that dies, with its node or alone, is replaced, and its job is given to another. Ray's own restarts are not
+used: they bind a job to an actor, which may wait for resources of a lost node.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from ugicm.commands.batch import Outcome, run_job
 from ugicm.errors import UgicmError, first_line
 from ugicm.extras import require_packages
 
-MAX_ATTEMPTS = 3  # of a shard whose workers die
+MAX_ATTEMPTS = 3  # of a job whose workers die
+
+
+class RayTask(Protocol):
+    """What actors do. It is pickled to each of them.
+
+    Attributes:
+        device: as the user named it, or None.
+    """
+
+    device: str | None
+
+    def start(self) -> None:
+        """Load the networks."""
+
+    def attempt(self, job: Any) -> Any:
+        """Return the result of one job, not None. An exception ends the run."""
 
 
 class Worker:
     """An actor with a task."""
 
-    def __init__(self, task: Any):
+    def __init__(self, task: RayTask):
         self.task = task
 
     def start(self) -> None:
-        """Load the codec."""
+        """Start the task."""
         self.task.start()
 
-    def run(self, job: Any) -> Outcome:
+    def run(self, job: Any) -> Any:
         """Run one job."""
-        return run_job(self.task, job, True)
+        return self.task.attempt(job)
 
 
 class _Pool:
     """The actors of a run, and what each is doing."""
 
-    def __init__(self, task: Any, actor_class: Any):
+    def __init__(self, task: RayTask, actor_class: Any):
         self.task, self.actor_class = task, actor_class
         self.pending: dict[Any, tuple[Any, Any]] = {}  # reference -> actor, its job or None while it starts
 
@@ -51,12 +66,12 @@ class _Pool:
         return any(job is not None for _, job in self.pending.values())
 
 
-def run_on_ray(task: Any, jobs: Sequence[Any], address: str, workers: int | None) -> Iterator[tuple[Any, Outcome]]:
-    """Run a task on jobs on a cluster. Yield jobs with their outcomes as they end.
+def run_on_ray(task: RayTask, jobs: Sequence[Any], address: str, workers: int | None) -> Iterator[tuple[Any, Any, str]]:
+    """Run a task on jobs on a cluster. Yield (job, result, "") as they end, or (job, None, error) if its workers died.
 
     Args:
-        task: has ``start`` and ``run``. On a cluster with GPUs its device may be one.
-        jobs: what to run it on.
+        task: what to do. It may use GPUs of the cluster unless its device is "cpu".
+        jobs: what to do it with, hashable.
         address: of the cluster, as ``ray.init`` takes it; "" for RAY_ADDRESS or else a cluster on this machine.
         workers: number of actors, which share the GPUs (default: one per GPU, or per CPU without).
 
@@ -70,7 +85,7 @@ def run_on_ray(task: Any, jobs: Sequence[Any], address: str, workers: int | None
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UgicmError(f"--ray {address}: cannot connect: {first_line(error)}") from None
     have = ray.cluster_resources()
-    gpus = have.get("GPU", 0) if task.images.device != "cpu" else 0
+    gpus = have.get("GPU", 0) if task.device != "cpu" else 0
     workers = min(workers or int(gpus or have.get("CPU", 1)), len(jobs))
     resources = {"num_gpus": min(1, gpus / workers), "num_cpus": 0} if gpus else {"num_cpus": 1}
     pool = _Pool(task, ray.remote(max_restarts=0, **resources)(Worker))
@@ -83,7 +98,7 @@ def run_on_ray(task: Any, jobs: Sequence[Any], address: str, workers: int | None
             ray.kill(actor)
 
 
-def _run(ray: Any, pool: _Pool, queue: deque) -> Iterator[tuple[Any, Outcome]]:
+def _run(ray: Any, pool: _Pool, queue: deque) -> Iterator[tuple[Any, Any, str]]:
     attempts: Counter = Counter()
     idle: list[Any] = []
     while queue or pool.working:
@@ -92,7 +107,7 @@ def _run(ray: Any, pool: _Pool, queue: deque) -> Iterator[tuple[Any, Outcome]]:
         (ready, *_), _ = ray.wait(list(pool.pending), num_returns=1)
         actor, job = pool.pending.pop(ready)
         try:
-            outcome = ray.get(ready)
+            result = ray.get(ready)
         except ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, UgicmError) else error) from None
         except ray.exceptions.RayError as error:  # the actor or its node is lost
@@ -103,8 +118,8 @@ def _run(ray: Any, pool: _Pool, queue: deque) -> Iterator[tuple[Any, Outcome]]:
             if job is not None and attempts[job] < MAX_ATTEMPTS:
                 queue.appendleft(job)
             elif job is not None:
-                yield job, Outcome(error=f"{job.source}: its worker died {MAX_ATTEMPTS} times: {first_line(error)}")
+                yield job, None, f"its worker died {MAX_ATTEMPTS} times: {first_line(error)}"
             continue
         idle.append(actor)
         if job is not None:
-            yield job, outcome
+            yield job, result, ""
