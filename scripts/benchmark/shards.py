@@ -1,5 +1,5 @@
 """Measure shards: CPU time of an image, overhead of shards and of Ray, JPEG, WebP and AVIF beside it, and images per
-second of one and of two processes. Close other programs first. Takes about five minutes.
+second of one and of two processes. Close other programs first. Takes about four minutes.
 
     python -m scripts.benchmark.shards -d data/coco_val -o docs/results/shards.json
 
@@ -88,8 +88,8 @@ def measure_cpu(folder: Path, sources: list[Path], rounds: int) -> dict[str, Any
     opened = [images.open_rgb(path) for path in sources]
     streams = [Job(path, folder / f"{path.stem}{STREAM_SUFFIX}") for path in sources]
     back = [Job(job.target, folder / f"{job.target.stem}.jpg") for job in streams]
-    first, second = (ShardJob(str(folder / a), str(folder / b)) for a, b in (
-        ("one.tar", "bits/one.tar"), ("bits/one.tar", "images/one.tar")))  # fmt: skip
+    first, second, copy = (ShardJob(str(folder / a), str(folder / b)) for a, b in (
+        ("one.tar", "bits/one.tar"), ("bits/one.tar", "images/one.tar"), ("one.tar", "copy/one.tar")))  # fmt: skip
 
     def encode(name: str) -> list[bytes]:
         buffers = [io.BytesIO() for _ in opened]
@@ -102,7 +102,7 @@ def measure_cpu(folder: Path, sources: list[Path], rounds: int) -> dict[str, Any
         "compress a shard": lambda: convert_shard(first, IMAGE_SUFFIXES, compress.convert, {}),
         "decompress files": lambda: [decompress.run(job) for job in back],
         "decompress a shard": lambda: convert_shard(second, [STREAM_SUFFIX], decompress.convert, {}),
-        "copy a shard": lambda: convert_shard(first, [], compress.convert, {}),
+        "copy a shard": lambda: convert_shard(copy, [], compress.convert, {}),
         **{name: lambda name=name: encode(name) for name in SAVE_OPTIONS},
     }
     seconds = {name: [] for name in works}
@@ -119,8 +119,8 @@ def measure_cpu(folder: Path, sources: list[Path], rounds: int) -> dict[str, Any
     }
 
 
-def measure_processes(folder: Path, count: int, rounds: int) -> dict[str, dict[int, float]]:
-    """Return images per second on shards of ``count`` images, by what is done and the number of processes."""
+def measure_processes(folder: Path, rounds: int) -> dict[str, dict[int, float]]:
+    """Return images per second by what is done and the number of processes."""
     compress, decompress = make_tasks()
     works = {
         "compress": (ShardTask(compress, IMAGE_SUFFIXES, True), "one.tar"),
@@ -131,11 +131,12 @@ def measure_processes(folder: Path, count: int, rounds: int) -> dict[str, dict[i
         for name, workers in seconds:
             task, source = works[name]
             jobs = [ShardJob(str(folder / source), str(folder / f"out/{n}.tar")) for n in range(3 * workers)]
-            outcomes = [outcome for _, outcome in run_parallel(task, jobs, True, workers)]
-            seconds[name, workers] += [o.result["seconds"] for o in outcomes[workers:]]  # the first of each warms up
+            results = [outcome.result for _, outcome in run_parallel(task, jobs, True, workers)]
+            timed = results[workers:]  # the first of each worker warms up
+            seconds[name, workers] += [result["seconds"] / result["images"] for result in timed]
     rates: dict[str, dict[int, float]] = {name: {} for name in works}
     for (name, workers), values in seconds.items():
-        rates[name][workers] = round(workers * count / statistics.median(values), 3)
+        rates[name][workers] = round(workers / statistics.median(values), 3)
     return rates
 
 
@@ -169,7 +170,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         sources = make_data(args.data, Path(name), args.count)
         result |= {"count": len(sources), "rounds": args.rounds, **measure_cpu(Path(name), sources, args.rounds)}
-        result["images_per_second"] = measure_processes(Path(name), len(sources), args.rounds)
+        result["images_per_second"] = measure_processes(Path(name), args.rounds)
     result["ray"] = measure_ray()
     result["environment"] = environment("cpu")
     atomic.write(args.output, (json.dumps(result, indent=2) + "\n").encode())
