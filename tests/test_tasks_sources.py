@@ -15,7 +15,7 @@ from ugicm.errors import ConfigError
 from ugicm.evaluation import digests
 from ugicm.evaluation.codecs import load_codec
 from ugicm.evaluation.tasks import base, classification, command, fidelity, labels, sources
-from ugicm.evaluation.tasks.base import Item
+from ugicm.evaluation.tasks.base import Item, Task
 from ugicm.evaluation.tasks.sources import (
     BitstreamFolder,
     CodecSource,
@@ -128,7 +128,8 @@ def test_results_identify_dataset_and_model(grays, tmp_path, checkpoint, capsys)
     def meta(*options, items=items):
         evaluator = classification.ClassificationEvaluator(brightness_classifier(), {i.key: i.target for i in items})
         args = source_arguments(*map(str, options), "-o", str(tmp_path / "s.json"))
-        assert command.evaluate(command.Task("classification", items, [evaluator]), args, "cpu") == 0
+        task = Task("classification", items, [evaluator])
+        assert command.evaluate(lambda args, device: task, args) == 0
         return json.loads((tmp_path / "s.json").read_text())["meta"]
 
     def dataset(*options, **more):
