@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from typing import TypeVar
@@ -27,5 +26,6 @@ def shown() -> Iterator[None]:
 def steps(items: Iterable[Item], description: str, unit: str) -> Iterable[Item]:
     """Return the items, with a bar that counts them. A single item has none."""
     items = list(items)
-    show = _shown.get() and len(items) > 1 and sys.stderr
-    return tqdm(items, desc=description, unit=unit, leave=False, disable=None if show else True)
+    if len(items) < 2 or not _shown.get():
+        return items
+    return tqdm(items, desc=description, unit=unit, leave=False, disable=None)
