@@ -1,17 +1,16 @@
 """Training with two processes under torchrun."""
 
-import io
 import json
 import os
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 import yaml
+from shard_files import image_bytes, write_shard
 from small_models import CONFIGS
 
 from ugicm.config import to_dict
@@ -124,13 +123,8 @@ def test_two_processes_train_like_one(tmp_path, make_image):
 def test_two_processes_train_on_shards_like_one(tmp_path, make_image):
     """They read every sample once an epoch, those of one process, also if they are stopped and resume."""
     for s in range(3):
-        with tarfile.open(tmp_path / f"in-{s}.tar", "w") as shard:
-            for i in range(4):
-                file = io.BytesIO()
-                make_image(96, 80, 4 * s + i).save(file, "PNG")
-                member = tarfile.TarInfo(f"{i}.png")
-                member.size = len(file.getvalue())
-                shard.addfile(member, io.BytesIO(file.getvalue()))
+        images = [make_image(96, 80, 4 * s + i) for i in range(4)]
+        write_shard(tmp_path / f"in-{s}.tar", [(f"{i}.png", image_bytes(image)) for i, image in enumerate(images)])
     values = {
         "run": {"dir": "run", "threads": 1, "device": "cpu"},
         "data": {"train": [{"shards": f"{tmp_path}/in-{{0..2}}.tar"}], "crop": 64, "batch": 4, "holdout": 0,

@@ -1,12 +1,11 @@
 """Training on compressed images: data sets of bitstreams, and compression as an augmentation."""
 
-import io
 import json
-import tarfile
 
 import pytest
 import torch
 from PIL import Image
+from shard_files import write_shard
 
 from ugicm.errors import UsageError
 from ugicm.integrations import webdataset as ugicm_webdataset
@@ -108,12 +107,8 @@ def test_recompress_in_workers(make_image, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_webdataset_handler_in_workers(tmp_path, bitstreams, codec, method):
     wds = pytest.importorskip("webdataset")
-    with tarfile.open(tmp_path / "shard-000.tar", "w") as tar:
-        for number, data in enumerate(bitstreams):
-            for name, content in ((f"{number}.ugic", data), (f"{number}.cls", b"%d" % number)):
-                entry = tarfile.TarInfo(name)
-                entry.size = len(content)
-                tar.addfile(entry, io.BytesIO(content))
+    samples = [((f"{i}.ugic", data), (f"{i}.cls", b"%d" % i)) for i, data in enumerate(bitstreams)]
+    write_shard(tmp_path / "shard-000.tar", [member for sample in samples for member in sample])
     data = wds.WebDataset(str(tmp_path / "shard-000.tar"), shardshuffle=False)
     data = data.decode(ugicm_webdataset.handler(preference="machine")).to_tuple("ugic", "cls")
     loader = torch.utils.data.DataLoader(data, batch_size=None, num_workers=1, multiprocessing_context=method)

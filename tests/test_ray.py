@@ -1,17 +1,16 @@
 """Shards and scoring on a Ray cluster of two nodes, of which one is lost, and whose driver is killed."""
 
-import io
 import json
 import os
 import socket
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 
 import pytest
 from conftest import ROOT
+from shard_files import image_bytes, write_shard
 from task_helpers import BRIGHT_DETECTOR, classification_arguments, make_grays, script
 
 from ugicm.commands.main import main
@@ -27,13 +26,8 @@ def shards(tmp_path_factory, make_image, checkpoint):
     """A folder with shards in-0 … and their outputs in ``one``, made in this process."""
     folder = tmp_path_factory.mktemp("shards")
     for s in range(SHARDS):
-        with tarfile.open(folder / f"in-{s}.tar", "w") as shard:
-            for i in range(2):
-                file = io.BytesIO()
-                make_image(150, 100, 2 * s + i).save(file, "PNG")
-                member = tarfile.TarInfo(f"{s}-{i}.png")
-                member.size = len(file.getvalue())
-                shard.addfile(member, io.BytesIO(file.getvalue()))
+        images = [make_image(150, 100, 2 * s + i) for i in range(2)]
+        write_shard(folder / f"in-{s}.tar", [(f"{s}-{i}.png", image_bytes(image)) for i, image in enumerate(images)])
     assert main(command(folder, "one", checkpoint, "--workers", "1")) == 0
     return folder
 

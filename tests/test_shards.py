@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from shard_files import image_bytes, write_shard
 from small_models import CONFIGS
 
 from ugicm import bitstream
@@ -24,21 +25,6 @@ from ugicm.errors import ConfigError, UsageError
 from ugicm.shards import convert
 from ugicm.shards.files import expand
 from ugicm.training import loop
-
-
-def image_bytes(image, kind="PNG"):
-    file = io.BytesIO()
-    image.save(file, kind)
-    return file.getvalue()
-
-
-def write_shard(path, members):
-    """Write a shard of (name, contents); the time of a member is its number."""
-    with tarfile.open(path, "w") as shard:
-        for number, (name, data) in enumerate(members):
-            member = tarfile.TarInfo(name)
-            member.size, member.mtime = len(data), number
-            shard.addfile(member, io.BytesIO(data))
 
 
 def read_shard(data):
