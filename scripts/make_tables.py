@@ -241,7 +241,7 @@ def shards(document: dict) -> list[list[str]]:
 def shard_speed(document: dict) -> list[list[str]]:
     """Return images per second of one process and of two side by side."""
     rows = [["images per second", "1 process", "2 processes", "ratio"]]
-    for name, rates in document.get("images_per_second", {}).items():
+    for name, rates in document["images_per_second"].items():
         rows.append([name, f"{rates['1']:.2f}", f"{rates['2']:.2f}", f"{rates['2'] / rates['1']:.2f}"])
     return rows
 
