@@ -214,6 +214,22 @@ def test_objective_matches_manual_computation(monkeypatch):
     assert losses.counts["mse/low"] == 1 and losses.sums["mse/low"].item() == pytest.approx(1 / 3)
 
 
+@pytest.mark.parametrize("name", objective.DISTORTION_TERMS)
+def test_distortion_has_full_precision_under_autocast(monkeypatch, name):
+    total = make_objective(monkeypatch, terms={name: TermConfig(human=1.0, machine=1.0)})
+    x = torch.rand(1, 3, 24, 24).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    values = []
+    for enabled in (False, True):
+        x_hat = (x + 0.02 * torch.sin(torch.arange(192.0))).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            losses = total(output(x_hat), x, batch_of([0.0]))
+        losses.total.backward()
+        values.append((losses.sums[name], x_hat.grad))
+    (value, gradient), (value_under_autocast, gradient_under_autocast) = values
+    assert torch.equal(value_under_autocast, value)
+    assert torch.equal(gradient_under_autocast, gradient)
+
+
 def test_terms_of_different_samples_do_not_share_features(monkeypatch):
     terms = {"global": TermConfig(machine=1.0), "features": TermConfig(human=1.0, machine=1.0)}
     x, x_hat = torch.rand(2, 2, 3, 16, 16)

@@ -1,6 +1,6 @@
 """Distortion measures: (reconstruction, original), both [B, 3, H, W] with originals in [0, 1] -> [B].
 
-Reconstructions may exceed [0, 1].
+Both are float32, and reconstructions may exceed [0, 1].
 """
 
 from __future__ import annotations
@@ -32,4 +32,4 @@ def structural_dissimilarity(x_hat: Tensor, x: Tensor) -> Tensor:
     require_packages("train", "MS-SSIM", "pytorch_msssim")
     from pytorch_msssim import ms_ssim
 
-    return 1 - ms_ssim(x_hat.float(), x.float(), data_range=1.0, size_average=False)
+    return 1 - ms_ssim(x_hat, x, data_range=1.0, size_average=False)
