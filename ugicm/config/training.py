@@ -164,7 +164,7 @@ class ObjectiveConfig(Section):
 class OptimConfig(Section):
     """Optimizer and learning-rate schedule."""
 
-    name: Literal["adam", "adamw"] = "adamw"
+    name: Literal["adam", "adamw", "muon"] = "adamw"  # muon: of convolutions, with adamw for other parameters
     steps: PositiveInt = 100_000
     lr: Positive = 1e-4
     final_lr: NonNegative = 0.0  # at the end of the cosine schedule

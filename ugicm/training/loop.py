@@ -109,7 +109,7 @@ def train_step(run: Run, batches: Iterator[dict[str, Tensor]]) -> None:
     config, device = run.config, run.world.device
     optim.train_mode(run.model, run.frozen)
     optim.set_learning_rate(run.optimizer, optim.learning_rate(config.optim, run.step))
-    run.optimizer.zero_grad(set_to_none=True)
+    run.optimizer.zero_grad()
     total = torch.zeros((), device=device)
     run.stopwatch.lap("other")
     for part in range(config.optim.accumulate):
@@ -125,7 +125,7 @@ def train_step(run: Run, batches: Iterator[dict[str, Tensor]]) -> None:
     run.meter.add("gradient_norm", norm)
     run.optimizer.step()
     if run.aux_optimizer is not None:
-        run.aux_optimizer.zero_grad(set_to_none=True)
+        run.aux_optimizer.zero_grad()
         aux = run.model.aux_loss()
         aux.backward()
         run.aux_optimizer.step()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ugicm.config import OptimConfig
 from ugicm.errors import ConfigError
+from ugicm.training.muon import MuonAdamW
 
 QUANTILES = "quantiles"  # of the factorized prior, with a loss and an optimizer of their own
 QUANTILES_LR = 1e-3
@@ -63,10 +64,14 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
 
 def build_optimizers(
     model: nn.Module, config: OptimConfig
-) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
+) -> tuple[torch.optim.Optimizer | MuonAdamW, torch.optim.Optimizer | None]:
     """Return the main optimizer and that of the quantiles, which is None if they are frozen."""
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.name]
-    optimizer = kind(parameter_groups(model, config), lr=config.lr, betas=tuple(config.betas), fused=True)
+    groups, betas = parameter_groups(model, config), tuple(config.betas)
+    if config.name == "muon":
+        optimizer = MuonAdamW(groups, betas)
+    else:
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.name]
+        optimizer = kind(groups, lr=config.lr, betas=betas, fused=True)
     quantiles = [p for name, p in model.named_parameters() if name.endswith(QUANTILES) and p.requires_grad]
     return optimizer, torch.optim.Adam(quantiles, lr=QUANTILES_LR) if quantiles else None
 
@@ -88,7 +93,7 @@ def learning_rate(config: OptimConfig, step: int) -> float:
     return config.final_lr + (config.lr - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer | MuonAdamW, lr: float) -> None:
     """Set the learning rate of each group to ``lr`` times its factor."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["scale"]

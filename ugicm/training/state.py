@@ -28,6 +28,7 @@ from ugicm.models.ugicm import UGICM
 from ugicm.revision import revision
 from ugicm.training.distributed import World
 from ugicm.training.log import Meter, Stopwatch
+from ugicm.training.muon import MuonAdamW
 from ugicm.training.optim import Average
 
 STATE_FILE = "state.pt"
@@ -72,7 +73,7 @@ class Run:
     frozen: list[nn.Module]
     origin: str
     average: Average | None
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | MuonAdamW
     aux_optimizer: torch.optim.Optimizer | None
     objective: Objective
     images: Images
