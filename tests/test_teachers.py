@@ -212,3 +212,5 @@ def test_hed_reads_weights_of_keras(tmp_path):
     assert torch.allclose(network.block1[1](network.block1[0](255 * (x - network.mean))),
                           F.relu(F.conv2d(blue_first, first.permute(3, 2, 0, 1), padding=1)), atol=1e-3)  # fmt: skip
     assert network(x).shape == (1, 128)
+    edges = import_function(SCRIPTS / "hed.py", "Edges")(network)(x)
+    assert edges.shape == (1, 1, 8, 8) and 0 <= edges.min() < edges.max() <= 1

