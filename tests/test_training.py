@@ -647,7 +647,7 @@ def test_full_size_configurations_train(tmp_path, make_image, backbone):
         f"data.train=[{{path: {images}, instances: {instances}}}]", "data.batch=2", "data.workers=0",
         "data.holdout=1", "optim.steps=1", "optim.accumulate=1", "validation.every=0", "run.threads=1",
     ]  # fmt: skip
-    teacher = "objective.teachers.a={kind: open_clip, name: ViT-B-32, weights: random}"
+    teacher = "objective.teachers.clip={kind: open_clip, name: ViT-B-32, weights: random}"
     before = None
     for name in ("mse", "stage1_rate2", "stage2_rate2"):
         path = ROOT / "configs/paper" / f"{backbone}_{name}.yaml"
