@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from scripts.eval_edges import edge_agreement
+from ugicm.evaluation.tasks.edges import edge_agreement
 
 DETECTOR = """
 from torch import nn
@@ -55,16 +55,25 @@ def test_edges_script(run_script, photos, detector, tmp_path):
     script, out = "scripts/eval_edges.py", tmp_path / "edges.json"
     arguments = ["-d", photos, "--detector", f"{detector}:Detector", "--device", "cpu"]
     end = run_script(script, *arguments)
-    assert end.returncode == 0 and "edge agreement (Detector)  100.00" in end.stdout, end.stderr
+    assert end.returncode == 0 and "edge agreement (detector)  100.00" in end.stdout, end.stderr
     end = run_script(script, *arguments, "--codec", "jpeg", "--quality", "10", "-o", out)
     assert end.returncode == 0, end.stderr
     document = json.loads(out.read_text())
-    assert 0 < document["results"]["edge agreement (Detector)"][0] < 100 and document["results"]["bpp"][0] > 0
+    assert 0 < document["results"]["edge agreement (detector)"][0] < 100 and document["results"]["bpp"][0] > 0
     end = run_script(script, *arguments[:3], f"{detector}:Broken", "--device", "cpu")
-    assert end.returncode == 1 and "Broken: the network's outputs are not finite" in end.stderr
+    assert end.returncode == 1 and "detector: the network's outputs are not finite" in end.stderr
 
 
-@pytest.mark.parametrize("name", ["detector.py:nothing", "gone.py:Detector", "detector.py"])
-def test_detectors_that_cannot_be_built_are_named(run_script, photos, detector, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("detector.py:nothing", "detector.py:nothing: AttributeError: "),
+        ("gone.py:Detector", "gone.py:Detector: FileNotFoundError: "),
+        ("detector.py", "detector.py': expected NAME, NAME=PATH or FILE.py:function"),
+        ("canny", "canny: expected FILE.py:function"),
+        ("detector.py:Detector:size=3", "detector.py:Detector:size=3: unknown option 'size'"),
+    ],
+)
+def test_detectors_that_cannot_be_built_are_named(run_script, photos, detector, tmp_path, name, message):
     end = run_script("scripts/eval_edges.py", "-d", photos, "--detector", tmp_path / name)
-    assert end.returncode == 2 and end.stderr.count("\n") == 1 and f"--detector {tmp_path / name}: " in end.stderr
+    assert end.returncode == 2 and end.stderr.count("\n") == 1 and f"{tmp_path}/{message}" in end.stderr

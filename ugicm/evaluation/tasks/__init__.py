@@ -10,6 +10,7 @@
 ``detectors``              torchvision detectors
 ``coco``                   COCO box and mask AP, ``coco_truth``: its ground truth, ``agreement``: that of detections
 ``voc``                    PASCAL VOC mAP
+``edges``                  agreement of an edge detector with the originals
 ``semantic_segmentation``  mean intersection over union
 ``fidelity``               PSNR, MS-SSIM, LPIPS
 ``hub``                    networks of torchvision with pretrained or local weights, and of functions in Python files
