@@ -10,7 +10,8 @@ from ugicm.training import optim
 
 LR = 0.01
 
-pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs PyTorch 2.9")
+NEEDS_MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs PyTorch 2.9")
+pytestmark = NEEDS_MUON
 
 
 def layers():

@@ -172,7 +172,7 @@ class Objective(nn.Module):
                 ]
                 values = torch.stack(of_each).mean(0)
             else:
-                with torch.autocast(x.device.type, enabled=False):  # variances of MS-SSIM vanish in bfloat16
+                with torch.autocast(x.device.type, enabled=False):  # bfloat16 is too coarse for MS-SSIM's variances
                     values = DISTORTION_TERMS[name](x_hat.float(), target)
             losses.total = losses.total + ((weight * emphasis)[index].to(values) * values).sum()
             losses.add(name, values, groups[index])

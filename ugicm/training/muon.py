@@ -34,13 +34,14 @@ class MuonAdamW:
         if not hasattr(torch.optim, "Muon"):
             raise ConfigError(f"optim.name: muon needs PyTorch 2.9 or later, this is {torch.__version__}")
         self.param_groups = groups
-        self._convolutions = [[p for p in group["params"] if _is_matrix(p)] for group in groups]
-        # PyTorch's Muon takes matrices only: they are copied, as they may lie in memory as channels_last.
-        self._matrices = [[p.detach().flatten(1).clone() for p in params] for params in self._convolutions]
+        # PyTorch's Muon takes matrices only: copies, as convolutions may lie in memory as channels_last.
+        pairs = [[(p, p.detach().flatten(1).clone()) for p in group["params"] if _is_matrix(p)] for group in groups]
+        matrices = [[matrix for _, matrix in of_group] for of_group in pairs]
         others = [[p for p in group["params"] if not _is_matrix(p)] for group in groups]
-        if not any(self._matrices):
+        self._pairs = sum(pairs, [])  # convolutions and their matrices
+        if not self._pairs:
             raise ConfigError("optim.name: muon: no convolution is trained; use adamw")
-        self._muon = torch.optim.Muon(_with_params(groups, self._matrices), adjust_lr_fn="match_rms_adamw")
+        self._muon = torch.optim.Muon(_with_params(groups, matrices), adjust_lr_fn="match_rms_adamw")
         self._adamw = torch.optim.AdamW(_with_params(groups, others), betas=betas, fused=True)
 
     def zero_grad(self) -> None:
@@ -54,12 +55,11 @@ class MuonAdamW:
         for optimizer in (self._muon, self._adamw):
             for group, inner in zip(self.param_groups, optimizer.param_groups, strict=True):
                 inner["lr"] = group["lr"]
-        pairs = [pair for both in zip(self._convolutions, self._matrices) for pair in zip(*both)]
-        for parameter, matrix in pairs:
+        for parameter, matrix in self._pairs:
             matrix.copy_(parameter.flatten(1))
             matrix.grad = None if parameter.grad is None else parameter.grad.flatten(1)
         self._muon.step()
-        for parameter, matrix in pairs:
+        for parameter, matrix in self._pairs:
             parameter.copy_(matrix.view_as(parameter))
         self._adamw.step()
 
