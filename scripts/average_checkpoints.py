@@ -6,10 +6,10 @@ inference time", ICML 2022.
 
     python scripts/average_checkpoints.py a/model.safetensors b/model.safetensors -o mean.safetensors
     python scripts/average_checkpoints.py a.safetensors b.safetensors --weights 1 3 -o mean.safetensors
-    python scripts/average_checkpoints.py a.safetensors --multiply "g_s.branches*.widen.*=1.25" -o strong.safetensors
+    python scripts/average_checkpoints.py a.safetensors --multiply "g_s.machine.head.*=1.25" -o strong.safetensors
 
---multiply scales parameters. The machine branches, for example, are linear in their last layer, widen: a factor above 1
-strengthens their effect. The output can be converted with `scripts/convert_checkpoint.py` or trained with init_from.
+--multiply scales parameters. The machine tail, for example, is linear in its last layer, head: a factor above 1
+strengthens its effect. The output can be converted with `scripts/convert_checkpoint.py` or trained with init_from.
 
 Exit status: 0 written, 1 the output cannot be written, 2 invalid input or the output exists.
 """
@@ -59,7 +59,7 @@ def average(models: Sequence[UGICM], weights: Sequence[float]) -> UGICM:
 
 
 def multiply(model: UGICM, pattern: str, factor: float) -> int:
-    """Multiply the parameters whose names match the glob ``pattern``, such as ``g_s.branches*.widen.*``.
+    """Multiply the parameters whose names match the glob ``pattern``, such as ``g_s.machine.head.*``.
 
     Returns their number. Raises ConfigError if there are none.
     """

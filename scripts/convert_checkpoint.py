@@ -18,7 +18,6 @@ Exit status: 0 converted, 1 the output cannot be written, 2 invalid input, or th
 from __future__ import annotations
 
 import copy
-import dataclasses
 import sys
 import tempfile
 from pathlib import Path
@@ -34,20 +33,16 @@ def main() -> int:
     parser.add_argument("--half", action="store_true", help="store weights as float16: half the size")
     parser.add_argument("--calibrate", type=Path, nargs="+", metavar="DIR",
                         help="images to calibrate the tables with")  # fmt: skip
-    parser.add_argument("--sharpness", type=float, metavar="S", help="output sharpening for machine "
-                        "preference: S at quality 0, none at quality 1 (default: as in IN)")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     arguments = parser.parse_args()
     convert(
         arguments.source, arguments.target, half=arguments.half, images=arguments.calibrate,
-        sharpness=arguments.sharpness, overwrite=arguments.overwrite,
+        overwrite=arguments.overwrite,
     )  # fmt: skip
     return 0
 
 
-def convert(
-    source: Path, target: Path, *, half: bool, images: list[Path] | None, sharpness: float | None, overwrite: bool
-) -> None:
+def convert(source: Path, target: Path, *, half: bool, images: list[Path] | None, overwrite: bool) -> None:
     """Write ``source`` to ``target``, calibrated with ``images``. Raises UgicmError or OSError."""
     from ugicm.checkpoints.native import check_output, is_native, load_model, read_metadata, save_model
     from ugicm.checkpoints.released import load_any
@@ -57,8 +52,6 @@ def convert(
     check_output(target, overwrite)
     crops = center_crops([file for folder in images for file in find_images(folder)], 256) if images else None
     model = load_any(source)
-    if sharpness is not None:
-        model.config = dataclasses.replace(model.config, sharpness=sharpness)
     metadata = read_metadata(source) if is_native(source) else {}
     metadata |= {"source": source.name, "ugicm_version": ugicm.__version__}
     if crops is not None:

@@ -11,8 +11,8 @@ from ugicm.models.ugicm import UGICM
 CONFIGS = {
     "compact": CompactConfig(
         N=16, M=32, slice_widths=(8, 16, 8), detail_width=8, parameter_widths=(24,), index_widths=(24,),
-        context_width=12, hyper_width=20, width_8=24, depth_8=1, width_16=32, depth_16=1, branch_width=8,
-        beta_width=16, quality_points=3, sharpness=0.5,
+        context_width=12, hyper_width=20, width_8=24, depth_8=1, width_16=32, depth_16=1, quality_points=3,
+        quality_width=16, machine_depth=1,
     ),
     "mlicpp": MlicppConfig(
         N=16, M=64, slice_widths=(32, 32), parameter_widths=(24, 16), channel_widths=(24, 16), beta_frequencies=3,

@@ -161,17 +161,18 @@ def reach(forward, x, stride_in, stride_out):
 def test_halo_covers_the_receptive_field(form):
     if form == "shipped":  # with its depths
         deep = ugicm.load().config
-        config = replace(CONFIGS["compact"], depth_8=deep.depth_8, depth_16=deep.depth_16)
+        depths = {name: getattr(deep, name) for name in ("depth_8", "depth_16", "machine_depth")}
+        config = replace(CONFIGS["compact"], **depths)
     elif form in ("deep", "shallow"):
         depth = 7 if form == "deep" else 1
         config = replace(CONFIGS["compact"], depth_8=depth, depth_16=depth)
     elif form == "tail":
-        config = replace(CONFIGS["compact"], branch_width=0, machine_depth=3)
+        config = replace(CONFIGS["compact"], machine_depth=3)
     else:
         config = replace(CONFIGS[form], N=4, M=8, **({"slice_widths": (4, 4)} if form == "mlicpp" else {}))
     torch.manual_seed(0)
     model = UGICM(config).train()
-    if form == "tail":
+    if config.backbone == "compact":
         torch.nn.init.normal_(model.g_s.machine.head.weight)
     machine, quality = torch.ones(1), torch.tensor([0.5])
     analyzed = reach(model.g_a, torch.rand(1, 3, 512, 512), 1, 16)
@@ -538,21 +539,18 @@ def test_bfloat16_synthesis_changes_psnr_by_at_most_a_hundredth_of_a_decibel(qua
 def test_only_synthesis_blocks_run_in_bfloat16():
     codec, types = Codec(small_model()), {}
     g_s = codec.model.g_s
-    for name in ("stem", "up", "head", "detail", "blocks_8.0.expand", "blocks_16.0.expand"):
+    blocks = {"blocks_8.0.expand", "blocks_16.0.expand", "machine.blocks.0.expand"}
+    for name in ("stem", "up", "head", "detail", "machine.head", *blocks):
         g_s.get_submodule(name).register_forward_hook(lambda *a, name=name: types.update({name: a[-1].dtype}))
     codec.model.synthesis_dtype = torch.bfloat16
-    codec.decompress(codec.compress(make_image()))
-    assert {name for name, dtype in types.items() if dtype == torch.bfloat16} == {
-        "blocks_8.0.expand",
-        "blocks_16.0.expand",
-    }
-    assert len(types) == 6
+    codec.decompress(codec.compress(make_image()), "machine")
+    assert {name for name, dtype in types.items() if dtype == torch.bfloat16} == blocks
+    assert len(types) == 8
 
 
-def test_machine_branches_are_skipped_for_human_preference():
+def test_machine_tail_is_skipped_for_human_preference():
     codec, seen = Codec(small_model()), []
-    for branch in (*codec.model.g_s.branches_8, *codec.model.g_s.branches_16):
-        branch.register_forward_hook(lambda *_: seen.append(1))
+    codec.model.g_s.machine.register_forward_hook(lambda *_: seen.append(1))
     data, nobody = codec.compress(make_image()), np.zeros((make_image().height, make_image().width))
     codec.decompress(data, ["human", 0.0, nobody])
     assert not seen

@@ -1,4 +1,4 @@
-"""Compact model: machine branches, computation by bands, detail channels and their initialization."""
+"""Compact model: machine tail, computation by bands, detail channels and their initialization."""
 
 import dataclasses
 import math
@@ -13,13 +13,12 @@ from scripts.widen_checkpoint import optimal_step, reduced_rank, widen
 from ugicm.errors import ConfigError
 from ugicm.models import bands
 from ugicm.models.compact.analysis import fold
-from ugicm.models.compact.blocks import FOLD, CompactBlock, MachineBranch, dct_basis, dct_gain
-from ugicm.models.conditional_decoder import Condition
+from ugicm.models.compact.blocks import FOLD, CompactBlock, dct_basis, dct_gain
 from ugicm.models.ugicm import UGICM
 from ugicm.training import optim
 
-FROZEN = [  # all but the machine branches
-    "g_a", "h_a", "entropy_model", "gain", "preference", "g_s.stem", "g_s.blocks_16", "g_s.up", "g_s.blocks_8",
+FROZEN = [  # all but the machine tail
+    "g_a", "h_a", "entropy_model", "gain", "g_s.quality", "g_s.stem", "g_s.blocks_16", "g_s.up", "g_s.blocks_8",
     "g_s.head", "g_s.detail",
 ]  # fmt: skip
 
@@ -34,19 +33,55 @@ def quality() -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_branches_affect_machine_preference_only(quality):
+def test_tail_affects_machine_preference_only(quality):
     model = small_model()
     y_hat, human = latents(model), torch.zeros(2)
     before = model.synthesize(y_hat, human, quality), model.synthesize(y_hat, human + 1, quality)
-    for branch in (*model.g_s.branches_16, *model.g_s.branches_8):
-        for parameter in branch.parameters():
-            parameter.mul_(1.5)
+    for parameter in model.g_s.machine.parameters():
+        parameter.mul_(1.5)
     assert torch.equal(model.synthesize(y_hat, human, quality), before[0])
     assert not torch.allclose(model.synthesize(y_hat, human + 1, quality), before[1])
-    # In a mixed batch, the branches run for all images.
+    # In a mixed batch, the tail runs for all images.
     mixed = model.synthesize(y_hat, torch.tensor([0.0, 1.0]), quality)
-    assert torch.allclose(mixed[0], before[0][0], atol=1e-6)
+    assert torch.equal(mixed[0], before[0][0])
     assert not torch.allclose(mixed[1], before[0][1], atol=1e-3)
+
+
+@torch.no_grad()
+def test_images_for_all_preferences_share_the_trunk_and_the_tail(quality):
+    model, runs = small_model(), []
+    y_hat, preferences = latents(model), [torch.full((2,), value) for value in (0.0, 0.4, 1.0)]
+    apart = [model.synthesize(y_hat, beta, quality) for beta in preferences]
+    for name in ("stem", "blocks_16.0", "blocks_8.0", "head", "machine"):
+        model.g_s.get_submodule(name).register_forward_hook(lambda *_, name=name: runs.append(name))
+    together = model.synthesize_each(y_hat, preferences, quality)
+    assert runs == ["stem", "blocks_16.0", "blocks_8.0", "head", "machine"]
+    assert all(torch.equal(a, b) for a, b in zip(apart, together, strict=True))
+    torch.testing.assert_close(together[1], torch.lerp(together[0], together[2], 0.4), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_untrained_tail_and_no_tail_have_no_effect(quality):
+    for depth in (0, 2):
+        torch.manual_seed(0)
+        model = UGICM(dataclasses.replace(CONFIGS["compact"], machine_depth=depth)).eval()
+        human, machine = model.synthesize_each(latents(model), [torch.zeros(2), torch.ones(2)], quality)
+        assert torch.equal(human, machine)
+
+
+@torch.no_grad()
+def test_quality_conditions_multi_rate_models_only():
+    for points in (0, 3):
+        model = UGICM(dataclasses.replace(CONFIGS["compact"], quality_points=points)).eval()
+        for block in (model.g_s.blocks_8[0], model.g_s.machine.blocks[0]):
+            assert (block.modulation is not None) == bool(points)
+            if points:
+                torch.nn.init.normal_(block.modulation.weight)
+        torch.nn.init.normal_(model.g_s.machine.head.weight)
+        for beta in (torch.zeros(1), torch.ones(1)):
+            y_hat = latents(model)[:1]
+            low, high = (model.synthesize(y_hat * model.gain(q), beta, q) for q in torch.tensor([[0.1], [0.9]]))
+            assert torch.allclose(low, high, atol=1e-4) == (points == 0)
 
 
 @torch.no_grad()
@@ -59,12 +94,11 @@ def test_constant_map_equals_scalar_preference_per_image(quality):
 
 
 @torch.no_grad()
-def test_branch_is_proportional_to_preference():
-    torch.manual_seed(0)
-    branch, x, y = MachineBranch(8, 4), torch.rand(1, 8, 6, 6), torch.rand(1, 8, 6, 6)
-    torch.nn.init.normal_(branch.widen.weight)
-    half, full = (branch(x, y, Condition(torch.tensor([b]), torch.zeros(1, 1))) - y for b in (0.5, 1.0))
-    torch.testing.assert_close(half, full / 2)
+def test_map_is_applied_to_each_pixel(quality):
+    model = small_model()
+    y_hat, beta = latents(model), torch.rand(2, 1, 96, 64, generator=torch.Generator().manual_seed(3))
+    human, machine, mapped = model.synthesize_each(y_hat, [torch.zeros(2), torch.ones(2), beta], quality)
+    torch.testing.assert_close(mapped, torch.lerp(human, machine, beta), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("band, most", [(1, 3), (40, 6), (100, 12), (10**6, 24)])
@@ -89,12 +123,12 @@ def test_analysis_rejects_incomplete_blocks(quality, size):
         small_model().analyze(torch.rand(1, 3, *size), quality)
 
 
-def test_freezing_leaves_only_branches_trainable(quality):
+def test_freezing_leaves_only_the_tail_trainable(quality):
     model = small_model()
     frozen = optim.freeze(model, FROZEN)
     optim.train_mode(model, frozen)
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trainable and all(name.startswith(("g_s.branches_8.", "g_s.branches_16.")) for name in trainable)
+    assert trainable and all(name.startswith("g_s.machine.") for name in trainable)
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     model(x, torch.ones(2), quality)["x_hat"].square().mean().backward()
     assert all(p.grad.any() for p in model.parameters() if p.requires_grad)
@@ -145,9 +179,7 @@ def test_reduced_rank_regression_recovers_low_rank_map():
 @torch.no_grad()
 def test_widening_keeps_latents_and_lowers_error():
     config = CONFIGS["compact"]
-    narrow = dataclasses.replace(
-        config, M=24, slice_widths=(8, 16), detail_width=0, branch_width=0
-    )
+    narrow = dataclasses.replace(config, M=24, slice_widths=(8, 16), detail_width=0)
     torch.manual_seed(0)
     model = UGICM(narrow).eval()
     model.gain.log_gain.fill_(2.0)

@@ -273,7 +273,7 @@ def test_max_pixels_option_of_the_commands(codec, tmp_path, monkeypatch, capsys)
 
 
 @linux
-@pytest.mark.parametrize("field", ["N", "hyper_width", "beta_width", "width_8", "depth_8", "branch_width"])
+@pytest.mark.parametrize("field", ["N", "hyper_width", "quality_width", "width_8", "depth_8", "machine_depth"])
 @pytest.mark.parametrize("value", [128, 16384, 10**9])
 def test_huge_configuration_is_rejected_without_allocating(tmp_path, field, value):
     model = small_model()

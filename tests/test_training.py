@@ -430,26 +430,19 @@ def test_init_from_another_configuration(setup, start, capsys):
         train(setup(f"run.dir={start.parent / 'wider'}", model=wider, init_from=str(start)))
 
 
-def test_init_from_keeps_sharpness_and_calibrated_tables(setup, start, capsys):
+def test_init_from_keeps_calibrated_tables(setup, start, capsys):
     model = load_model(start)
-    model.config = dataclasses.replace(model.config, sharpness=0.75)
     rows, longest = model.entropy_model.gaussian.quantized_cdf.shape
     model.entropy_model.gaussian.calibrate(torch.ones(rows, longest - 1))
     save_model(start, model)
     before = load_model(start).prepare_for_coding()
-    form = to_dict(dataclasses.replace(CONFIGS["compact"], branch_width=11, sharpness=0.0))
+    form = to_dict(dataclasses.replace(CONFIGS["compact"], machine_depth=2))
     frozen = ["g_a", "h_a", "entropy_model", "gain"]
     config = setup("optim.steps=1", model=form, init_from=str(start), freeze=frozen)
     train(config)
-    assert "; with branch_width 11 (checkpoint: 8)" in capsys.readouterr().err
+    assert "; with machine_depth 2 (checkpoint: 1)" in capsys.readouterr().err
     after = load_model(Path(config.run.dir) / "model.safetensors").prepare_for_coding()
-    assert after.config.sharpness == 0.75 and after.fingerprint == before.fingerprint
-
-
-def test_init_from_prefers_the_configured_sharpness(setup, start):
-    form = to_dict(dataclasses.replace(CONFIGS["compact"], sharpness=0.25))
-    assert load_model(start).config.sharpness == 0.5
-    assert initial_model(setup(model=form, init_from=str(start)))[0].config.sharpness == 0.25
+    assert after.config.machine_depth == 2 and after.fingerprint == before.fingerprint
 
 
 def test_init_from_prefers_the_configured_scale_table(setup, start):

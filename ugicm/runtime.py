@@ -71,7 +71,7 @@ class Codec:
         self.fingerprint: str = model["fingerprint"]
         self._folder = folder
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
-        self._linear, self._halo, self._has_quality = model["linear_preference"], model["halo"], model["has_quality"]
+        self._halo, self._has_quality = model["halo"], model["has_quality"]
         config = model["config"]
         self._channels, self._z_channels, self._widths = config["M"], config["N"], config["slice_widths"]
         self._z_tables, self._y_tables = _tables(tables["z"]), _tables(tables["y"])
@@ -138,14 +138,11 @@ class Codec:
         for window in cut(Box(0, 0, parsed.width, parsed.height), WINDOW):
             around = window.grown(self._halo, parsed.padded).aligned(Y_STRIDE)
             latents = y_hat[..., *around.slices(Y_STRIDE)]
-            if self._linear:
-                human, difference = self._run("synthesis", latents, quality)
-                pieces = (human + np.float32(beta) * difference for beta in betas)
-            else:
-                pieces = (self._run("synthesis", latents, quality, np.float32([beta]))[0] for beta in betas)
-            for image, piece in zip(images, pieces):
-                inside = piece[0, :, *window.within(around).slices()].transpose(1, 2, 0)
-                image[window.slices()] = np.rint(inside.clip(0, 1) * np.float32(255))
+            human, difference = self._run("synthesis", latents, quality)
+            inside = (0, slice(None), *window.within(around).slices())
+            for image, beta in zip(images, betas):
+                pixels = human[inside] + np.float32(beta) * difference[inside]
+                image[window.slices()] = np.rint(pixels.transpose(1, 2, 0).clip(0, 1) * np.float32(255))
         return images
 
     def compress(self, image: np.ndarray, quality: float = 0.5) -> bytes:

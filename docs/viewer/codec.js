@@ -176,13 +176,9 @@ export class Codec {
     for (const window of windows) {
       const around = grown(window, this.model.halo, paddedBox(width, height), Y_STRIDE);
       const latents = yHat.crop(scaled(around, Y_STRIDE));
-      let [image, difference] = [];
-      if (this.model.linear_preference) {
-        const results = cache.results ?? (await this.#run("synthesis", latents, quality));
-        if (windows.length === 1) cache.results = results;
-        [image, difference] = results;
-      } else [image] = await this.#run("synthesis", latents, quality, beta);
-      copyPixels(image, difference, beta, around, window, pixels, width);
+      const results = cache.results ?? (await this.#run("synthesis", latents, quality));
+      if (windows.length === 1) cache.results = results;
+      copyPixels(...results, beta, around, window, pixels, width);
     }
     return pixels;
   }
@@ -261,14 +257,14 @@ function codedPositions(rows, coded) {
 }
 
 /** Write the part of an image in `window` into RGBA pixels: image + beta * difference. */
-function copyPixels(image, difference, beta, around, window, pixels, width) {
-  const area = image.height * image.width;
+function copyPixels(human, difference, beta, around, window, pixels, width) {
+  const area = human.height * human.width;
   for (let row = window.top; row < window.bottom; row++)
     for (let column = window.left; column < window.right; column++) {
-      const source = (row - around.top) * image.width + column - around.left, target = 4 * (row * width + column);
+      const source = (row - around.top) * human.width + column - around.left, target = 4 * (row * width + column);
       for (let c = 0; c < 3; c++) {
-        const change = difference ? beta * difference.data[source + c * area] : 0;
-        pixels[target + c] = 255 * (image.data[source + c * area] + change); // clamped, rounded half to even
+        const change = beta * difference.data[source + c * area];
+        pixels[target + c] = 255 * (human.data[source + c * area] + change); // clamped, rounded half to even
       }
     }
 }

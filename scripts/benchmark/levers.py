@@ -102,7 +102,7 @@ def levers(codec: Codec, width: int, height: int) -> list[Lever]:
         Lever("compiled synthesis", False, "compiling takes longer than it saves, once per image size",
               synthesize, synthesize_compiled, prepare=synthesize_compiled),
         Lever("both preferences in one batch", False,
-              "twice the memory, and the branches for machines run for the human image, too",
+              "twice the memory, and what both images share is computed twice",
               both_in_turn, both_in_one_batch),
         Lever("one entropy decoding for both preferences", True, "the latent does not depend on the preference",
               both_decoded_twice, both_decoded_once),

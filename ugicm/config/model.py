@@ -25,10 +25,7 @@ class ModelConfig(Section):
     backbone: Literal["compact", "mlicpp", "bmshj2018"]
     N: Width = 192  # channels of the hyper latent z; in mlicpp and bmshj2018 also of the transforms
     M: Width = 320  # channels of the latent y
-    beta_frequencies: Depth = 10  # sin/cos pairs in the preference embedding
-    beta_width: Width = 512  # width of the preference embedding
     quality_points: Depth = 0  # trained points of the quality gains; 0: a single-rate model
-    sharpness: Annotated[float, Range(0, 4)] = 0.0  # output sharpening for machine preference at quality 0
     scale_levels: Annotated[int, Range(1, 256)] = 64  # number of tabulated scales of the entropy coder ...
     scale_min: Scale = 0.11
     scale_max: Scale = 256.0  # ... log-spaced between these two
@@ -64,9 +61,8 @@ class CompactConfig(ModelConfig):
     backbone: Literal["compact"] = "compact"
     N: Width = 128
     M: Width = 192
-    beta_frequencies: Depth = 2
-    beta_width: Width = 64
     quality_points: Depth = 6
+    quality_width: Width = 64  # width of the quality embedding of the synthesis
     scale_max: Scale = 64.0
     slice_widths: Widths = (16, 32, 48, 96)  # channels of each slice of y, coded one after another
     parameter_widths: Widths = (128, 64)  # hidden widths of the networks that predict means
@@ -79,15 +75,13 @@ class CompactConfig(ModelConfig):
     depth_16: Depth = 3
     # Width of the last slice if it holds linear transforms of 16x16 pixels, which add detail at high rates; else 0.
     detail_width: OptionalWidth = 0
-    branch_width: OptionalWidth = 0  # inner width of the synthesis branches for machine preference
-    machine_depth: Depth = 0  # blocks of the machine tail, which is an alternative to the branches
+    machine_depth: Depth = 4  # blocks of the machine tail; 0: every preference gives the image for human preference
 
     def validate(self) -> None:
         super().validate()
         last = self.slice_widths[-1]
         require(self.detail_width in (0, last) and self.detail_width < self.M,
                 f"detail_width = {self.detail_width} must be 0 or the width of the last slice, {last}")  # fmt: skip
-        require(not (self.branch_width and self.machine_depth), "branch_width or machine_depth must be 0")
 
     @property
     def halo(self) -> int:
@@ -97,7 +91,15 @@ class CompactConfig(ModelConfig):
 
 
 @dataclass(frozen=True)
-class MlicppConfig(ModelConfig):
+class EmbeddingConfig(ModelConfig):
+    """Fields of the backbones whose synthesis is conditioned on an embedding of the preference."""
+
+    beta_frequencies: Depth = 10  # sin/cos pairs in the preference embedding
+    beta_width: Width = 512  # width of the preference embedding
+
+
+@dataclass(frozen=True)
+class MlicppConfig(EmbeddingConfig):
     """MLIC++. The defaults are the released UG-ICM network (117.78 M parameters)."""
 
     backbone: Literal["mlicpp"] = "mlicpp"
@@ -109,7 +111,7 @@ class MlicppConfig(ModelConfig):
 
 
 @dataclass(frozen=True)
-class HyperpriorConfig(ModelConfig):
+class HyperpriorConfig(EmbeddingConfig):
     """Mean-scale hyperprior with the transforms of bmshj2018 (Ballé et al., 2018)."""
 
     backbone: Literal["bmshj2018"] = "bmshj2018"

@@ -64,10 +64,7 @@ def model_graphs(model: UGICM) -> Iterator[Graph]:
     coded = {"hyper": hyper, "y": y, "coded": torch.ones(rows, columns)}
     yield Graph("residuals", graphs.Residuals(model), coded, ["residuals", "rows"])
     latents = {"y_hat": y, "quality": one}
-    if config.machine_depth:
-        yield Graph("synthesis", graphs.LinearSynthesis(model), latents, ["human", "difference"])
-    else:
-        yield Graph("synthesis", graphs.Synthesis(model), {**latents, "beta": one / 2}, ["image"])
+    yield Graph("synthesis", graphs.Synthesis(model), latents, ["human", "difference"])
 
 
 def export(model: UGICM, folder: Path, half: bool = False) -> Iterator[Path]:
@@ -165,7 +162,6 @@ def _description(model: UGICM, half: bool) -> dict[str, Any]:
         "opset": OPSET,
         "weights": "float16" if half else "float32",
         "has_quality": model.has_quality,
-        "linear_preference": bool(model.config.machine_depth),
         "halo": model.config.halo,
         "config": to_dict(model.config),
     }

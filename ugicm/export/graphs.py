@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ugicm.models.compact.context import REACH, CompactSlices
-from ugicm.models.conditional_decoder import Condition
 from ugicm.models.ugicm import UGICM
 
 
@@ -130,33 +128,17 @@ class Residuals(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """y_hat [1, M, H/16, W/16], quality [1], beta [1] -> image [1, 3, H, W], not clamped."""
-
-    def __init__(self, model: UGICM):
-        super().__init__()
-        self.g_s, self.gain, self.preference = model.g_s, model.gain, model.preference
-        self.sharpness = model.config.sharpness
-
-    def forward(self, y_hat: Tensor, quality: Tensor, beta: Tensor) -> Tensor:
-        x = self.g_s(y_hat / self.gain(quality), Condition(beta, self.preference(beta, quality)))
-        if not self.sharpness:
-            return x
-        blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-        return x + self.sharpness * (1 - quality) * beta * (x - blurred)
-
-
-class LinearSynthesis(nn.Module):
-    """Synthesis of a model with a machine tail: y_hat [1, M, H/16, W/16], quality [1] -> human, difference.
+    """y_hat [1, M, H/16, W/16], quality [1] -> human, difference.
 
     The image for preference beta is ``human + beta * difference``, each [1, 3, H, W], not clamped.
     """
 
     def __init__(self, model: UGICM):
         super().__init__()
-        self.g_s, self.gain, self.preference = model.g_s, model.gain, model.preference
+        self.g_s, self.gain = model.g_s, model.gain
 
     def forward(self, y_hat: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
-        beta = torch.zeros_like(quality)
-        condition = Condition(beta, self.preference(beta, quality), human=True)
-        human, features = self.g_s.with_features(y_hat / self.gain(quality), condition)
+        human, features, condition = self.g_s.trunk(y_hat / self.gain(quality), quality)
+        if self.g_s.machine is None:
+            return human, torch.zeros_like(human)
         return human, self.g_s.machine(features, condition)

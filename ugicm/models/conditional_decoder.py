@@ -23,28 +23,16 @@ class Condition:
     most 256 rows per image, followed by a gather.
 
     Args:
-        beta: preferences, [B]. For a map, those of its levels ``lowest``, ``lowest + 1``, ..., [L].
-        vectors: embeddings, [B, D]. For a map, [B, L, D].
+        vectors: embeddings, [B, D]. For a map, those of its levels ``lowest``, ``lowest + 1``, ..., [B, L, D].
         level_map: preference map [B, 1, H, W] in units of levels (0 to 255, not rounded), or None.
         lowest: the first tabulated level.
-        human: whether the preference is known to be 0 everywhere.
     """
 
-    def __init__(
-        self, beta: Tensor, vectors: Tensor, level_map: Tensor | None = None, lowest: int = 0, human: bool = False
-    ):
-        self.beta = beta
+    def __init__(self, vectors: Tensor, level_map: Tensor | None = None, lowest: int = 0):
         self.vectors = vectors
         self.level_map = level_map
         self.lowest = lowest
-        self.human = human
         self._index: dict[tuple[int, int], Tensor] = {}
-
-    def preference(self, size: tuple[int, int]) -> Tensor:
-        """Return the preference for features of ``size`` (h, w): [B, 1, 1, 1], or [B, 1, h, w] for a map."""
-        if self.level_map is None:
-            return self.beta[:, None, None, None]
-        return self.beta[self._indices(tuple(size))][:, None]
 
     def project(self, linear: nn.Linear, size: tuple[int, int]) -> Tensor:
         """Apply ``linear`` (D -> O) to the embedding, for features of ``size`` (h, w).
@@ -62,7 +50,7 @@ class Condition:
         """Return the row of the table for every position of a layer's features, [B, h, w]."""
         if size not in self._index:
             levels = torch.round(F.adaptive_avg_pool2d(self.level_map, size)).long() - self.lowest
-            self._index[size] = levels.clamp_(0, len(self.beta) - 1).squeeze(1)
+            self._index[size] = levels.clamp_(0, self.vectors.shape[1] - 1).squeeze(1)
         return self._index[size]
 
 
@@ -97,11 +85,8 @@ class PreferenceEmbedding(nn.Module):
         reading the values of a map on a GPU requires a synchronization. Raises ValueError for other shapes.
         """
         like = self.fc1.weight
-        # The values on a GPU are not read. The machine branches then run at preference 0, too, and add nothing.
-        human = beta.device.type == "cpu" and not bool(beta.any())
         if beta.dim() == 1:
-            beta = beta.to(like)
-            return Condition(beta, self(beta, quality), human=human)
+            return Condition(self(beta.to(like), quality))
         if beta.dim() != 4 or beta.shape[1] != 1:
             raise ValueError(f"preference of shape {list(beta.shape)}: must be [B], or [B, 1, H, W] for a map")
         level_map = beta.to(like.dtype) * MAP_STEPS
@@ -109,7 +94,7 @@ class PreferenceEmbedding(nn.Module):
         lowest, highest = (int(v) for v in torch.stack(level_map.aminmax()).round().tolist())
         levels = torch.arange(lowest, highest + 1, device=like.device, dtype=like.dtype) / MAP_STEPS
         vectors = self(levels.repeat(len(beta)), quality.repeat_interleave(len(levels)))
-        return Condition(levels, vectors.unflatten(0, (len(beta), -1)), level_map.to(like.device), lowest, human)
+        return Condition(vectors.unflatten(0, (len(beta), -1)), level_map.to(like.device), lowest)
 
 
 class PCDM(nn.Module):

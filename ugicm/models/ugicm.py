@@ -21,7 +21,6 @@ from ugicm.models import compact, hyperprior, transforms
 from ugicm.models.conditional_decoder import PreferenceEmbedding, ResidualSynthesis
 from ugicm.models.mlicpp import MlicppSlices
 from ugicm.models.quality import QualityGain, UnitGain
-from ugicm.models.sharpening import sharpen
 from ugicm.tiling import Z_STRIDE
 
 
@@ -32,8 +31,9 @@ class UGICM(nn.Module):
     [B, N, H/64, W/64]. The preference ``beta`` is [B] in [0, 1] (0 human, 1 machine) or a map [B, 1, H, W]. ``quality``
     is [B] in [0, 1]; a one-rate model (``has_quality`` is False) has a gain of one at every quality.
 
-    The transforms ``g_a`` and ``h_a`` are used in compression only, ``g_s`` and ``preference`` in synthesis only. A
-    bitstream depends on ``entropy_model`` and ``gain``, which must be the same where it is written and read.
+    The transforms ``g_a`` and ``h_a`` are used in compression only, ``g_s`` in synthesis only. So is ``preference``, an
+    embedding that the compact model does not have. A bitstream depends on ``entropy_model`` and ``gain``, which must be
+    the same where it is written and read.
     """
 
     def __init__(self, config: ModelConfig):
@@ -58,7 +58,8 @@ class UGICM(nn.Module):
         self.entropy_model = EntropyModel(FactorizedPrior(N), h_s, slices, TabulatedGaussian(scales), indexes)
         self.has_quality = config.quality_points > 0
         self.gain = QualityGain(M, config.quality_points) if self.has_quality else UnitGain()
-        self.preference = PreferenceEmbedding(config.beta_frequencies, config.beta_width, self.has_quality)
+        if config.backbone != "compact":
+            self.preference = PreferenceEmbedding(config.beta_frequencies, config.beta_width, self.has_quality)
         # The precision of most of g_s outside of training: None keeps float32.
         self.synthesis_dtype: torch.dtype | None = None
         self.fingerprint = b""  # set by prepare_for_coding
@@ -121,25 +122,9 @@ class UGICM(nn.Module):
         y_hat = y_hat.float() / self.gain(quality)
         reduced = None if self.training else self.synthesis_dtype
         with torch.autocast(y_hat.device.type, dtype=reduced) if reduced else contextlib.nullcontext():
-            if self.config.backbone == "compact" and self.config.machine_depth:
-                return self._add_machine_tail(y_hat, betas, quality)
-            return [self._synthesize_one(y_hat, beta, quality) for beta in betas]
-
-    def _synthesize_one(self, y_hat: Tensor, beta: Tensor, quality: Tensor) -> Tensor:
-        condition = self.preference.condition(beta, quality)
-        x_hat = self.g_s(y_hat, condition)
-        if not self.config.sharpness or condition.human:
-            return x_hat
-        amount = self.config.sharpness * (1 - quality)[:, None, None, None]
-        return sharpen(x_hat, amount * condition.preference(x_hat.shape[-2:]))
-
-    def _add_machine_tail(self, y_hat: Tensor, betas: Sequence[Tensor], quality: Tensor) -> list[Tensor]:
-        condition = self.preference.condition(torch.zeros_like(quality, device="cpu"), quality)
-        human, features = self.g_s.with_features(y_hat, condition)
-        if all(beta.device.type == "cpu" and not bool(beta.any()) for beta in betas):
-            return [human for _ in betas]
-        difference = self.g_s.machine(features, condition)
-        return [torch.addcmul(human, difference, _per_position(beta.to(human))) for beta in betas]
+            if self.config.backbone == "compact":
+                return self.g_s(y_hat, betas, quality)
+            return [self.g_s(y_hat, self.preference.condition(beta, quality)) for beta in betas]
 
     @contextlib.contextmanager
     def _full_precision(self, x: Tensor) -> Iterator[None]:
@@ -178,8 +163,3 @@ class UGICM(nn.Module):
             digest.update(name.encode() + struct.pack(f"<{tensor.dim()}q", *tensor.shape))
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.digest()[:3]
-
-
-def _per_position(beta: Tensor) -> Tensor:
-    """Return preferences [B] or [B, 1, H, W] in a shape that multiplies images."""
-    return beta[:, None, None, None] if beta.dim() == 1 else beta

@@ -97,8 +97,8 @@ def open_loader(run: Run) -> DataLoader:
 def initial_model(config: TrainConfig) -> tuple[UGICM, str]:
     """Return the model to train and a description of its weights' origin.
 
-    Weights come from ``init_from`` where names and shapes match. Its sharpness is kept unless the configuration sets
-    one. Its CDF tables, which may be calibrated, are kept if the whole entropy model matches.
+    Weights come from ``init_from`` where names and shapes match. Its CDF tables, which may be calibrated, are kept if
+    the whole entropy model matches.
 
     Raises ConfigError if the checkpoint lacks most of the configured model, CheckpointError if it cannot be loaded.
     """
@@ -106,7 +106,6 @@ def initial_model(config: TrainConfig) -> tuple[UGICM, str]:
         return UGICM(config.model), "weights: random"
     source = load_any(config.init_from)
     wanted = config.model or source.config
-    wanted = dataclasses.replace(wanted, sharpness=wanted.sharpness or source.config.sharpness)
     if wanted == source.config:
         return source, f"weights: {config.init_from}"
     model = UGICM(wanted)
@@ -122,9 +121,8 @@ def initial_model(config: TrainConfig) -> tuple[UGICM, str]:
             f"init_from: model mismatch: {config.init_from} lacks {len(missing)} tensors of the configured model "
             f"({first_of(missing)}); remove model from the configuration to use the checkpoint's"
         )
-    # Gains and machine branches start without effect; anything else would be destroyed by random values.
-    other_shape = [k for k in given if k in own and k in missing
-                   and not k.endswith("gain.log_gain") and "branches" not in k]  # fmt: skip
+    # Gains start without effect; anything else would be destroyed by random values.
+    other_shape = [k for k in given if k in own and k in missing and not k.endswith("gain.log_gain")]
     if other_shape:
         raise ConfigError(f"init_from: shapes of the model differ from {config.init_from}: {first_of(other_shape)}; "
                           "set the keys of model to the checkpoint's, or remove model")  # fmt: skip

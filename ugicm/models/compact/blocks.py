@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ugicm.models.bands import ALL_ROWS, by_bands, in_bands
-from ugicm.models.conditional_decoder import Condition
 from ugicm.models.layers import Pointwise
 
 FOLD = 8  # side of the blocks of pixels that are folded into channels
@@ -49,8 +47,8 @@ class CompactBlock(nn.Module):
     """Two residual steps: pointwise, depthwise, pointwise; then a pointwise feed-forward pair.
 
     x [B, C, H, W] -> [B, C, H, W], or only its ``rows``. With ``condition_width``, the features before the depthwise
-    convolution are scaled and shifted per channel by a projection of the condition. It starts at zero, so that an
-    untrained condition has no effect.
+    convolution are scaled and shifted per channel by a projection of the condition [B, D]. It starts at zero, so that
+    an untrained condition has no effect.
     """
 
     def __init__(self, width: int, condition_width: int = 0):
@@ -66,50 +64,24 @@ class CompactBlock(nn.Module):
             nn.init.zeros_(self.modulation.weight)
             nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, condition: Condition | None = None, rows: slice = ALL_ROWS) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None, rows: slice = ALL_ROWS) -> Tensor:
         h = _leaky_relu(self.expand(x))
-        if self.modulation is not None and condition is not None:
-            scale, shift = condition.project(self.modulation, h.shape[-2:]).to(h.dtype).chunk(2, dim=1)
+        if self.modulation is not None:
+            scale, shift = self.modulation(condition)[:, :, None, None].to(h.dtype).chunk(2, dim=1)
             h = torch.addcmul(shift, h, 1 + scale)
         x = _add(self.project(self.depthwise(h)[:, :, rows]), x[:, :, rows])
         return _add(self.narrow(_leaky_relu(self.widen(x))), x)
 
 
-class MachineBranch(nn.Module):
-    """Adapter parallel to a :class:`CompactBlock`, whose output is multiplied by the preference.
+def run_blocks(x: Tensor, blocks: nn.ModuleList, condition: Tensor | None = None) -> Tensor:
+    """Apply the blocks in order, [B, C, H, W] -> [B, C, H, W], by bands where :func:`by_bands` allows it.
 
-    x [B, C, H, W] and the block's result y (all rows, or ``rows`` only) -> y plus the branch. Pointwise to ``inner``
-    channels, depthwise, pointwise to C. At preference 0 it adds nothing, so it can be trained alone without changing
-    the image for human preference. An untrained branch adds nothing at any preference. (A parallel adapter: He et al.,
-    "Towards a Unified View of Parameter-Efficient Transfer Learning", ICLR 2022, with a depthwise convolution.)
+    x may be overwritten then.
     """
+    for block in blocks:
 
-    def __init__(self, width: int, inner: int):
-        super().__init__()
-        self.reduce = Pointwise(width, inner)
-        self.depthwise = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
-        self.widen = Pointwise(inner, width)
-        nn.init.zeros_(self.widen.weight)
-        nn.init.zeros_(self.widen.bias)
+        def step(x: Tensor, rows: slice, block: CompactBlock = block) -> Tensor:
+            return block(x, condition, rows)
 
-    def forward(self, x: Tensor, y: Tensor, condition: Condition, rows: slice = ALL_ROWS) -> Tensor:
-        h = _leaky_relu(self.depthwise(_leaky_relu(self.reduce(x)))[:, :, rows])
-        return torch.addcmul(y, self.widen(h).float(), condition.preference(h.shape[-2:]))
-
-
-def run_blocks(
-    x: Tensor, blocks: nn.ModuleList, condition: Condition | None = None, branches: nn.ModuleList | None = None
-) -> Tensor:
-    """Apply the blocks in order, each with its branch if there are any. [B, C, H, W] -> [B, C, H, W].
-
-    Works by bands where :func:`by_bands` allows it, unless the preference is a map. x may be overwritten then.
-    """
-    banded = by_bands(x) and (condition is None or condition.level_map is None)
-    for block, branch in zip_longest(blocks, branches or ()):
-
-        def step(x: Tensor, rows: slice, block: CompactBlock = block, branch: MachineBranch | None = branch) -> Tensor:
-            y = block(x, condition, rows)
-            return y if branch is None else branch(x, y, condition, rows)
-
-        x = in_bands(step, x) if banded else step(x, ALL_ROWS)
+        x = in_bands(step, x) if by_bands(x) else step(x, ALL_ROWS)
     return x

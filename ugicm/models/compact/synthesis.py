@@ -1,14 +1,16 @@
-"""Synthesis transform (g_s) of the compact model, conditioned on the preference.
+"""Synthesis transform (g_s) of the compact model.
 
 g_s mirrors :class:`ugicm.models.compact.analysis.CompactAnalysis`: residual blocks at 1/16 and 1/8 resolution, whose
-features are modulated by the preference, then 8x8 pixels per position. The linear branch, if there is one, adds the
-detail channels of y to the image.
+features are modulated by the quality, then 8x8 pixels per position. The linear branch, if there is one, adds the detail
+channels of y to the image.
 
-With a machine tail the blocks depend on the quality only. The image for preference beta is the human image plus beta
-times the output of the tail, so that images for any number of preferences cost little more than two.
+The image for preference beta is the image for human preference plus beta times the output of the machine tail, so that
+images for any number of preferences cost little more than two.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +18,7 @@ from torch import Tensor, nn
 
 from ugicm.config import CompactConfig
 from ugicm.models.bands import around, assemble
-from ugicm.models.compact.blocks import FOLD, CompactBlock, MachineBranch, dct_basis, dct_gain, run_blocks
-from ugicm.models.conditional_decoder import Condition
+from ugicm.models.compact.blocks import FOLD, CompactBlock, dct_basis, dct_gain, run_blocks
 from ugicm.models.layers import Pointwise, full_precision
 from ugicm.tiling import Y_STRIDE
 
@@ -25,19 +26,24 @@ from ugicm.tiling import Y_STRIDE
 class MachineTail(nn.Module):
     """Difference between the images for machine and for human preference.
 
-    Features of the last block [B, C, H/8, W/8] and a condition -> [B, 3, H, W]. It starts at zero.
+    Features of the last block [B, C, H/8, W/8] and the embedded quality [B, D] -> [B, 3, H, W]. It starts at zero, so
+    that an untrained tail has no effect.
     """
 
     def __init__(self, config: CompactConfig):
         super().__init__()
-        width = config.width_8
-        self.blocks = nn.ModuleList(CompactBlock(width, config.beta_width) for _ in range(config.machine_depth))
-        self.head = nn.Conv2d(width, 3 * FOLD**2, 3, padding=1)
+        self.blocks = _blocks(config, config.width_8, config.machine_depth)
+        self.head = nn.Conv2d(config.width_8, 3 * FOLD**2, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, features: Tensor, condition: Condition) -> Tensor:
+    def forward(self, features: Tensor, condition: Tensor | None) -> Tensor:
         return _unfold(self.head, run_blocks(features, self.blocks, condition))
+
+
+def _blocks(config: CompactConfig, width: int, depth: int) -> nn.ModuleList:
+    condition_width = config.quality_width if config.quality_points else 0
+    return nn.ModuleList(CompactBlock(width, condition_width) for _ in range(depth))
 
 
 def _unfold(head: nn.Conv2d, features: Tensor) -> Tensor:
@@ -52,21 +58,21 @@ def _unfold(head: nn.Conv2d, features: Tensor) -> Tensor:
 
 
 class CompactSynthesis(nn.Module):
-    """g_s: y_hat [B, M, H/16, W/16] and a condition -> image [B, 3, H, W], not clamped.
+    """g_s: y_hat [B, M, H/16, W/16], preferences and quality [B] -> an image [B, 3, H, W] per preference, not clamped.
 
-    If ``branch_width`` is not 0, a :class:`MachineBranch` runs in parallel to each block, except in inference where
-    the preference is 0 everywhere. Layers outside the blocks stay in float32 under autocast: in bfloat16 they would
-    cost 0.02 dB at the highest rates, whereas the blocks, which add to float32 sums, cost less than 0.01 dB.
+    The quality has no effect in a one-rate model. Layers outside the blocks stay in float32 under autocast: in bfloat16
+    they would cost 0.02 dB at the highest rates, whereas the blocks, which add to float32 sums, cost less than 0.01 dB.
     """
 
     def __init__(self, config: CompactConfig):
         super().__init__()
+        width = config.quality_width
+        layers = nn.Linear(1, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
+        self.quality = nn.Sequential(*layers) if config.quality_points else None
         self.stem = Pointwise(config.M, config.width_16)
-        self.blocks_16 = nn.ModuleList(
-            CompactBlock(config.width_16, config.beta_width) for _ in range(config.depth_16)
-        )
+        self.blocks_16 = _blocks(config, config.width_16, config.depth_16)
         self.up = Pointwise(config.width_16, 4 * config.width_8)
-        self.blocks_8 = nn.ModuleList(CompactBlock(config.width_8, config.beta_width) for _ in range(config.depth_8))
+        self.blocks_8 = _blocks(config, config.width_8, config.depth_8)
         self.head = nn.Conv2d(config.width_8, 3 * FOLD**2, 3, padding=1)
         self.detail = Pointwise(config.detail_width, 3 * Y_STRIDE**2, bias=False) if config.detail_width else None
         basis = dct_basis()[: config.width_8]
@@ -74,30 +80,34 @@ class CompactSynthesis(nn.Module):
             self.head.weight.mul_(0.1)
             self.head.weight[:, : len(basis), 1, 1] += (basis / dct_gain(len(basis))[:, None]).T
             self.head.bias.zero_()
-        inner = config.branch_width
-        self.branches_16 = nn.ModuleList(MachineBranch(config.width_16, inner) for _ in self.blocks_16 if inner)
-        self.branches_8 = nn.ModuleList(MachineBranch(config.width_8, inner) for _ in self.blocks_8 if inner)
         self.machine = MachineTail(config) if config.machine_depth else None
 
-    def forward(self, y_hat: Tensor, condition: Condition) -> Tensor:
-        return self.with_features(y_hat, condition)[0]
+    def forward(self, y_hat: Tensor, betas: Sequence[Tensor], quality: Tensor) -> list[Tensor]:
+        """Return one image for each preference, [B] or a map [B, 1, H, W].
 
-    def with_features(self, y_hat: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
-        """Return the image and the features that it is made of, [B, C, H/8, W/8], for the machine tail."""
-        branched = self.training or not condition.human
-        h = full_precision(self.stem, y_hat)
-        h_16 = run_blocks(h, self.blocks_16, condition, self.branches_16 if branched else None)
+        The machine tail is skipped if all preferences are known to be 0: values on a GPU are not read.
+        """
+        human, features, condition = self.trunk(y_hat, quality)
+        if self.machine is None or all(beta.device.type == "cpu" and not bool(beta.any()) for beta in betas):
+            return [human for _ in betas]
+        difference = self.machine(features, condition)
+        return [torch.addcmul(human, difference, _per_position(beta.to(human))) for beta in betas]
+
+    def trunk(self, y_hat: Tensor, quality: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the image for human preference, and what the machine tail takes: features and embedded quality."""
+        condition = None if self.quality is None else self.quality(quality[:, None].to(self.stem.weight.dtype))
+        h_16 = run_blocks(full_precision(self.stem, y_hat), self.blocks_16, condition)
         height, width = (2 * side for side in h_16.shape[-2:])
 
         def upsample(rows: slice) -> Tensor:
             return F.pixel_shuffle(full_precision(self.up, h_16[:, :, rows.start // 2 : rows.stop // 2]), 2)
 
         h = assemble(upsample, h_16, height, width, 2)
-        h_8 = run_blocks(h, self.blocks_8, condition, self.branches_8 if branched else None)
+        h_8 = run_blocks(h, self.blocks_8, condition)
         x = _unfold(self.head, h_8) + 0.5
         if self.detail is not None:
             x = x + self._details(y_hat)
-        return x, h_8
+        return x, h_8, condition
 
     def _details(self, y_hat: Tensor) -> Tensor:
         """Return what the detail channels of y_hat add to the image."""
@@ -107,3 +117,8 @@ class CompactSynthesis(nn.Module):
             return F.pixel_shuffle(full_precision(self.detail, coefficients[:, :, rows]), Y_STRIDE)
 
         return assemble(piece, y_hat, *y_hat.shape[-2:])
+
+
+def _per_position(beta: Tensor) -> Tensor:
+    """Return preferences [B] or [B, 1, H, W] in a shape that multiplies images."""
+    return beta[:, None, None, None] if beta.dim() == 1 else beta
