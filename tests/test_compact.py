@@ -1,15 +1,12 @@
-"""Compact model: machine tail, computation by bands, detail channels and their initialization."""
+"""Compact model: machine tail, computation by bands, detail channels."""
 
 import dataclasses
-import math
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from small_models import CONFIGS, small_model
 
-from scripts.widen_checkpoint import optimal_step, reduced_rank, widen
 from ugicm.errors import ConfigError
 from ugicm.models import bands
 from ugicm.models.compact.analysis import fold
@@ -154,58 +151,6 @@ def test_first_and_last_layer_start_as_inverse_transforms(width, error):
     center = model.g_s.head.weight[:, :, 1:2, 1:2]
     x_hat = F.pixel_shuffle(F.conv2d(fold(x, FOLD, model.g_a.stem), center), FOLD) + 0.5
     assert (x_hat - x).square().mean() < error * (x - 0.5).square().mean()
-
-
-def test_optimal_step_minimizes_rate_distortion_cost():
-    lambda_ = 0.01
-    # Per pixel: three coefficients, each of rate -log2(step) + constant; MSE is the mean over the three colors.
-    steps = np.geomspace(1, 300, 20001)
-    cost = -3 * np.log2(steps) + lambda_ * steps**2 / 12
-    assert optimal_step(torch.tensor(lambda_)).item() == pytest.approx(steps[cost.argmin()], rel=1e-3)
-
-
-def test_reduced_rank_regression_recovers_low_rank_map():
-    generator = torch.Generator().manual_seed(0)
-    blocks = torch.randn(4000, 12, generator=generator)
-    true = torch.randn(12, 3, generator=generator) @ torch.randn(3, 12, generator=generator)
-    errors = blocks @ true + 0.01 * torch.randn(4000, 12, generator=generator)
-    analysis, synthesis = reduced_rank(blocks, errors, 3)
-    assert torch.allclose(synthesis.T @ synthesis, torch.eye(3), atol=1e-5)
-    assert (blocks @ analysis.T @ synthesis.T - errors).square().mean() < 2e-4
-    analysis, synthesis = reduced_rank(blocks, errors, 2)
-    assert (blocks @ analysis.T @ synthesis.T - errors).square().mean() > 1e-2  # rank 2 is not enough
-
-
-@torch.no_grad()
-def test_widening_keeps_latents_and_lowers_error():
-    config = CONFIGS["compact"]
-    narrow = dataclasses.replace(config, M=24, slice_widths=(8, 16), detail_width=0)
-    torch.manual_seed(0)
-    model = UGICM(narrow).eval()
-    model.gain.log_gain.fill_(2.0)
-    crops = (255 * torch.rand(12, 3, 16, 16).repeat_interleave(8, 2).repeat_interleave(8, 3)).byte()
-    wider = widen(model, 8, crops, (0.001, 0.01)).eval()
-    assert wider.config.M == 32 and wider.config.slice_widths == (8, 16, 8) and wider.config.detail_width == 8
-    x, q, human = crops.float() / 255, torch.ones(12), torch.zeros(12)
-    y, old = wider.analyze(x, q), model.analyze(x, q)
-    assert torch.equal(y[:, :24], old)
-    error = [(m.synthesize(v, human, q) - x).square().mean() for m, v in ((model, old), (wider, y))]
-    assert error[1] < 0.8 * error[0]
-    expected = math.log(optimal_step(torch.tensor(math.sqrt(1e-5))) / optimal_step(torch.tensor(0.01)))
-    assert wider.gain.log_gain[-1, -1].item() == pytest.approx(expected, rel=1e-4)
-
-
-def test_widening_rejects_invalid_arguments():
-    crops = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
-    with pytest.raises(ConfigError, match="detail channels"):
-        widen(small_model(), 8, crops, (0.01,))
-    with pytest.raises(ConfigError, match="compact"):
-        widen(small_model("bmshj2018"), 8, crops, (0.01,))
-    narrow = UGICM(dataclasses.replace(CONFIGS["compact"], M=24, slice_widths=(8, 16), detail_width=0))
-    with pytest.raises(ConfigError, match="from 1 to 768"):
-        widen(narrow, 1000, crops, (0.01,))
-    with pytest.raises(ConfigError, match="lambdas must be positive"):
-        widen(narrow, 8, crops, (0.0, 0.01))
 
 
 @pytest.mark.parametrize("width", [4, -1, 32])

@@ -137,11 +137,11 @@ def test_names_of_weights_are_not_paths(write, tmp_path):
         ("init_from=3", "init_from: expected a path, got 3"),
         ("optim.lr", "--set optim.lr: expected KEY=VALUE"),
         ("optim.lr=[", "invalid YAML"),
-        ("model.M=193", "model: slice_widths [16, 32, 48, 96] must add up to M = 193"),
+        ("model.M=193", "model: slice_widths [16, 32, 48, 96, 64] must add up to M = 193"),
         ("model.N=100000", "model.N: must be at most 16384, got 100000"),
         ("model.scale_min=64", "model: scale_min = 64.0 must be below scale_max = 64.0"),
         ("model.quality_points=1", "model: quality_points must be 0 or at least 2, got 1"),
-        ("model.detail_width=16", "model: detail_width = 16 must be 0 or the width of the last slice, 96"),
+        ("model.detail_width=16", "model: detail_width = 16 must be 0 or the width of the last slice, 64"),
         ("quality={fixed: 2}", "quality.fixed: must be at most 1, got 2.0"),
         ("quality={fixed: 0.5, range: [0, 1]}", "quality: give exactly one of fixed, choices, range"),
         ("quality={range: [1, 0]}", "quality: range must be [low, high] with low <= high"),
@@ -181,7 +181,7 @@ def test_single_rate_model_needs_fixed_quality(write):
     [
         (lambda: CompactConfig(N=-1), "CompactConfig.N: must be at least 1, got -1"),
         (lambda: dataclasses.replace(MLICPP, lrp="none"), "MlicppConfig.lrp: 'none' not found; available: full, slim"),
-        (lambda: CompactConfig(slice_widths=(64, 64)), r"slice_widths \[64, 64\] must add up to M = 192"),
+        (lambda: CompactConfig(slice_widths=(64, 64)), r"slice_widths \[64, 64\] must add up to M = 256"),
         (lambda: OptimConfig(lr="fast"), "OptimConfig.lr: expected a number, got 'fast'"),
     ],
 )

@@ -56,15 +56,18 @@ class ModelConfig(Section):
 
 @dataclass(frozen=True)
 class CompactConfig(ModelConfig):
-    """Compact model of this project: probabilities from integer networks, transforms on blocks of pixels."""
+    """Compact model of this project: probabilities from integer networks, transforms on blocks of pixels.
+
+    The defaults are those of the shipped network.
+    """
 
     backbone: Literal["compact"] = "compact"
     N: Width = 128
-    M: Width = 192
+    M: Width = 256
     quality_points: Depth = 6
     quality_width: Width = 64  # width of the quality embedding of the synthesis
     scale_max: Scale = 64.0
-    slice_widths: Widths = (16, 32, 48, 96)  # channels of each slice of y, coded one after another
+    slice_widths: Widths = (16, 32, 48, 96, 64)  # channels of each slice of y, coded one after another
     parameter_widths: Widths = (128, 64)  # hidden widths of the networks that predict means
     index_widths: Widths = (128, 64)  # hidden widths of the integer networks that give table rows
     context_width: Width = 48  # output width of each context network
@@ -74,7 +77,7 @@ class CompactConfig(ModelConfig):
     width_16: Width = 256
     depth_16: Depth = 3
     # Width of the last slice if it holds linear transforms of 16x16 pixels, which add detail at high rates; else 0.
-    detail_width: OptionalWidth = 0
+    detail_width: OptionalWidth = 64
     machine_depth: Depth = 4  # blocks of the machine tail; 0: every preference gives the image for human preference
 
     def validate(self) -> None:

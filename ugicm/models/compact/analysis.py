@@ -3,7 +3,7 @@
 g_a has a deep branch and a linear one. The deep branch works on 8x8 pixels folded into channels: residual blocks at
 1/8 resolution, a strided convolution, residual blocks at 1/16. The linear branch, present if ``detail_width`` is not
 0, computes the last channels of y as linear coefficients of 16x16 pixels. They carry the detail that the deep branch
-loses at high rates. scripts/widen_checkpoint.py initializes them.
+loses at high rates.
 """
 
 from __future__ import annotations
