@@ -25,6 +25,7 @@ SAMPLE, CROP, QUALITY = "kodim15", (240, 60, 560, 380), 0.15
 PANELS = (
     ("kodak", "psnr-rgb", "Kodak, human preference", "PSNR (dB)", "ugicm human"),
     ("imagenet_eval", "top-1 (SqueezeNet, unseen)", "ImageNet photographs", "top-1 of SqueezeNet (%)", None),
+    ("coco_val", "mask AP (YOLOv5n-seg, unseen)", "COCO, 60 images", "mask AP of YOLOv5n-seg (%)", None),
 )
 COLORS = {"ugicm human": "C0", "ugicm machine": "C3", "AVIF": "C2", "WebP": "C1", "JPEG": "0.5"}
 
@@ -46,10 +47,10 @@ def example() -> Figure:
 
 
 def results() -> Figure:
-    """Return the rate-distortion and the rate-accuracy plot."""
+    """Return the rate-distortion and the rate-accuracy plots."""
     sections = {s["name"]: s for s in json.loads((ROOT / "docs" / "report" / "results.json").read_text())["sections"]}
-    figure = Figure(figsize=(9.6, 3.6), layout="constrained")
-    for axes, (section, metric, title, label, only) in zip(figure.subplots(1, 2), PANELS, strict=True):
+    figure = Figure(figsize=(13.2, 3.6), layout="constrained")
+    for axes, (section, metric, title, label, only) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
         for curve in sections[section]["curves"]:
             name, values = curve["name"], curve["results"]
             if name.startswith("ugicm") and only not in (None, name):

@@ -56,6 +56,9 @@ def bd(document: dict) -> list[list[str]]:
         ("kodak", "ms-ssim-rgb", "ugicm human", "Kodak, equal MS-SSIM, human preference"),
         ("imagenet_eval", "top-1 (SqueezeNet, unseen)", "ugicm machine",
          "ImageNet photographs, equal top-1 of an unseen classifier, machine preference"),
+        ("coco_val", "psnr-rgb", "ugicm human", "COCO, equal PSNR, human preference"),
+        ("coco_val", "mask AP (YOLOv5n-seg, unseen)", "ugicm machine",
+         "COCO, equal mask AP of an unseen detector, machine preference"),
     )  # fmt: skip
     sections = {section["name"]: section for section in document["sections"]}
     for section, metric, test, title in wanted:
@@ -63,7 +66,8 @@ def bd(document: dict) -> list[list[str]]:
             d["reference"]: d["rate"]["value"]
             for d in sections[section]["deltas"] if (d["metric"], d["test"]) == (metric, test)
         }  # fmt: skip
-        rows.append([title, *(f"{deltas[baseline]:+.0f} %" for baseline in BASELINES)])
+        values = (deltas.get(baseline) for baseline in BASELINES)
+        rows.append([title, *("–" if value is None else f"{value:+.0f} %" for value in values)])
     return rows
 
 
