@@ -402,7 +402,7 @@ def test_decoder_stage_does_not_change_bitstreams(setup, start):
     train(config)
     before, after = load_model(start), load_model(Path(config.run.dir) / "model.safetensors")
     changed = [name for name, p in after.named_parameters() if not torch.equal(p, before.get_parameter(name))]
-    assert {name.split(".")[0] for name in changed} == {"g_s", "preference"}
+    assert {name.split(".")[0] for name in changed} == {"g_s"}
     before.prepare_for_coding(), after.prepare_for_coding()
     assert before.fingerprint == after.fingerprint
     x, quality = torch.rand(2, 3, 128, 64), torch.tensor([0.2, 0.9])
@@ -567,7 +567,7 @@ def test_out_of_memory_error_names_settings(setup, monkeypatch):
         ("optim.lrr=1", "optim.lrr: unknown key"),
         ("data.train=[/absent]", "data.train: /absent: not found; put images there"),
         ("freeze=[g_x]", "freeze: the model has no submodule 'g_x'; available: g_a"),
-        ("freeze=[g_a, g_s, h_a, entropy_model, gain, preference]", "nothing is left to train"),
+        ("freeze=[g_a, g_s, h_a, entropy_model, gain]", "nothing is left to train"),
         ("init_from=/absent.safetensors", "/absent.safetensors"),
         ("optim.lr_scale.gian=2", "optim.lr_scale: the model has no submodule 'gian'"),
         ("run.dir=config.yaml", "config.yaml is not a folder; choose another run.dir"),
