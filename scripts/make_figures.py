@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Make the two figures of README.md.
+"""Make the figures of README.md and of the model card.
 
     python scripts/make_figures.py
 
 docs/images/example.png   crops of a sample image: original, human preference, machine preference, from one bitstream
 docs/images/results.png   rate-distortion and rate-accuracy curves, from docs/report/results.json
+docs/images/training.png  validation loss while the shipped model trained, from docs/results/training
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ PANELS = (
     ("imagenet_eval", "top-1 (SqueezeNet, unseen)", "ImageNet photographs", "top-1 of SqueezeNet (%)", None),
     ("coco_val", "mask AP (YOLOv5n-seg, unseen)", "COCO, 60 images", "mask AP of YOLOv5n-seg (%)", None),
 )
+TRAINING = {  # objective -> run, steps before it, label
+    "squared error": (("adamw", 0, "AdamW"), ("muon", 20244, "Muon")),
+    "squared error and MS-SSIM": (("final", 20244, "Muon"),),
+}
 COLORS = {"ugicm human": "C0", "ugicm machine": "C3", "AVIF": "C2", "WebP": "C1", "JPEG": "0.5"}
 
 
@@ -62,9 +67,24 @@ def results() -> Figure:
     return figure
 
 
+def training() -> Figure:
+    """Return the validation loss of the runs that trained the human side."""
+    figure = Figure(figsize=(9.6, 3.2), layout="constrained")
+    for axes, (objective, runs) in zip(figure.subplots(1, len(TRAINING)), TRAINING.items(), strict=True):
+        for run, before, label in runs:
+            path = ROOT / "docs" / "results" / "training" / f"{run}.json"
+            curve = json.loads(path.read_text())["runs"][0]["curve"]
+            steps, losses = zip(*curve, strict=True)
+            axes.plot([before + step for step in steps], losses, "o-", markersize=4, label=label)
+        axes.set(title=f"validation: rate and {objective}", xlabel="steps", ylabel="loss")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
 def main() -> int:
     ArgumentParser(description=__doc__).parse_args()
-    for name, figure in (("example", example()), ("results", results())):
+    for name, figure in (("example", example()), ("results", results()), ("training", training())):
         path = ROOT / "docs" / "images" / f"{name}.png"
         with replacing(path) as temporary:
             figure.savefig(temporary, format="png", dpi=110)

@@ -19,7 +19,8 @@ commands that write their files:
                         (results.json), the folder docs
   training_cost         python -m scripts.benchmark macs, and the steps in configs/paper
   training_memory       the same
-  scores                classification/test.py; the folder of its files
+  recipe                scripts/compare_runs.py
+  scores                task scripts; the folder of their files
   calibration           tests/test.py, with Gaussian tables (gaussian.json) and with calibrated ones (calibrated.json);
                         the folder of both
   effort                tests/test.py with --effort (results/effort.json) and without, by the same weights
@@ -360,6 +361,15 @@ def training_memory(document: dict) -> list[list[str]]:
     return rows
 
 
+def recipe(document: dict) -> list[list[str]]:
+    """Return the last validation of runs that were compared."""
+    rows = [["optimizer", "steps", "minutes", "validation loss", "bpp", "PSNR", "rate at equal distortion"]]
+    for run in document["runs"]:
+        shown = (f"{run['loss']:.3f}", f"{run['bpp']:.3f}", f"{run['psnr']:.2f}", f"{run['relative rate']:+.0f} %")
+        rows.append([run["run"], str(run["steps"]), f"{run['minutes']:.0f}", *shown])
+    return rows
+
+
 def scores(documents: dict[str, dict]) -> list[list[str]]:
     """Return the scores of each file, named as the file."""
     documents = dict(sorted(documents.items()))
@@ -451,7 +461,7 @@ TABLES = {
     table.__name__: table
     for table in (
         bd, training_cost, training_memory, rate, speed, sizes, levers, folder, batch, busy, quality_map, throughput,
-        shards, shard_speed, prices, projection, train, scores, calibration, effort, exported, viewer, fuzz, robustness,
+        shards, shard_speed, prices, projection, train, recipe, scores, calibration, effort, exported, viewer, fuzz, robustness,
     )
 }  # fmt: skip
 
