@@ -460,8 +460,9 @@ def fuzz(document: dict) -> list[list[str]]:
 TABLES = {
     table.__name__: table
     for table in (
-        bd, training_cost, training_memory, rate, speed, sizes, levers, folder, batch, busy, quality_map, throughput,
-        shards, shard_speed, prices, projection, train, recipe, scores, calibration, effort, exported, viewer, fuzz, robustness,
+        bd, training_cost, training_memory, rate, speed, sizes, levers, folder, batch, busy, quality_map,
+        throughput, shards, shard_speed, prices, projection, train, recipe, scores, calibration, effort,
+        exported, viewer, fuzz, robustness,
     )
 }  # fmt: skip
 

@@ -112,7 +112,7 @@ def test_refinement_needs_a_positive_slope(shipped, photo, monkeypatch, points):
 
 
 def test_refinement_for_the_machine_preference(shipped):
-    """It brings the machine image closer to that of unrounded latents, and differs from that for the human preference."""
+    """The machine image comes closer to that of unrounded latents; bits differ from those for the human preference."""
     codec = shipped
     with resources.as_file(resources.files("ugicm") / "samples" / "kodim19.png") as path:
         image = images.open_rgb(path).crop((100, 300, 228, 428))
