@@ -8,8 +8,8 @@ during the descent (after Yang, Bamler, Mandt, "Improving Inference for Neural I
 its noise).
 
 The distortion is the squared error of the image for human preference, or the change of the image for machine preference
-by quantization. The slope, how much of it a bit is worth, is measured on the model: both change if y is quantized a
-little finer or coarser.
+by quantization. The slope, the bits that a unit of distortion is worth, is measured on the model by quantizing y a
+little finer and a little coarser.
 """
 
 from __future__ import annotations
