@@ -212,7 +212,7 @@ def batch(document: dict) -> list[list[str]]:
 def busy(document: dict) -> list[list[str]]:
     """Return CPU time and time beside other programs."""
     keys = ("compress_cpu_s", "compress_s", "decompress_cpu_s", "decompress_s")
-    rows = [["`OMP_WAIT_POLICY`", "other programs", "compress, CPU time", "time", "decompress, CPU time", "time"]]
+    rows = [["waiting threads", "other programs", "compress, CPU time", "time", "decompress, CPU time", "time"]]
     return rows + [
         [r["policy"], str(r["busy"]), *(f"{r[key]:.2f} s" for key in keys)] for r in document["runs"]
     ]  # fmt: skip

@@ -396,12 +396,11 @@ def test_batch_speed_compares_with_single_calls(monkeypatch):
 
 def test_busy_speed_sets_the_wait_policy_of_each_run(monkeypatch):
     monkeypatch.setattr(os, "environ", os.environ.copy())
-    monkeypatch.setattr(sharing, "in_fresh_process", lambda *_: {"seen": os.environ["OMP_WAIT_POLICY"]})
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    monkeypatch.setattr(sharing, "in_fresh_process", lambda *_: {name: os.environ[name] for name in names})
     runs = sharing.busy_speed((64, 64), [0, 1], 1, 1)
-    assert [(run["busy"], run["seen"]) for run in runs] == [
-        (0, "passive"),
-        (0, "active"),
-        (1, "passive"),
-        (1, "active"),
+    assert [(run["busy"], run["OMP_WAIT_POLICY"], run["GOMP_SPINCOUNT"]) for run in runs] == [
+        (busy, *waiting)
+        for busy in (0, 1)
+        for waiting in (("passive", "2000"), ("passive", "0"), ("active", "infinite"))
     ]
-    assert all(run["policy"] == run["seen"] for run in runs)

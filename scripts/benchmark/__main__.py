@@ -55,8 +55,9 @@ Images per second from Pillow image to bytes, and back to one image and to the h
 read or written. Loading and warm-up do not count. On a GPU all processes share it.
 """
 _BUSY_HELP = """\
-Processor and wall-clock seconds of one image, while other processes compute. Columns: OMP_WAIT_POLICY (importing ugicm
-before PyTorch sets passive), the number of other processes, then medians of CPU time and of time.
+Processor and wall-clock seconds of one image, while other processes compute. Columns: OMP_WAIT_POLICY and
+GOMP_SPINCOUNT (importing ugicm before PyTorch sets passive and 2000), the number of other processes, then medians of
+CPU time and of time.
 """
 _TRAIN_HELP = """\
 example: python -m scripts.benchmark train -c configs/smoke.yaml --variants fp32 bf16 compile --threads 1 2

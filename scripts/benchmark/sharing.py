@@ -19,7 +19,12 @@ from scripts.benchmark.roofline import median_ratio, seconds_in_turns
 from scripts.benchmark.speed import QUALITY, build, sample
 from scripts.processes import in_fresh_process
 
-POLICIES = ("passive", "active")  # what threads of OpenMP do while they wait; active ones spin
+# What threads of OpenMP do while they wait: the variables that `import ugicm` sets, always sleep, always spin.
+POLICIES = {
+    "passive, 2000": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "2000"},
+    "passive": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"},
+    "active": {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "infinite"},
+}
 
 
 def batch_speed(size: tuple[int, int], count: int, threads: int, repeats: int) -> dict[str, Any]:
@@ -67,8 +72,8 @@ def busy_speed(size: tuple[int, int], busy: Sequence[int], threads: int, repeats
     runs = []
     for others in busy:
         with _busy_processes(others):
-            for policy in POLICIES:
-                os.environ["OMP_WAIT_POLICY"] = policy  # the new process reads it when it imports PyTorch
+            for policy, variables in POLICIES.items():
+                os.environ.update(variables)  # the new process reads them when it imports PyTorch
                 seconds = in_fresh_process(_coding_seconds, size, threads, repeats)
                 runs.append({"policy": policy, "busy": others, **seconds})
     return runs
