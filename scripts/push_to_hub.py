@@ -82,7 +82,7 @@ def write_files(checkpoint: Path, repository: str, license_name: str, folder: Pa
         shutil.copyfile(checkpoint, temporary)
     atomic.write(folder / "config.json", (json.dumps(to_dict(codec.config), indent=2) + "\n").encode())
     facts = {**codec.describe(), **{key: metadata[key] for key in ("step", "revision") if key in metadata}}
-    del facts["device"], facts["synthesis precision"]
+    del facts["device"], facts["transform precision"]
     card = CARD.format(
         license=license_name, name=repository.rpartition("/")[2], repository=repository, weights=WEIGHTS,
         rows="\n".join(f"| {key} | {value} |" for key, value in facts.items()), fingerprint=codec.fingerprint,

@@ -522,30 +522,33 @@ def test_paths_that_are_not_files_are_errors(read, tmp_path):
 
 
 @pytest.mark.parametrize("quality", [0.2, 1.0])
-def test_bfloat16_synthesis_changes_psnr_by_at_most_a_hundredth_of_a_decibel(quality):
-    """The arithmetic of fast synthesis; bitstreams do not depend on it."""
+def test_bfloat16_transforms_change_psnr_by_at_most_a_hundredth_of_a_decibel(quality):
+    """And sizes by at most a thousandth."""
     with resources.as_file(resources.files("ugicm") / "samples" / "kodim19.png") as path:
         photo = images.center_crop(images.open_rgb(path), 256)
     codec = ugicm.load(fast=False)
     data = codec.compress(photo, quality)
     exact = codec.decompress(data, ["human", "machine"])
-    codec.model.synthesis_dtype = torch.bfloat16
-    assert codec.compress(photo, quality) == data
-    for before, after in zip(exact, codec.decompress(data, ["human", "machine"]), strict=True):
+    codec.model.transform_dtype = torch.bfloat16
+    fast = codec.compress(photo, quality)
+    assert fast != data
+    assert len(fast) == pytest.approx(len(data), rel=1e-3, abs=4)
+    for before, after in zip(exact, codec.decompress(fast, ["human", "machine"]), strict=True):
         assert before != after
         assert abs(psnr(photo, before) - psnr(photo, after)) <= 0.01
 
 
-def test_only_synthesis_blocks_run_in_bfloat16():
+def test_only_blocks_and_the_machine_tail_run_in_bfloat16():
     codec, types = Codec(small_model()), {}
-    g_s = codec.model.g_s
-    blocks = {"blocks_8.0.expand", "blocks_16.0.expand", "machine.blocks.0.expand"}
-    for name in ("stem", "up", "head", "detail", "machine.head", *blocks):
-        g_s.get_submodule(name).register_forward_hook(lambda *a, name=name: types.update({name: a[-1].dtype}))
-    codec.model.synthesis_dtype = torch.bfloat16
+    exact = {f"g_a.{name}" for name in ("stem", "down", "head", "detail")}
+    exact |= {f"g_s.{name}" for name in ("stem", "up", "head", "detail")}
+    blocks = {f"{transform}.blocks_{stride}.0.expand" for transform in ("g_a", "g_s") for stride in (8, 16)}
+    reduced = blocks | {"g_s.machine.blocks.0.expand", "g_s.machine.head"}
+    for name in exact | reduced:
+        codec.model.get_submodule(name).register_forward_hook(lambda *a, name=name: types.update({name: a[-1].dtype}))
+    codec.model.transform_dtype = torch.bfloat16
     codec.decompress(codec.compress(make_image()), "machine")
-    assert {name for name, dtype in types.items() if dtype == torch.bfloat16} == blocks
-    assert len(types) == 8
+    assert types == dict.fromkeys(exact, torch.float32) | dict.fromkeys(reduced, torch.bfloat16)
 
 
 def test_machine_tail_is_skipped_for_human_preference():
@@ -558,10 +561,19 @@ def test_machine_tail_is_skipped_for_human_preference():
     assert seen
 
 
+@pytest.mark.parametrize(("given", "expected"), [({}, "passive 2000"), ({"OMP_WAIT_POLICY": "active"}, "active None")])
+def test_import_sets_how_threads_wait_unless_it_is_given(given, expected, run_python, monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    done = run_python("-c", "import os, ugicm; print(*map(os.environ.get, ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')))")
+    assert (done.returncode, done.stdout) == (0, f"{expected}\n"), done.stderr
+
+
 FORKING = """
-import multiprocessing, os, torch, ugicm
+import multiprocessing, torch, ugicm
 from PIL import Image
-assert os.environ["OMP_WAIT_POLICY"] == "passive"
 torch.set_num_threads(2)
 codec = ugicm.load()
 data = codec.compress(Image.effect_noise((64, 64), 50), 0.1)

@@ -41,7 +41,7 @@ class Known(Coder):
 
 @pytest.fixture(scope="module")
 def model(checkpoint):
-    return ugicm.load(checkpoint).model
+    return ugicm.load(checkpoint, fast=False).model
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -24,7 +24,7 @@ pytest.importorskip("onnxruntime", reason="needs the extra runtime")
 
 @pytest.fixture(scope="module")
 def reference(checkpoint):
-    return ugicm.load(checkpoint)
+    return ugicm.load(checkpoint, fast=False)
 
 
 @pytest.fixture(scope="module")

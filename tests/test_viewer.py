@@ -117,7 +117,7 @@ def page(browser, serve, exported):
 
 @pytest.fixture(scope="module")
 def reference(checkpoint):
-    return ugicm.load(checkpoint)
+    return ugicm.load(checkpoint, fast=False)
 
 
 def decode(page, data: bytes, betas=()) -> dict:

@@ -42,9 +42,9 @@ def load(checkpoint: str | os.PathLike | None = None, device: str | torch.device
         checkpoint: path of a native ``.safetensors`` checkpoint, or of a released UG-ICM or MLIC++ ``.pth.tar``; an
             address hf://user/repository[@revision]/file of the Hugging Face Hub; None for the model shipped with the
             package.
-        device: device to run on, for example "cpu" or "cuda:0". Bitstreams do not depend on it.
-        fast: run most of the compact model's synthesis in bfloat16 on devices that are fast at it. Bitstreams do not
-            depend on it.
+        device: device to run on, for example "cpu" or "cuda:0". Every device reads the bitstreams of the others.
+        fast: run most of the compact model's transforms in bfloat16 on devices that are fast at it. Bitstreams may then
+            differ in a few symbols. Every device reads them, and decodes the same latents.
 
     Raises:
         CheckpointError: the file is missing, corrupt, of another kind, or would have to execute code to load.
@@ -101,7 +101,7 @@ class Codec:
         # The compact model keeps sums and colors in float32. The released networks do not, and bfloat16 would change
         # their images by up to 7e-3 of the range.
         reduced = self._fast and self.config.backbone == "compact"
-        self.model.synthesis_dtype = fast_dtype(self.device) if reduced else None
+        self.model.transform_dtype = fast_dtype(self.device) if reduced else None
         return self
 
     def __repr__(self) -> str:
@@ -328,7 +328,7 @@ class Codec:
             "fingerprint": self.fingerprint,
             "variable quality": self.has_quality,
             "table rows from": "float32 scales" if self.model.entropy_model.indexes is None else "integer networks",
-            "synthesis precision": str(self.model.synthesis_dtype or torch.float32).removeprefix("torch."),
+            "transform precision": str(self.model.transform_dtype or torch.float32).removeprefix("torch."),
             "device": str(self.device),
         }
 

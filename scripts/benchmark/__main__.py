@@ -91,7 +91,7 @@ def _parser() -> ArgumentParser:
                      help="image sizes, height x width (default: 512x768)")  # fmt: skip
     sub.add_argument("--threads", nargs="+", type=positive, help="threads of PyTorch (default: its own choice)")
     sub.add_argument("--dtype", nargs="+", choices=["fast", "float32"], default=["fast"],
-                     help="fast (default): bfloat16 for the compact model's synthesis if that is faster")  # fmt: skip
+                     help="fast (default): bfloat16 for the compact model's transforms if that is faster")  # fmt: skip
     sub.add_argument("--baselines", nargs="*", metavar="NAME", help="CompressAI models to compare with "
                      "(Elic2022Official mbt2018_mean cheng2020_anchor; default: all)")  # fmt: skip
     sub.add_argument("--no-released", dest="released", action="store_false", help="leave out the released UG-ICM form")

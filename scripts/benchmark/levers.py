@@ -62,6 +62,9 @@ def levers(codec: Codec, width: int, height: int) -> list[Lever]:
     def synthesize(beta: Tensor = machine) -> Tensor:
         return model.synthesize(y_hat, beta, quality)
 
+    def both_transforms() -> Tensor:
+        return model.synthesize(model.analyze(x, quality), machine, quality)
+
     plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     x_plain = x.contiguous(memory_format=torch.contiguous_format)
 
@@ -92,11 +95,11 @@ def levers(codec: Codec, width: int, height: int) -> list[Lever]:
 
     synthesize_compiled = _with_attribute(model, "g_s", compiled, synthesize)
     return [
-        Lever("synthesis blocks in bfloat16", model.synthesis_dtype == torch.bfloat16,
-              "costs less than 0.01 dB; used by the compact model if the device has fast bfloat16 products "
-              "(matrix units, GPUs); other models lose more",
-              _with_attribute(model, "synthesis_dtype", None, synthesize),
-              _with_attribute(model, "synthesis_dtype", torch.bfloat16, synthesize)),
+        Lever("blocks of the transforms in bfloat16", model.transform_dtype == torch.bfloat16,
+              "costs less than 0.01 dB; used by the compact model if the device has bfloat16 products (AVX-512 BF16, "
+              "matrix units, GPUs); other models lose more",
+              _with_attribute(model, "transform_dtype", None, both_transforms),
+              _with_attribute(model, "transform_dtype", torch.bfloat16, both_transforms)),
         Lever("channels last", True, "1x1 convolutions are plain matrix products in it",
               channels_first, analyze_and_synthesize),
         Lever("compiled synthesis", False, "compiling takes longer than it saves, once per image size",

@@ -45,7 +45,7 @@ class BenchmarkCase:
     Attributes:
         name: of the codec, one of :data:`BASELINES` or any other name for a UG-ICM model.
         checkpoint: of a UG-ICM model, None for the shipped one, or :data:`RELEASED`.
-        fast: run the synthesis in reduced precision where the device is faster with it.
+        fast: run the transforms in reduced precision where the device is faster with it.
     """
 
     name: str
@@ -93,7 +93,7 @@ class UgicmSubject:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.codec.model.synthesis_dtype or torch.float32
+        return self.codec.model.transform_dtype or torch.float32
 
     def compress(self) -> None:
         self.data = self.codec.compress(self.image, QUALITY)

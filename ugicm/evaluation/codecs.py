@@ -220,7 +220,7 @@ def load_codec(text: str, device: str = "cpu", preferences: Sequence[float] = (H
 def ugicm_identity(codec) -> str:
     """Return everything that bitstreams and images of a :class:`ugicm.Codec` depend on."""
     # The fingerprint covers the weights that decide the bitstream; images depend on all weights.
-    arithmetic = "{synthesis precision} on {device}".format_map(codec.describe())
+    arithmetic = "{transform precision} on {device}".format_map(codec.describe())
     return f"ugicm {ugicm.__version__} format {bitstream.VERSION} weights {model_digest(codec)} {arithmetic}"
 
 

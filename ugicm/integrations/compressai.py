@@ -114,7 +114,7 @@ class UgicmModel(CompressionModel):
         """
         if self._codec and not force:
             return False
-        self._codec = Codec(copy.deepcopy(self.model))
+        self._codec = Codec(copy.deepcopy(self.model), fast=False)
         return True
 
     def get_extra_state(self) -> dict[str, Any]:

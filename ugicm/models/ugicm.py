@@ -60,8 +60,8 @@ class UGICM(nn.Module):
         self.gain = QualityGain(M, config.quality_points) if self.has_quality else UnitGain()
         if config.backbone != "compact":
             self.preference = PreferenceEmbedding(config.beta_frequencies, config.beta_width, self.has_quality)
-        # The precision of most of g_s outside of training: None keeps float32.
-        self.synthesis_dtype: torch.dtype | None = None
+        # The precision of most of g_a and g_s outside of training: None keeps float32.
+        self.transform_dtype: torch.dtype | None = None
         self.fingerprint = b""  # set by prepare_for_coding
 
     def forward(self, x: Tensor, beta: Tensor, quality: Tensor) -> dict:
@@ -79,7 +79,7 @@ class UGICM(nn.Module):
 
     def analyze(self, x: Tensor, quality: Tensor) -> Tensor:
         """Return y of images, float32, multiplied by the gain of the quality and not rounded."""
-        with self._full_precision(x):
+        with self._reduced_precision(x) or self._full_precision(x):
             y = self.g_a(x)
         return y.float() * self.gain(quality)
 
@@ -120,11 +120,16 @@ class UGICM(nn.Module):
     def synthesize_each(self, y_hat: Tensor, betas: Sequence[Tensor], quality: Tensor) -> list[Tensor]:
         """Return one image [B, 3, H, W] for each preference, not clamped. What images share is computed once."""
         y_hat = y_hat.float() / self.gain(quality)
-        reduced = None if self.training else self.synthesis_dtype
-        with torch.autocast(y_hat.device.type, dtype=reduced) if reduced else contextlib.nullcontext():
+        with self._reduced_precision(y_hat) or contextlib.nullcontext():
             if self.config.backbone == "compact":
                 return self.g_s(y_hat, betas, quality)
             return [self.g_s(y_hat, self.preference.condition(beta, quality)) for beta in betas]
+
+    def _reduced_precision(self, x: Tensor) -> torch.autocast | None:
+        """Return the context of transforms in :attr:`transform_dtype`, or None if they run in float32."""
+        if self.training or self.transform_dtype is None:
+            return None
+        return torch.autocast(x.device.type, dtype=self.transform_dtype)
 
     @contextlib.contextmanager
     def _full_precision(self, x: Tensor) -> Iterator[None]:

@@ -40,7 +40,7 @@ def fold(x: Tensor, size: int, layer: Callable[[Tensor], Tensor]) -> Tensor:
 class CompactAnalysis(nn.Module):
     """g_a: image [B, 3, H, W] in [0, 1] -> y [B, M, H/16, W/16].
 
-    Features between blocks and the last layer stay in float32 under autocast, because they hold the residual sums.
+    Layers outside the blocks stay in float32 under autocast, as in the synthesis.
     """
 
     def __init__(self, config: CompactConfig):
@@ -57,8 +57,8 @@ class CompactAnalysis(nn.Module):
             self.stem.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = run_blocks(fold(x, FOLD, self.stem), self.blocks_8)
-        h = run_blocks(self.down(h).float(), self.blocks_16)
+        h = run_blocks(fold(x, FOLD, lambda pixels: full_precision(self.stem, pixels)), self.blocks_8)
+        h = run_blocks(full_precision(self.down, h), self.blocks_16)
         y = full_precision(self.head, h)
         if self.detail is None:
             return y

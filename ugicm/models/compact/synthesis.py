@@ -10,7 +10,7 @@ images for any number of preferences cost little more than two.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -46,13 +46,13 @@ def _blocks(config: CompactConfig, width: int, depth: int) -> nn.ModuleList:
     return nn.ModuleList(CompactBlock(width, condition_width) for _ in range(depth))
 
 
-def _unfold(head: nn.Conv2d, features: Tensor) -> Tensor:
-    """Apply a layer from features [B, C, H/8, W/8] to blocks of 8x8 pixels -> [B, 3, H, W], by bands."""
+def _unfold(head: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+    """Apply a 3x3 layer from features [B, C, H/8, W/8] to blocks of 8x8 pixels -> [B, 3, H, W], by bands."""
     height, width = features.shape[-2:]
 
     def piece(rows: slice) -> Tensor:
         wider, own = around(rows, height)
-        return F.pixel_shuffle(full_precision(head, features[:, :, wider])[:, :, own], FOLD)
+        return F.pixel_shuffle(head(features[:, :, wider])[:, :, own], FOLD)
 
     return assemble(piece, features, height, width, 2)
 
@@ -62,6 +62,7 @@ class CompactSynthesis(nn.Module):
 
     The quality has no effect in a one-rate model. Layers outside the blocks stay in float32 under autocast: in bfloat16
     they would cost 0.02 dB at the highest rates, whereas the blocks, which add to float32 sums, cost less than 0.01 dB.
+    The machine tail, whose output is small, has no such layer.
     """
 
     def __init__(self, config: CompactConfig):
@@ -104,7 +105,7 @@ class CompactSynthesis(nn.Module):
 
         h = assemble(upsample, h_16, height, width, 2)
         h_8 = run_blocks(h, self.blocks_8, condition)
-        x = _unfold(self.head, h_8) + 0.5
+        x = _unfold(lambda features: full_precision(self.head, features), h_8) + 0.5
         if self.detail is not None:
             x = x + self._details(y_hat)
         return x, h_8, condition
