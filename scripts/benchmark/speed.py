@@ -20,7 +20,6 @@ from scripts.processes import in_fresh_process, memory, reset_peak
 from ugicm import bitstream, images
 from ugicm.codec import Codec, load
 from ugicm.config import MLICPP
-from ugicm.entropy.full_float32 import full_float32
 from ugicm.entropy.likelihood import LikelihoodCoder
 from ugicm.losses.rate import bits_per_pixel
 from ugicm.models.ugicm import UGICM
@@ -66,7 +65,7 @@ class Timing:
     height: int
     threads: int
     device: str
-    dtype: str  # of most of the synthesis
+    dtype: str  # of most of the transforms
     compress: float
     decompress: float  # to one image
     decompress_both: float | None  # to the human and the machine image; None for baseline codecs
@@ -256,13 +255,11 @@ def time_case(
 def _detail(measured: UgicmSubject, case: BenchmarkCase, repeats: int) -> dict[str, Any]:
     """Return times by stage, and those of the transforms over the floor of the roofline model."""
     stages = stage_seconds(measured.codec, measured.image, measured.data, repeats)
-    with full_float32():
-        rates = {"g_a": measured_rates(torch.float32, case.device)}
-    rates["g_s"] = measured_rates(measured.dtype, case.device)
+    rates = measured_rates(measured.dtype, case.device)
     kmac = count_macs(measured.codec.model)
     padded = bitstream.padded_box(case.width, case.height)
     area = padded.width * padded.height
-    floors = {part: 1e3 * kmac[part] * area / (1e9 * max(rate.values())) for part, rate in rates.items()}
+    floors = {part: 1e3 * kmac[part] * area / (1e9 * max(rates.values())) for part in ("g_a", "g_s")}
     over = {part: round(stages[part] / floor, 2) for part, floor in floors.items()}
     over["both"] = round(sum(stages[part] for part in floors) / sum(floors.values()), 2)
     return {"seconds": stages, "kmac_per_pixel": kmac, "gmac_per_second": rates, "floor_seconds": floors,
