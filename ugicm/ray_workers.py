@@ -1,12 +1,15 @@
-"""Run a task on a Ray cluster: a pool of actors, each of which holds the networks of the task.
+"""Run a task on a Ray cluster, as a Ray Data pipeline: a pool of actors, each of which holds the networks of the task.
 
-An actor that dies, with its node or alone, is replaced, and its job is given to another. Ray's own restarts are not
-used: they bind a job to an actor, which may wait for resources of a lost node.
+Ray Data gives the job of an actor that dies, with its node or alone, to the actor that replaces it, without end. Hence
+attempts are counted.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+import logging
+import os
+import pickle
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -29,41 +32,49 @@ class RayTask(Protocol):
         """Load the networks."""
 
     def attempt(self, job: Any) -> Any:
-        """Return the result of one job, not None. An exception ends the run."""
+        """Return the result of one job. An exception ends the run."""
+
+
+class Attempts:
+    """An actor that counts the attempts of each job."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[int] = Counter()
+
+    def add(self, number: int) -> int:
+        """Count one more. Returns how many there were before."""
+        self.counts[number] += 1
+        return self.counts[number] - 1
 
 
 class Worker:
-    """An actor with a task."""
+    """An actor with a task, which starts with the first job."""
 
-    def __init__(self, task: RayTask):
-        self.task = task
+    def __init__(self, task: RayTask, attempts: Any):
+        self.task, self.attempts, self.started = task, attempts, False
 
-    def start(self) -> None:
-        """Start the task."""
-        self.task.start()
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Run the job of a row. Returns its number, and (result, error, exception that ends the run), pickled."""
+        import ray
 
-    def run(self, job: Any) -> Any:
-        """Run one job."""
-        return self.task.attempt(job)
+        outcome: tuple[Any, str, Exception | None]
+        if ray.get(self.attempts.add.remote(row["number"])) == MAX_ATTEMPTS:
+            outcome = None, f"its worker died {MAX_ATTEMPTS} times", None
+        else:
+            try:
+                if not self.started:
+                    self.task.start()
+                    self.started = True
+                outcome = self.task.attempt(pickle.loads(row["job"])), "", None
+            except Exception as error:
+                outcome = None, "", error
+        return {"number": row["number"], "outcome": _dump(outcome)}
 
 
-class _Pool:
-    """The actors of a run, and what each is doing."""
+def _dump(value: Any) -> bytes:
+    import ray.cloudpickle
 
-    def __init__(self, task: RayTask, actor_class: Any):
-        self.task, self.actor_class = task, actor_class
-        self.pending: dict[Any, tuple[Any, Any]] = {}  # reference -> actor, its job or None while it starts
-
-    def add(self) -> None:
-        actor = self.actor_class.remote(self.task)
-        self.pending[actor.start.remote()] = (actor, None)
-
-    def give(self, actor: Any, job: Any) -> None:
-        self.pending[actor.run.remote(job)] = (actor, job)
-
-    @property
-    def working(self) -> bool:
-        return any(job is not None for _, job in self.pending.values())
+    return ray.cloudpickle.dumps(value)
 
 
 def run_on_ray(task: RayTask, jobs: Sequence[Any], address: str, workers: int | None) -> Iterator[tuple[Any, Any, str]]:
@@ -71,14 +82,15 @@ def run_on_ray(task: RayTask, jobs: Sequence[Any], address: str, workers: int | 
 
     Args:
         task: what to do. It may use GPUs of the cluster unless its device is "cpu".
-        jobs: what to do it with, hashable.
+        jobs: what to do it with.
         address: of the cluster, as ``ray.init`` takes it; "" for RAY_ADDRESS or else a cluster on this machine.
         workers: number of actors, which share the GPUs (default: one per GPU, or per CPU without).
 
-    Raises UgicmError if the cluster cannot be reached or the task cannot start.
+    Raises UgicmError if the cluster cannot be reached.
     """
     require_packages("ray", "--ray", "ray")
-    import ray
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else Ray prints an error that is none for every run
+    import ray.data
 
     try:
         ray.init(address or None, log_to_driver=False, logging_level="error", ignore_reinit_error=True)
@@ -88,38 +100,16 @@ def run_on_ray(task: RayTask, jobs: Sequence[Any], address: str, workers: int | 
     gpus = have.get("GPU", 0) if task.device != "cpu" else 0
     workers = min(workers or int(gpus or have.get("CPU", 1)), len(jobs))
     resources = {"num_gpus": min(1, gpus / workers), "num_cpus": 0} if gpus else {"num_cpus": 1}
-    pool = _Pool(task, ray.remote(max_restarts=0, **resources)(Worker))
-    try:
-        for _ in range(workers):
-            pool.add()
-        yield from _run(ray, pool, deque(jobs))
-    finally:
-        for actor, _ in pool.pending.values():
-            ray.kill(actor)
-
-
-def _run(ray: Any, pool: _Pool, queue: deque) -> Iterator[tuple[Any, Any, str]]:
-    attempts: Counter = Counter()
-    idle: list[Any] = []
-    while queue or pool.working:
-        while queue and idle:
-            pool.give(idle.pop(), queue.popleft())
-        (ready, *_), _ = ray.wait(list(pool.pending), num_returns=1)
-        actor, job = pool.pending.pop(ready)
-        try:
-            result = ray.get(ready)
-        except ray.exceptions.RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, UgicmError) else error) from None
-        except ray.exceptions.RayError as error:  # the actor or its node is lost
-            attempts[job] += 1
-            if job is None and attempts[None] > 100:
-                raise UgicmError(f"Ray workers do not start: {first_line(error)}") from None
-            pool.add()
-            if job is not None and attempts[job] < MAX_ATTEMPTS:
-                queue.appendleft(job)
-            elif job is not None:
-                yield job, None, f"its worker died {MAX_ATTEMPTS} times: {first_line(error)}"
-            continue
-        idle.append(actor)
-        if job is not None:
-            yield job, result, ""
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    rows = [{"number": number, "job": _dump(job)} for number, job in enumerate(jobs)]
+    outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        Worker, fn_constructor_args=(task, ray.remote(num_cpus=0, max_restarts=-1)(Attempts).remote()),
+        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1), **resources,
+    )  # fmt: skip
+    for row in outcomes.iter_rows():
+        result, error, fatal = pickle.loads(row["outcome"])
+        if fatal:
+            raise fatal
+        yield jobs[row["number"]], result, error
