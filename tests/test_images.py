@@ -191,6 +191,16 @@ def test_open_rgb_names_truncated_files(name, share, tmp_path):
         images.open_rgb(path)
 
 
+def test_only_the_first_line_of_a_message_of_a_library_is_shown(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("cannot decode\n   build the library from source")
+
+    (tmp_path / "x.png").write_bytes(b"")
+    monkeypatch.setattr(images.Image, "open", fail)
+    with pytest.raises(ImageError, match="corrupt or unsupported image: cannot decode$"):
+        images.read(tmp_path / "x.png")
+
+
 def test_open_rgb_raises_only_image_error_for_corrupt_files(tmp_path, make_image):
     rng = np.random.default_rng(0)
     for name in ("x.png", "x.jpg", "x.tiff", "x.gif"):

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageStat
 
 from ugicm import color, containers
-from ugicm.errors import ImageError, MissingPackageError
+from ugicm.errors import ImageError, MissingPackageError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -178,7 +178,7 @@ def open_image(source: str | os.PathLike | BinaryIO) -> Iterator[Image.Image]:
     except OSError as error:
         raise ImageError(f"{name}: cannot be read: {error.strerror or error}") from None
     except Exception as error:  # for corrupt files Pillow raises exceptions of many types: SyntaxError, KeyError ...
-        raise ImageError(f"{name}: corrupt or unsupported image: {error}") from None
+        raise ImageError(f"{name}: corrupt or unsupported image: {first_line(error)}") from None
 
 
 def _name_of(source: Any) -> str | os.PathLike:
@@ -206,7 +206,7 @@ def _to_source(image: Image.Image, name: str | os.PathLike, too_large: Callable[
     except (MemoryError, Warning):
         raise
     except Exception as error:  # see open_image
-        raise ImageError(f"{name}: corrupt or unsupported image: {error}") from None
+        raise ImageError(f"{name}: corrupt or unsupported image: {first_line(error)}") from None
     rgb.info = {}  # what it says has been applied
     if turn is not None:
         rgb, alpha = rgb.transpose(turn), alpha and alpha.transpose(turn)
