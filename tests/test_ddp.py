@@ -16,6 +16,8 @@ from small_models import CONFIGS
 from ugicm.config import to_dict
 
 ROOT = Path(__file__).resolve().parents[1]
+# A machine tail starts with gradients of 0, whose rounding errors Adam would enlarge to whole steps.
+MODEL = to_dict(CONFIGS["compact"]) | {"machine_depth": 0}
 # The training command, without quantization noise: it is drawn anew in every process.
 COMMAND = f"""
 import runpy
@@ -92,8 +94,7 @@ def test_two_processes_train_like_one(tmp_path, make_image):
     values = {
         "run": {"dir": "run", "log_every": 2, "threads": 1, "device": "cpu"},
         "data": {"train": [str(images)], "crop": 64, "batch": 4, "holdout": 1},
-        # A machine tail starts with gradients of 0, whose rounding errors Adam would enlarge to whole steps.
-        "model": to_dict(CONFIGS["compact"]) | {"machine_depth": 0},
+        "model": MODEL,
         "quality": {"range": [0, 1]},
         "objective": {"lambdas": [0.001, 0.01], "terms": {"mse": {"human": 1.0, "machine": 0.5}}},
         "optim": {"steps": 4, "lr": 1e-3, "ema": 0.9, "clip": 0.5},
@@ -130,7 +131,7 @@ def test_two_processes_train_on_shards_like_one(tmp_path, make_image):
         "run": {"dir": "run", "threads": 1, "device": "cpu"},
         "data": {"train": [{"shards": f"{tmp_path}/in-{{0..2}}.tar"}], "crop": 64, "batch": 4, "holdout": 0,
                  "cache": "none", "shuffle": 5},
-        "model": to_dict(CONFIGS["compact"]),
+        "model": MODEL,
         "objective": {"lambdas": [0.01]},
         "optim": {"steps": 6, "lr": 1e-3, "ema": 0.9},
         "validation": {"every": 0},
