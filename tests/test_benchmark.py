@@ -404,3 +404,4 @@ def test_busy_speed_sets_the_wait_policy_of_each_run(monkeypatch):
         for busy in (0, 1)
         for waiting in (("passive", "2000"), ("passive", "0"), ("active", "infinite"))
     ]
+    assert [run["policy"] for run in runs] == 2 * ["passive, 2000", "passive", "active"]

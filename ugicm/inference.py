@@ -56,7 +56,7 @@ def fast_dtype(device: torch.device) -> torch.dtype | None:
     """Return bfloat16 if ``device`` has hardware for it, else None (float32)."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
-    # Without instructions for it bfloat16 is slower than float32, and costs up to 0.01 dB. These exist in x86 alone.
+    # Without instructions for it bfloat16 is slower than float32, and costs up to 0.01 dB.
     if device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
         return torch.bfloat16
     return None

@@ -86,10 +86,10 @@ def run_on_ray(task: RayTask, jobs: Sequence[Any], address: str, workers: int | 
         address: of the cluster, as ``ray.init`` takes it; "" for RAY_ADDRESS or else a cluster on this machine.
         workers: number of actors, which share the GPUs (default: one per GPU, or per CPU without).
 
-    Raises UgicmError if the cluster cannot be reached.
+    Raises UgicmError if the cluster cannot be reached. Exceptions of the task are raised, too.
     """
     require_packages("ray", "--ray", "ray")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else Ray prints an error that is none for every run
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray logs a harmless error in every run
     import ray.data
 
     try:

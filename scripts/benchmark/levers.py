@@ -62,19 +62,14 @@ def levers(codec: Codec, width: int, height: int) -> list[Lever]:
     def synthesize(beta: Tensor = machine) -> Tensor:
         return model.synthesize(y_hat, beta, quality)
 
-    def both_transforms() -> Tensor:
-        return model.synthesize(model.analyze(x, quality), machine, quality)
-
     plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     x_plain = x.contiguous(memory_format=torch.contiguous_format)
 
     def analyze_and_synthesize() -> Tensor:
-        model.analyze(x, quality)
-        return synthesize()
+        return model.synthesize(model.analyze(x, quality), machine, quality)
 
     def channels_first() -> Tensor:
-        plain.analyze(x_plain, quality)
-        return plain.synthesize(y_hat.contiguous(), machine, quality)
+        return plain.synthesize(plain.analyze(x_plain, quality), machine, quality)
 
     compiled = torch.compile(model.g_s)
 
@@ -98,8 +93,8 @@ def levers(codec: Codec, width: int, height: int) -> list[Lever]:
         Lever("blocks of the transforms in bfloat16", model.transform_dtype == torch.bfloat16,
               "costs less than 0.01 dB; used by the compact model if the device has bfloat16 products (AVX-512 BF16, "
               "matrix units, GPUs); other models lose more",
-              _with_attribute(model, "transform_dtype", None, both_transforms),
-              _with_attribute(model, "transform_dtype", torch.bfloat16, both_transforms)),
+              _with_attribute(model, "transform_dtype", None, analyze_and_synthesize),
+              _with_attribute(model, "transform_dtype", torch.bfloat16, analyze_and_synthesize)),
         Lever("channels last", True, "1x1 convolutions are plain matrix products in it",
               channels_first, analyze_and_synthesize),
         Lever("compiled synthesis", False, "compiling takes longer than it saves, once per image size",
